@@ -1,0 +1,21 @@
+"""The one exception that is meant to be read by a person."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Input that cannot be used: says what was wrong, which value, and what would be right.
+
+    The command line prints its text without a traceback and exits with code 2.
+    """
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """Build the error for a name that is not among `known`, with the nearest one."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if near:
+        return UserError(f"unknown {kind} {name!r}; did you mean {near[0]!r}?")
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return UserError(f"unknown {kind} {name!r}; known are: {shown}")
