@@ -1,0 +1,52 @@
+"""What every loss shares: full precision, and sums over all processes."""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+P = ParamSpec("P")
+
+
+def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Run a loss outside autocast, with half-precision inputs raised to float32.
+
+    Batch statistics and exponentials lose their meaning in 8 or 11 bits of mantissa.
+    """
+
+    @functools.wraps(loss)
+    def run(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        raised = [
+            a.float() if isinstance(a, Tensor) and a.dtype in (torch.float16, torch.bfloat16) else a for a in args
+        ]
+        first = next(a for a in raised if isinstance(a, Tensor))
+        with torch.autocast(first.device.type, enabled=False):
+            return loss(*raised, **kwargs)  # type: ignore[arg-type]
+
+    return run
+
+
+def global_sum(tensor: Tensor) -> Tensor:
+    """Sum a tensor over all processes, differentiably; the tensor itself where there is one process.
+
+    The backward pass sums the gradients over processes as well. Together with DDP's mean over
+    processes this gives the gradient of the one global loss.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        from torch.distributed.nn.functional import all_reduce
+
+        summed: Tensor = all_reduce(tensor)
+        return summed
+    return tensor
+
+
+def check_same_shape(student: Tensor, teacher: Tensor) -> None:
+    """Refuse a pair that is not two equal (B, D) matrices."""
+    if student.ndim != 2 or student.shape != teacher.shape:
+        raise ValueError(
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must be two matrices of one shape "
+            "(batch, features); map the student to the teacher's width first"
+        )

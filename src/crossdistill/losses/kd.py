@@ -1,0 +1,30 @@
+"""Knowledge distillation by softened logits."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from crossdistill.losses._context import check_same_shape, full_precision
+
+
+@full_precision
+def kd_loss(
+    student_logits: Float[Tensor, "batch classes"],
+    teacher_logits: Float[Tensor, "batch classes"],
+    *,
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Kullback-Leibler divergence of the student's softened prediction from the teacher's.
+
+    Logits (B, K), any float dtype; computed in float32 or wider. At least 0, in nats times
+    `temperature` squared (which keeps the gradient's size when the temperature changes); the mean
+    over the batch. Raises ValueError for shapes that differ or a temperature that is not positive.
+
+    Source: Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2.
+    """
+    check_same_shape(student_logits, teacher_logits)
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be positive")
+    log_student = F.log_softmax(student_logits / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher_logits / temperature, dim=1)
+    return F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean") * temperature**2
