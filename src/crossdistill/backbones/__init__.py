@@ -1,0 +1,5 @@
+"""Any image classifier as a `Backbone`: logits, embedding and four stage maps in one forward."""
+
+from crossdistill.backbones.base import Backbone as Backbone
+from crossdistill.backbones.build import create_backbone as create_backbone
+from crossdistill.backbones.build import load_backbone as load_backbone

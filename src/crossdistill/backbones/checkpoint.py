@@ -1,0 +1,78 @@
+"""Weights from a file into a model: whole, or an error that names the keys."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from crossdistill.errors import UserError
+
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Where common trainers keep the weights; averaged ones first, as timm does."""
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors or torch file (tensors only, no code is run) and unwrap it. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"checkpoint {str(path)!r} does not exist")
+    try:
+        loaded: Any
+        if path.suffix == ".safetensors":
+            loaded = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"checkpoint {str(path)!r} cannot be read; is it cut short or another format? ({reason})"
+        ) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+            break
+    weights = {k: v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, dict) else {}
+    if not weights:
+        raise UserError(f"checkpoint {str(path)!r} holds no weights")
+    return weights
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a checkpoint file into `model`, all of it.
+
+    Prefixes that wrappers put before the names (`module.`, `model.`, `distiller.student.model.`,
+    ...) are found from the names themselves; under a prefix, weights of other parts are passed
+    over. Raises UserError for keys that are missing, not expected or of another shape.
+    """
+    wanted = model.state_dict()
+    found = _without_prefix(read_weights(path), wanted)
+    missing = [k for k in wanted if k not in found]
+    surplus = [k for k in found if k not in wanted]
+    shapes = [
+        f"{k} is {tuple(found[k].shape)}, the model has {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in found and found[k].shape != wanted[k].shape
+    ]
+    problems = [
+        f"{what}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}"
+        for what, keys in (("missing", missing), ("not expected", surplus), ("other shape", shapes))
+        if keys
+    ]
+    if problems:
+        raise UserError(f"checkpoint {str(path)!r} does not fit the model; " + "; ".join(problems))
+    model.load_state_dict(found)
+
+
+def _without_prefix(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    cleaned = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}
+    if not any(key in wanted for key in cleaned):
+        prefixes = {key[: -len(name)] for name in wanted for key in cleaned if key.endswith("." + name)}
+        # The averaged copy (ema.) before the raw one where both fit.
+        best = max(
+            prefixes, key=lambda p: (sum(p + name in cleaned for name in wanted), "ema" in p, -len(p)), default=""
+        )
+        cleaned = {key[len(best) :]: value for key, value in cleaned.items() if key.startswith(best)}
+    return cleaned

@@ -1,0 +1,118 @@
+"""Any timm classifier, read through timm's own feature interface."""
+
+import logging
+from typing import Any
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from crossdistill.backbones.base import Backbone, probe_images
+from crossdistill.backbones.stages import choose_stages
+from crossdistill.errors import UserError
+from crossdistill.types import BackboneOutput, BackboneSpec
+
+_log = logging.getLogger(__name__)
+
+
+class TimmBackbone(Backbone):
+    """A timm model behind the `Backbone` face.
+
+    Stages come from `forward_intermediates` (before any final norm), the embedding from
+    `forward_head(pre_logits=True)`, the logits from the classifier applied to it. A few models
+    (several heads) do not compute their logits that way; they are found by one probe when they
+    are wrapped, and their head is called a second time for the logits.
+    """
+
+    model: Any  # timm's conventions (forward_head, feature_info, ...) have no common type
+
+    def __init__(self, model: nn.Module, name: str, img_size: int, in_chans: int) -> None:
+        super().__init__()
+        self.model = model
+        self.img_size = img_size
+        for method in ("forward_features", "forward_head", "get_classifier"):
+            if not callable(getattr(model, method, None)):
+                raise UserError(
+                    f"model {name!r} has no {method}(), so its embedding cannot be read the timm way; give it as "
+                    "'package.module:factory' instead"
+                )
+        taps: tuple[int, ...] = ()
+        if callable(getattr(model, "forward_intermediates", None)):
+            taps = choose_stages([int(info["reduction"]) for info in self.model.feature_info])
+        else:
+            self.stage_problem = "it has no forward_intermediates()"
+        self._taps = sorted(set(taps))
+        self._places = tuple(self._taps.index(tap) for tap in taps)
+        self._one_head_call = True
+        output = self._probe(probe_images(model, in_chans, img_size), name)
+        maps = output.stages
+        cfg = getattr(model, "pretrained_cfg", None) or {}
+        self.spec = BackboneSpec(
+            name=name,
+            num_classes=output.logits.shape[1],
+            embedding_dim=output.embedding.shape[1],
+            stage_channels=None if maps is None else tuple(m.shape[1] for m in maps),
+            stage_strides=None if maps is None else tuple(round(img_size / m.shape[2]) for m in maps),
+            in_chans=in_chans,
+            mean=_per_channel(cfg.get("mean", IMAGENET_DEFAULT_MEAN), in_chans),
+            std=_per_channel(cfg.get("std", IMAGENET_DEFAULT_STD), in_chans),
+        )
+
+    @torch.no_grad()
+    def _probe(self, images: Tensor, name: str) -> BackboneOutput:
+        training = self.model.training
+        self.model.eval()
+        try:
+            final = self.model.forward_features(images)
+            embedding = self.model.forward_head(final, pre_logits=True)
+            expected = self.model.forward_head(final)
+            if embedding.ndim != 2 or expected.ndim != 2:
+                raise UserError(
+                    f"model {name!r} gives an embedding of shape {tuple(embedding.shape)} and logits of shape "
+                    f"{tuple(expected.shape)}; both must be (batch, width)"
+                )
+            self._one_head_call = _classifies(self.model, embedding, expected)
+            if not self._one_head_call:
+                _log.warning("%s: logits are not classifier(embedding); its head runs twice per forward", name)
+            if not self._taps:
+                return BackboneOutput(expected, embedding)
+            try:
+                return self(images, stages=True)
+            except (AssertionError, AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError) as error:
+                self.stage_problem = f"forward_intermediates() failed with {type(error).__name__}: {error}"
+                return BackboneOutput(expected, embedding)
+        finally:
+            self.model.train(training)
+
+    def forward(self, images: Tensor, stages: bool = False) -> BackboneOutput:
+        """Look at images (B, C, H, W), normalised as `spec` says."""
+        maps: tuple[Tensor, ...] | None = None
+        if stages:
+            self.require_stages()
+            final, tapped = self.model.forward_intermediates(images, indices=self._taps, output_fmt="NCHW")
+            maps = tuple(tapped[place] for place in self._places)
+        else:
+            final = self.model.forward_features(images)
+        embedding = self.model.forward_head(final, pre_logits=True)
+        logits = self.model.get_classifier()(embedding) if self._one_head_call else self.model.forward_head(final)
+        return BackboneOutput(logits, embedding, maps)
+
+
+def _classifies(model: Any, embedding: Tensor, expected: Tensor) -> bool:
+    classifier = model.get_classifier()
+    if not isinstance(classifier, nn.Module):
+        return False
+    try:
+        logits = classifier(embedding)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    if not isinstance(logits, Tensor) or logits.shape != expected.shape:
+        return False
+    return logits.is_meta or torch.allclose(logits, expected, rtol=1e-3, atol=1e-5)
+
+
+def _per_channel(values: Any, in_chans: int) -> tuple[float, ...]:
+    values = tuple(float(v) for v in values)
+    if len(values) == in_chans:
+        return values
+    return (sum(values) / len(values),) * in_chans
