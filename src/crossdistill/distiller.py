@@ -1,0 +1,117 @@
+"""A student, a method and a teacher as one module that any training loop can use."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossdistill.backbones import Backbone
+from crossdistill.errors import UserError
+from crossdistill.methods import create_method
+from crossdistill.methods.base import Method
+from crossdistill.teacher import Teacher
+from crossdistill.types import BackboneOutput, StepResult
+
+
+class Distiller(nn.Module):
+    """Task loss plus the method's weighted terms.
+
+    `parameters()` are exactly what trains: the student and the method's training-only parts. The
+    teacher moves with `.to()` but is no submodule: it is in no `state_dict`, no optimiser and no
+    DDP bucket, and `.train()` does not reach it.
+    """
+
+    def __init__(
+        self,
+        student: Backbone,
+        method: Method,
+        teacher: Teacher | None = None,
+        *,
+        task_weight: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.method = method
+        self.task_weight = task_weight
+        self.label_smoothing = label_smoothing
+        self._guests = (teacher,)
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The frozen teacher; None for a method without one."""
+        return self._guests[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
+        if self.teacher is not None:
+            self.teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that the student's architecture keeps free of weight decay (asked by timm.optim)."""
+        return {f"student.{name}" for name in self.student.no_weight_decay()}
+
+    def forward(self, images: Tensor, targets: Tensor, teacher_output: BackboneOutput | None = None) -> StepResult:
+        """Run one step.
+
+        `images` (B, C, H, W), normalised for the student; `targets` (B,) class numbers or (B, K)
+        probabilities (label smoothing is applied to class numbers only: soft targets come as
+        meant). With `teacher_output` the teacher is not run.
+        """
+        method = self.method
+        output: BackboneOutput = self.student(images, stages=method.student_stages)
+        if not method.uses_teacher:
+            teacher_output = None
+        elif teacher_output is None:
+            if self.teacher is None:
+                raise ValueError("this distiller was made without a teacher; pass teacher_output")
+            teacher_output = self.teacher(images, stages=method.teacher_stages)
+        smoothing = self.label_smoothing if targets.ndim == 1 else 0.0
+        task = F.cross_entropy(output.logits.float(), targets, label_smoothing=smoothing)
+        terms = {"task": task, **method(output, teacher_output, targets)}
+        loss = self.task_weight * task
+        for name, weight in method.weights.items():
+            loss = loss + weight * terms[name]
+        return StepResult(loss=loss, logits=output.logits, terms=terms)
+
+
+def create_distiller(
+    method: str,
+    *,
+    student: Backbone,
+    teacher: Backbone | None = None,
+    task_weight: float = 1.0,
+    label_smoothing: float = 0.0,
+    **options: Any,
+) -> Distiller:
+    """Build a distiller for a pair of backbones.
+
+    `method` is a name of `list_methods()` or "package.module:Class"; `options` are that method's
+    (see `crossdistill methods NAME`). The teacher is frozen in place. Raises UserError for an
+    unknown method or option, a missing teacher, or a pair whose classes or channels differ.
+    """
+    if teacher is student:
+        raise UserError(
+            "teacher and student are the same object; copy.deepcopy one of them to distil a model into itself"
+        )
+    if teacher is not None:
+        check_pair(student, teacher)
+    built = create_method(method, student.spec, None if teacher is None else teacher.spec, options)
+    guest = Teacher(teacher, student.spec) if teacher is not None and built.uses_teacher else None
+    return Distiller(student, built, guest, task_weight=task_weight, label_smoothing=label_smoothing)
+
+
+def check_pair(student: Backbone, teacher: Backbone) -> None:
+    """Refuse two backbones that cannot look at the same images and classes. Raises UserError."""
+    ours, theirs = student.spec, teacher.spec
+    if ours.num_classes != theirs.num_classes:
+        raise UserError(
+            f"the teacher gives {theirs.num_classes} classes, the student {ours.num_classes}: fine-tune the teacher on "
+            "the student's classes first (`crossdistill teacher`)"
+        )
+    if ours.in_chans != theirs.in_chans:
+        raise UserError(
+            f"the teacher takes {theirs.in_chans} input channels, the student {ours.in_chans}; build both with "
+            "the same in_chans"
+        )

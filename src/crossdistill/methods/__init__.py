@@ -1,0 +1,59 @@
+"""The methods by name. Adding one is its file and its line here."""
+
+import importlib
+from dataclasses import fields
+from typing import Any
+
+from crossdistill.errors import UserError, unknown
+from crossdistill.methods.base import Method as Method
+from crossdistill.methods.kd import KD
+from crossdistill.methods.none import Plain
+from crossdistill.methods.rsd import RSD
+from crossdistill.types import BackboneSpec
+
+METHODS: dict[str, type[Method]] = {
+    "none": Plain,
+    "kd": KD,
+    "rsd": RSD,
+}
+
+
+def list_methods() -> list[str]:
+    """Names that `create_distiller` and `--method` take."""
+    return list(METHODS)
+
+
+def find_method(name: str) -> type[Method]:
+    """Look up a method by its name, or import "package.module:Class". Raises UserError."""
+    if name in METHODS:
+        return METHODS[name]
+    if ":" not in name:
+        raise unknown("method", name, METHODS)
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"method {name!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(f"method {name!r} is not a subclass of crossdistill.methods.Method")
+    return found
+
+
+def create_method(name: str, student: BackboneSpec, teacher: BackboneSpec | None, options: dict[str, Any]) -> Method:
+    """Build a method for a pair. Raises UserError for an unknown method or option, or a missing teacher."""
+    method = find_method(name)
+    known = [field.name for field in fields(method.Options)]
+    for option in options:
+        if option not in known:
+            raise (
+                unknown(f"option of method {name!r}:", option, known)
+                if known
+                else UserError(f"method {name!r} has no options, but {option!r} was given")
+            )
+    if method.uses_teacher and teacher is None:
+        raise UserError(f"method {name!r} needs a teacher")
+    try:
+        chosen = method.Options(**options)
+    except TypeError as error:
+        raise UserError(f"options of method {name!r}: {error}") from error
+    return method(chosen, student, teacher)

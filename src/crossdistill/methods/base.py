@@ -1,0 +1,43 @@
+"""What a method is: named options, training-only parts, and a map from two views to named terms."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from crossdistill.types import BackboneOutput, BackboneSpec
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A method without options."""
+
+
+class Method(nn.Module):
+    """Base of all methods.
+
+    A method owns the parts that exist only in training and knows neither the task loss nor the
+    trainer. Its constructor takes `options` (an instance of `Options`), `student` and `teacher`
+    (`BackboneSpec`s; `teacher` is None only where `uses_teacher` is False), and raises UserError
+    for a pair it cannot serve. `forward` returns unweighted scalars by name; `weights` says by
+    what the distiller multiplies each.
+    """
+
+    Options: ClassVar[type] = NoOptions
+    idea: ClassVar[str]
+    """One sentence for `crossdistill methods`."""
+    paper: ClassVar[str]
+    uses_teacher: ClassVar[bool] = True
+    student_stages: ClassVar[bool] = False
+    """Whether the student's four stage maps are needed."""
+    teacher_stages: ClassVar[bool] = False
+
+    weights: dict[str, float]
+
+    def __init__(self, options: object, student: BackboneSpec, teacher: BackboneSpec | None) -> None:
+        super().__init__()
+        self.weights = {}
+
+    def forward(self, student: BackboneOutput, teacher: BackboneOutput | None, targets: Tensor) -> dict[str, Tensor]:
+        """Give the method's terms, unweighted scalars by name."""
+        raise NotImplementedError
