@@ -1,0 +1,78 @@
+"""Which images train, which choose the model, which judge it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from crossdistill.config import LoaderConfig
+from crossdistill.data.datasets import Images, Part, load_source
+from crossdistill.errors import UserError
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set ready to train on.
+
+    `val` chooses the model; `test` is looked at once, at the end. `channels` and `size` (height,
+    width in pixels) are read from its pictures.
+    """
+
+    name: str
+    train: Images
+    val: Images
+    test: Images
+    class_names: tuple[str, ...]
+    channels: int
+    size: tuple[int, int]
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+
+def load_data(data: str, config: LoaderConfig) -> ImageData:
+    """Open a data set and divide it.
+
+    A split of each role is taken where the data has it. With one evaluation split beside train
+    (ImageNet's val), that one is the test split, and val is held out of train: a share
+    `val_fraction`, stratified by class, chosen by `split_seed`. Without any, the test split is held
+    out of train likewise. Raises UserError for data that cannot be read or is too small.
+    """
+    source = load_source(data, config)
+    train, val, test = (source.splits.get(role) for role in ("train", "val", "test"))
+    assert train is not None
+    if test is None and val is not None:
+        test, val = val, None
+    if test is None:
+        train, test = _hold_out(train, config.val_fraction, config.split_seed + 1)
+    if val is None:
+        train, val = _hold_out(train, config.val_fraction, config.split_seed)
+    if config.max_train is not None and config.max_train < len(train):
+        chosen = np.random.default_rng(config.split_seed).permutation(len(train))[: config.max_train]
+        train = Part(train, np.sort(chosen))
+    first = [train.read(i) for i in range(min(8, len(train)))]
+    channels = 1 if all(image.mode in ("L", "1", "I;16") for image in first) else 3
+    return ImageData(
+        name=source.name,
+        train=train,
+        val=val,
+        test=test,
+        class_names=source.class_names,
+        channels=config.in_chans or channels,
+        size=(max(i.height for i in first), max(i.width for i in first)),
+    )
+
+
+def _hold_out(images: Images, fraction: float, seed: int) -> tuple[Images, Images]:
+    labels = np.asarray(images.labels)
+    indices = np.arange(len(labels))
+    counts = np.bincount(labels)
+    held = round(len(labels) * fraction)
+    if held < 1 or len(labels) - held < 1:
+        raise UserError(f"{len(labels)} images are too few to hold out a share of {fraction:g}")
+    # Stratified where each side has room for every class.
+    fits = counts[counts > 0].min() >= 2 and min(held, len(labels) - held) >= (counts > 0).sum()
+    kept, out = train_test_split(indices, test_size=held, random_state=seed, stratify=labels if fits else None)
+    return Part(images, np.sort(kept)), Part(images, np.sort(out))
