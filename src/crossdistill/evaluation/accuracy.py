@@ -1,0 +1,43 @@
+"""How good a model's predictions are."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+from crossdistill.types import BackboneOutput
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Callable[[Tensor], BackboneOutput],
+    batches: Iterable[Any],
+    num_classes: int,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """Score a model on batches of (images, targets, ...).
+
+    Gives `top1` and `top5` (percent; top5 for more than 5 classes), `loss` (cross entropy, nats),
+    `ece` (expected calibration error, percent, 15 bins) and `images`. The model must be in eval
+    mode already.
+    """
+    metrics: dict[str, Any] = {
+        "top1": MulticlassAccuracy(num_classes, average="micro"),
+        "ece": MulticlassCalibrationError(num_classes, n_bins=15),
+    }
+    if num_classes > 5:
+        metrics["top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+    scores = MetricCollection(metrics, compute_groups=False).to(device)
+    loss = MeanMetric().to(device)
+    images = 0
+    for batch in batches:
+        pictures, targets = batch[0].to(device), batch[1].to(device)
+        logits = model(pictures).logits.float()
+        scores.update(logits.softmax(dim=1), targets)
+        loss.update(torch.nn.functional.cross_entropy(logits, targets), weight=len(targets))
+        images += len(targets)
+    result = {name: 100 * float(value) for name, value in scores.compute().items()}
+    return {**result, "loss": float(loss.compute()), "images": images}

@@ -1,0 +1,49 @@
+"""What a model costs: parameters, operations, speed."""
+
+import copy
+import statistics
+import time
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from crossdistill.backbones import Backbone
+from crossdistill.backbones.base import probe_images
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Count the parameters of a module."""
+    return sum(p.numel() for p in module.parameters())
+
+
+@torch.no_grad()
+def count_macs(backbone: Backbone) -> int:
+    """Count multiply-accumulates of one image's forward (half of the FLOPs), as torch counts them.
+
+    Matrix products, convolutions and attention count; element-wise work does not.
+    """
+    outline = copy.deepcopy(backbone).to("meta").eval()
+    images = probe_images(outline, backbone.spec.in_chans, backbone.img_size)
+    with FlopCounterMode(display=False) as counter:
+        outline(images)
+    return counter.get_total_flops() // (2 * len(images))
+
+
+@torch.inference_mode()
+def images_per_second(backbone: Backbone, batch_size: int = 32, repeats: int = 5) -> float:
+    """Time the forward where the model is: the median of a few batches, after one to warm up."""
+    device = next(backbone.parameters()).device
+    shape = (batch_size, backbone.spec.in_chans, backbone.img_size, backbone.img_size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    training = backbone.training
+    backbone.eval()
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        backbone(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    backbone.train(training)
+    return batch_size / statistics.median(seconds[1:])

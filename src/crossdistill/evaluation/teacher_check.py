@@ -1,0 +1,88 @@
+"""A look at the teacher before hundreds of epochs are spent on it."""
+
+import math
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from crossdistill.errors import UserError
+from crossdistill.teacher import Teacher, renormalisation
+
+_NORMALISATIONS = {
+    "mean and std 0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "ImageNet's mean and std": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "pixels in [0, 1] (mean 0, std 1)": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+@torch.inference_mode()
+def teacher_accuracy(
+    teacher: Teacher, batches: list[tuple[Tensor, Tensor]], remap: tuple[Tensor, Tensor] | None = None
+) -> tuple[float, Tensor, Tensor]:
+    """Give the share of right answers on (images normalised for the student, targets), with logits and targets.
+
+    `remap` is a scale and a shift that try another normalisation on what the teacher would see.
+    """
+    device = teacher.scale.device
+    scores = []
+    for images, _ in batches:
+        seen = teacher.prepare(images.to(device))
+        if remap is not None:
+            seen = seen * remap[0] + remap[1]
+        scores.append(teacher.backbone(seen).logits.float().cpu())
+    logits, targets = torch.cat(scores), torch.cat([t for _, t in batches])
+    return float((logits.argmax(dim=1) == targets).float().mean()), logits, targets
+
+
+def check_teacher(teacher: Teacher, batches: list[tuple[Tensor, Tensor]], *, insist: bool = False) -> float:
+    """Give the teacher's accuracy on a sample of held-out images; refuse one near chance.
+
+    `batches` hold images normalised for the student, as the teacher will get them in training.
+    Raises UserError, with the likely cause, for an accuracy that always answering the commonest
+    class could give, unless `insist`.
+    """
+    accuracy, logits, targets = teacher_accuracy(teacher, batches)
+    chance = float(torch.bincount(targets).max()) / len(targets)
+    near = max(1.5 * chance, chance + 4 * math.sqrt(chance * (1 - chance) / len(targets)))
+    if accuracy > min(near, 0.99) or insist:
+        return accuracy
+    raise UserError(
+        f"the teacher gets {100 * accuracy:.1f}% of {len(targets)} held-out images right, near chance "
+        f"({100 * chance:.1f}%): {_likely_cause(teacher, batches, logits, targets, near)}. To go on all the same: "
+        "--trust-teacher true"
+    )
+
+
+def _likely_cause(
+    teacher: Teacher, batches: list[tuple[Tensor, Tensor]], logits: Tensor, targets: Tensor, near: float
+) -> str:
+    renamed = _accuracy_after_renaming(logits, targets)
+    if renamed > max(3 * near, 0.3):
+        return (
+            f"its classes seem to stand in another order (after renaming them it would be {100 * renamed:.0f}% right)"
+        )
+    spec = teacher.backbone.spec
+    for name, (mean, std) in _NORMALISATIONS.items():
+        if spec.in_chans != 3:
+            break
+        scale, shift = renormalisation(spec.mean, spec.std, mean, std)
+        device = teacher.scale.device
+        other, _, _ = teacher_accuracy(teacher, batches, (scale.to(device), shift.to(device)))
+        if other > 1.5 * near:
+            return f"its input normalisation is wrong; with {name} it gets {100 * other:.0f}% right"
+    entropy = float(-(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()) / math.log(logits.shape[1])
+    if entropy > 0.95:
+        return (
+            "its predictions are almost uniform, so its head looks fresh; train it on this data first "
+            "(`crossdistill teacher`) or give its --teacher-checkpoint"
+        )
+    return "it seems to have been trained on other data, or not at all; fine-tune it first (`crossdistill teacher`)"
+
+
+def _accuracy_after_renaming(logits: Tensor, targets: Tensor) -> float:
+    """Accuracy on one half of the sample after naming each predicted class by its commonest label in the other."""
+    predicted = logits.argmax(dim=1)
+    table = torch.zeros(logits.shape[1], logits.shape[1])
+    table.index_put_((predicted[::2], targets[::2]), torch.ones(len(targets[::2])), accumulate=True)
+    return float((table.argmax(dim=1)[predicted[1::2]] == targets[1::2]).float().mean())

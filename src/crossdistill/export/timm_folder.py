@@ -1,0 +1,28 @@
+"""The student alone, in a folder that timm opens."""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
+
+from crossdistill.backbones import Backbone
+from crossdistill.backbones.build import CONFIG_FILE, WEIGHTS_FILE
+
+
+def save_student(backbone: Backbone, folder: Path, class_names: tuple[str, ...]) -> None:
+    """Write weights and config.json into `folder`.
+
+    For a timm model `timm.create_model("local-dir:<folder>", pretrained=True)` loads it; any model
+    loads with `crossdistill.load_backbone(folder)`. A student with a small stem needs `import
+    crossdistill` before timm knows its architecture.
+    """
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in backbone.model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    spec, path = backbone.spec, folder / CONFIG_FILE
+    about = {"label_names": list(class_names), "crossdistill": backbone.recipe}
+    if ":" in spec.name:
+        path.write_text(json.dumps({"num_classes": spec.num_classes, **about}, indent=2))
+        return
+    look = dict(input_size=(spec.in_chans, backbone.img_size, backbone.img_size), mean=spec.mean, std=spec.std)
+    save_config_for_hf(backbone.model, str(path), model_config=about, data_config=look)

@@ -1,0 +1,133 @@
+"""The pages people look at, self-contained, written from run folders."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from crossdistill.report.plots import comparison, run_curves
+from crossdistill.report.records import RunRecord, read_run
+
+PAGE_NAME = "report.html"
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of strings, for a page or a terminal."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+def write_run_page(folder: Path) -> Path:
+    """Write the page of one finished run into its folder."""
+    run = read_run(folder)
+    student, teacher = run.metrics["student"], run.metrics.get("teacher")
+    taught = (
+        f" taught by {teacher['name']} with {run.metrics['method']}" if teacher else ", trained on the labels alone"
+    )
+    return _write(
+        folder / PAGE_NAME,
+        title=f"{student['name']}{taught}",
+        lead=f"{run.metrics['data']}, seed {run.metrics['seed']}, {run.config['epochs']} epochs, "
+        f"{run.metrics['training']['seconds']:.0f} s of training.",
+        tables=[accuracy_table([("student", student)] + ([("teacher", teacher)] if teacher else [])), cost_table(run)],
+        figures=[{"title": "Training", "svg": run_curves(run)}],
+        samples=run.samples,
+        run=run,
+    )
+
+
+def write_comparison_page(folder: Path, groups: dict[str, list[RunRecord]]) -> Path:
+    """Write the page that compares methods, each with its runs over the seeds, into `folder`."""
+    runs = [run for group in groups.values() for run in group]
+    taught = next((run for run in runs if "teacher" in run.metrics), None)
+    shown = taught or runs[0]
+    student = shown.metrics["student"]["name"]
+    teacher = shown.metrics["teacher"]["name"] if taught else None
+    return _write(
+        folder / PAGE_NAME,
+        title=f"{teacher} teaches {student}" if teacher else student,
+        lead=f"{shown.metrics['data']}, one recipe and data order, {shown.config['epochs']} epochs.",
+        tables=[comparison_table(groups), cost_table(shown)],
+        figures=[
+            {
+                "title": "Methods",
+                "svg": comparison(groups, taught.metrics["teacher"]["test"]["top1"] if taught else None),
+            }
+        ],
+        samples=shown.samples,
+        run=shown,
+    )
+
+
+def comparison_table(groups: dict[str, list[RunRecord]]) -> TextTable:
+    """Give test accuracy by method: mean and sample standard deviation over the seeds, and the gain over `none`."""
+    runs = [run for group in groups.values() for run in group]
+    rows = []
+    taught = next((run for run in runs if "teacher" in run.metrics), None)
+    if taught is not None:
+        test = taught.metrics["teacher"]["test"]
+        rows.append([f"teacher ({taught.metrics['teacher']['name']})", f"{test['top1']:.2f}", "", "", "1"])
+    base = statistics.mean(run.top1 for run in groups["none"]) if "none" in groups else None
+    for method, group in groups.items():
+        tops = [run.top1 for run in group]
+        mean = statistics.mean(tops)
+        spread = f"± {statistics.stdev(tops):.2f}" if len(tops) > 1 else ""
+        gain = "" if base is None or method == "none" else f"{mean - base:+.2f}"
+        rows.append([method, f"{mean:.2f}", spread, gain, str(len(tops))])
+    note = "± is the sample standard deviation over seeds; a gain smaller than it says little."
+    return TextTable("Top-1 on the test split, %", ["", "mean", "spread", "gain over none", "runs"], rows, note)
+
+
+def accuracy_table(models: Sequence[tuple[str, dict[str, Any]]]) -> TextTable:
+    """Give test scores of models."""
+    columns = [("top1", "top-1, %"), ("top5", "top-5, %"), ("loss", "loss, nats"), ("ece", "calibration error, %")]
+    columns = [(key, name) for key, name in columns if key in models[0][1]["test"]]
+    rows = [[f"{role} ({m['name']})", *(f"{m['test'][key]:.2f}" for key, _ in columns)] for role, m in models]
+    return TextTable("On the test split", ["", *(name for _, name in columns)], rows)
+
+
+def cost_table(run: RunRecord) -> TextTable:
+    """Give sizes and speeds of student and teacher."""
+    rows = [
+        [
+            f"{role} ({m['name']})",
+            f"{m['parameters'] / 1e6:.2f}",
+            f"{m['macs'] / 1e6:.1f}",
+            f"{m['images_per_second']:.0f}",
+            str(m["img_size"]),
+        ]
+        for role, m in (("student", run.metrics["student"]), ("teacher", run.metrics.get("teacher")))
+        if m
+    ]
+    extra = run.metrics["training"]["training_only_parameters"]
+    note = f"Training-only parameters, thrown away: {extra:,}. A MAC is one multiply-accumulate (2 FLOPs)."
+    header = ["", "parameters, M", "MMACs per image", "images per second", "px"]
+    return TextTable("Size and speed", header, rows, note)
+
+
+def _write(path: Path, *, run: RunRecord, **content: Any) -> Path:
+    template = (files("crossdistill.report") / "page.html.j2").read_text()
+    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
+    made = run.environment
+    path.write_text(
+        page.render(
+            **content,
+            config=yaml.safe_dump(run.config, sort_keys=False),
+            environment=", ".join(f"{name} {value}" for name, value in made.items()),
+        )
+    )
+    return path
+
+
+def load_groups(folders: dict[str, list[Path]]) -> dict[str, list[RunRecord]]:
+    """Read finished runs, grouped by method."""
+    return {method: [read_run(folder) for folder in group] for method, group in folders.items()}

@@ -1,0 +1,99 @@
+"""Curves and comparisons as SVG, to stand inside a page."""
+
+import io
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from crossdistill.report.records import Curve, RunRecord
+
+_COLOURS = ["#6b7280", "#d97706", "#2563eb", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d"]
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e7eb",
+    "grid.linewidth": 0.8,
+    "axes.edgecolor": "#9ca3af",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "crossdistill",
+}
+
+
+def run_curves(run: RunRecord) -> str:
+    """Draw a run's losses, held-out accuracy, learning rate and speed over its epochs."""
+    terms = sorted(name for name in run.curves if name.startswith("train/") and name.split("/")[1] not in _NOT_TERMS)
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(2, 2, figsize=(9, 5), layout="constrained")
+        for name, colour in zip(terms, _COLOURS, strict=False):
+            _line(axes[0, 0], run.curves[name], colour, name.split("/")[1])
+        _finish(axes[0, 0], "unweighted loss terms, training")
+        _line(axes[0, 1], run.curves.get("val/top1", []), _COLOURS[2], None)
+        _finish(axes[0, 1], "top-1 on the held-out split, %")
+        _line(axes[1, 0], run.curves.get("train/lr", []), _COLOURS[0], None)
+        _finish(axes[1, 0], "learning rate")
+        _line(axes[1, 1], run.curves.get("train/images_per_second", []), _COLOURS[0], None)
+        _finish(axes[1, 1], "images per second, training")
+        axes[1, 1].set_ylim(bottom=0)
+        return _svg(figure)
+
+
+_NOT_TERMS = ("lr", "images_per_second", "loss")
+
+
+def comparison(groups: Mapping[str, Sequence[RunRecord]], teacher_top1: float | None) -> str:
+    """Draw each method's held-out accuracy over the epochs (mean and range) and its test accuracy, seed by seed."""
+    with plt.rc_context(_STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", width_ratios=(3, 2))
+        for place, (method, runs) in enumerate(groups.items()):
+            colour = _COLOURS[place % len(_COLOURS)]
+            curves = [dict(run.curves.get("val/top1", [])) for run in runs]
+            shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+            values = [[curve[x] for curve in curves] for x in shared]
+            left.plot(shared, [statistics.mean(v) for v in values], color=colour, label=method)
+            left.fill_between(
+                shared, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, lw=0
+            )
+            tested = [run.top1 for run in runs]
+            right.scatter(tested, [place] * len(tested), color=colour, alpha=0.6, s=28, zorder=3)
+            right.plot([statistics.mean(tested)] * 2, [place - 0.25, place + 0.25], color=colour, lw=2.5, zorder=4)
+        if teacher_top1 is not None:
+            right.axvline(teacher_top1, color="#111827", lw=1, ls="--", label="teacher")
+            right.legend(frameon=False, loc="best")
+        left.legend(frameon=False)
+        _finish(left, "top-1 on the held-out split, %: mean and range over seeds")
+        right.set_yticks(range(len(groups)), list(groups))
+        right.set_ylim(len(groups) - 0.5, -0.5)
+        right.set_title("top-1 on the test split, %", loc="left", fontsize=9)
+        return _svg(figure)
+
+
+def _line(axis: Axes, curve: Curve, colour: str, label: str | None) -> None:
+    if curve:
+        axis.plot(*zip(*curve, strict=True), color=colour, label=label, lw=1.5)
+    if label is not None:
+        axis.legend(frameon=False)
+
+
+def _finish(axis: Axes, title: str) -> None:
+    axis.set_title(title, loc="left", fontsize=9)
+    axis.set_xlabel("epoch")
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    # The bare element with a viewBox scales with the page.
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text[text.index("<svg") :], count=1)
