@@ -1,0 +1,117 @@
+"""The distiller as a LightningModule."""
+
+import random
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from crossdistill.backbones import Backbone
+from crossdistill.config import RunConfig
+from crossdistill.data.loaders import mix_seed
+from crossdistill.distiller import Distiller
+
+SCHEDULES = ("cosine", "tanh", "poly", "wsd", "constant", "none")
+
+
+class DistillModule(L.LightningModule):
+    """What Lightning trains: the distiller, its optimiser, and the average of the student where one is kept."""
+
+    def __init__(self, distiller: Distiller, config: RunConfig) -> None:
+        super().__init__()
+        self.distiller = distiller
+        self.config = config
+        num_classes = distiller.student.spec.num_classes
+        augment, optim = config.augment, config.optim
+        self.mixup = (
+            Mixup(augment.mixup, augment.cutmix, label_smoothing=optim.label_smoothing, num_classes=num_classes)
+            if augment.mixup or augment.cutmix
+            else None
+        )
+        self.ema = ModelEmaV3(distiller.student, decay=optim.ema, use_warmup=True) if optim.ema is not None else None
+        self.top1 = MulticlassAccuracy(num_classes, average="micro")
+        self.val_loss = MeanMetric()
+
+    @property
+    def deployed(self) -> Backbone:
+        """The student that is validated and kept: the average where there is one."""
+        kept: nn.Module = self.distiller.student if self.ema is None else self.ema.module
+        assert isinstance(kept, Backbone)
+        return kept
+
+    def _layout(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=torch.channels_last) if self.config.engine.channels_last else images
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed dropout, stochastic depth and mixup from the step, so that a resumed run draws the same."""
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        seed = mix_seed(self.config.seed, step, self.trainer.global_rank)
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Run one batch."""
+        images, targets, _ = batch
+        images = self._layout(images)
+        if self.mixup is not None:
+            images, targets = self.mixup(images, targets)
+        step = self.distiller(images, targets)
+        self.log_dict({f"train/{name}": value.detach() for name, value in {"loss": step.loss, **step.terms}.items()})
+        loss: Tensor = step.loss
+        return loss
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        """Let the average follow each optimiser step."""
+        if self.ema is not None:
+            self.ema.update(self.distiller.student, step=self.global_step)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+        """Look at one batch of the held-out split."""
+        images, targets, _ = batch
+        logits = self.deployed(self._layout(images)).logits.float()
+        self.top1.update(logits, targets)
+        self.val_loss.update(F.cross_entropy(logits, targets, reduction="mean"), weight=len(targets))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the held-out accuracy, over all processes."""
+        self.log_dict({"val/top1": 100 * self.top1.compute(), "val/loss": self.val_loss.compute()})
+        self.top1.reset()
+        self.val_loss.reset()
+
+    def configure_optimizers(self) -> Any:
+        """Make timm's optimiser and a schedule that moves every step."""
+        config, epochs = self.config.optim, self.config.epochs
+        optimizer = create_optimizer_v2(
+            self.distiller,
+            opt=config.name,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+        )
+        if config.schedule == "none":
+            return optimizer
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=config.schedule,
+            num_epochs=epochs,
+            warmup_epochs=min(config.warmup_epochs, epochs / 10),
+            warmup_lr=config.warmup_lr,
+            min_lr=config.min_lr,
+            step_on_epochs=False,
+            updates_per_epoch=max(1, round(self.trainer.estimated_stepping_batches / epochs)),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Move timm's schedule."""
+        scheduler.step_update(num_updates=self.global_step)

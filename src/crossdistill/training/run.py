@@ -1,0 +1,226 @@
+"""One run from config to finished folder."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from crossdistill.backbones import Backbone, create_backbone
+from crossdistill.backbones.checkpoint import load_weights
+from crossdistill.config import RunConfig
+from crossdistill.data import ImageData, load_data
+from crossdistill.data.loaders import make_loader
+from crossdistill.distiller import Distiller, create_distiller
+from crossdistill.errors import UserError
+from crossdistill.evaluation.accuracy import evaluate
+from crossdistill.evaluation.cost import count_macs, count_parameters, images_per_second
+from crossdistill.evaluation.samples import save_samples
+from crossdistill.evaluation.teacher_check import check_teacher
+from crossdistill.export.timm_folder import save_student
+from crossdistill.report.page import write_run_page
+from crossdistill.training.callbacks import LAST
+from crossdistill.training.datamodule import DataModule
+from crossdistill.training.engine import make_trainer
+from crossdistill.training.module import DistillModule
+from crossdistill.training.setup import (
+    METRICS_NAME,
+    build_pair,
+    check_names,
+    check_space,
+    claim_folder,
+    write_config,
+)
+
+_TEACHER_SAMPLE = 512
+"""Held-out images the teacher is judged by before training, or five per class where that is more."""
+
+
+def default_out(config: RunConfig) -> Path:
+    """Name a run's folder by what it is."""
+    teacher = config.teacher or ("" if config.teacher_checkpoint is None else Path(config.teacher_checkpoint).name)
+    data = Path(config.data).name if Path(config.data).exists() else config.data
+    parts = [data, teacher, config.student, config.method, f"s{config.seed}"]
+    return Path("runs") / "-".join(p.replace("/", "_").replace(":", "_") for p in parts if p)
+
+
+def teacher_config(config: RunConfig) -> RunConfig:
+    """Turn a recipe for a student into the run that trains its teacher: plain training of the teacher's model.
+
+    `teacher_training` says what differs, by dotted name or nested. Raises UserError for no teacher.
+    """
+    if config.teacher is None:
+        raise UserError("no teacher is named: --teacher NAME")
+    model = replace(
+        config.model,
+        student_args=config.model.teacher_args,
+        student_stages=config.model.teacher_stages,
+        student_pretrained=config.model.teacher_pretrained,
+        student_checkpoint=config.teacher_checkpoint,
+        teacher_args={},
+        teacher_stages=None,
+        teacher_pretrained=False,
+    )
+    plain = replace(
+        config,
+        student=config.teacher,
+        img_size=config.model.teacher_img_size or config.img_size,
+        teacher=None,
+        teacher_checkpoint=None,
+        method="none",
+        options={},
+        teacher_training={},
+        model=model,
+    )
+    return _override(plain, config.teacher_training)
+
+
+def _override(config: Any, changes: dict[str, Any]) -> Any:
+    nested: dict[str, Any] = {}
+    for key, value in changes.items():
+        head, _, rest = key.partition(".")
+        if not hasattr(config, head):
+            raise UserError(f"teacher_training names {head!r}, which is no setting")
+        if rest or isinstance(value, dict):
+            inner = {rest: value} if rest else value
+            nested[head] = _override(nested.get(head, getattr(config, head)), inner)
+        else:
+            nested[head] = value
+    return replace(config, **nested)
+
+
+def fit(config: RunConfig, *, resume: bool = False, console: Console | None = None) -> Path:
+    """Train a student as the config says and leave a finished run in its folder, which is given back.
+
+    Everything that can be refused is refused before the first step. Raises UserError for bad input,
+    `Interrupted` after a signal (with a checkpoint to `resume` from).
+    """
+    console = console or Console(stderr=True)
+    check_names(config)
+    if config.engine.threads is not None:
+        torch.set_num_threads(config.engine.threads)
+    out = Path(config.out) if config.out else default_out(config)
+    claim_folder(config, out, resume=resume)
+    data = load_data(config.data, config.loader)
+    torch.manual_seed(config.seed)
+    pair = build_pair(config, data)
+    student = pair.student
+    distiller = create_distiller(
+        config.method,
+        student=student,
+        teacher=pair.teacher,
+        task_weight=config.optim.task_weight,
+        label_smoothing=config.optim.label_smoothing,
+        **config.options.get(config.method, {}),
+    )
+    trained = count_parameters(distiller)
+    check_space(out, trained)
+    say = rank_zero_only(console.print)
+    if config.loader.batch_size > len(data.train):
+        say(f"note: a batch of {config.loader.batch_size} is more than the {len(data.train)} training images")
+    say(
+        f"[bold]{config.method}[/]: {student.spec.name} ({count_parameters(student) / 1e6:.2f} M) on {data.name}, "
+        f"{len(data.train)} images at {student.img_size} px, {len(data.val)} held out, {len(data.test)} for the test",
+        highlight=False,
+        soft_wrap=True,
+    )
+    module = DistillModule(distiller, config)
+    datamodule = DataModule(data, config, student.spec, student.img_size)
+    trainer = make_trainer(config, out, console, f"{config.method} s{config.seed}")
+    device = trainer.strategy.root_device
+    if distiller.teacher is not None and trainer.is_global_zero:
+        accuracy = _look_at_teacher(config, distiller, data, datamodule, device)
+        say(f"teacher {distiller.teacher.spec.name}: {100 * accuracy:.1f}% on held-out images", highlight=False)
+    write_config(config, out)
+    _place(distiller, config)
+    last = out / "checkpoints" / LAST
+    start = time.perf_counter()
+    trainer.fit(module, datamodule, ckpt_path=last if resume and last.exists() else None, weights_only=True)
+    seconds = time.perf_counter() - start
+    if trainer.is_global_zero:
+        best = out / "checkpoints" / "best.ckpt"
+        kept = create_backbone(**student.recipe.get("model_args", {}), **_without_args(student.recipe))
+        load_weights(kept.model, best)
+        training = {
+            "seconds": seconds,
+            "epochs": config.epochs,
+            "training_only_parameters": trained - count_parameters(student),
+            "global_batch": config.loader.batch_size * trainer.world_size * config.engine.accumulate,
+        }
+        _finish(config, out, kept.to(device).eval(), distiller, data, datamodule, training)
+    return out
+
+
+def _without_args(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in recipe.items() if key != "model_args"}
+
+
+def _place(distiller: Distiller, config: RunConfig) -> None:
+    teacher = distiller.teacher
+    if config.engine.channels_last:
+        distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.engine.compile:
+        distiller.student.compile()
+        if teacher is not None:
+            teacher.backbone.compile()
+
+
+def _look_at_teacher(
+    config: RunConfig, distiller: Distiller, data: ImageData, datamodule: DataModule, device: torch.device
+) -> float:
+    teacher = distiller.teacher
+    assert teacher is not None
+    wanted = min(len(data.val), max(_TEACHER_SAMPLE, 5 * data.num_classes))
+    chosen = torch.linspace(0, len(data.val) - 1, wanted).round().long().tolist()
+    pictures = torch.stack([datamodule.eval_transform(data.val.read(i)) for i in chosen])
+    targets = torch.tensor([data.val.labels[i] for i in chosen])
+    batches = list(zip(pictures.split(64), targets.split(64), strict=True))
+    teacher.to(device)
+    return check_teacher(teacher, batches, insist=config.trust_teacher)
+
+
+def _finish(
+    config: RunConfig,
+    out: Path,
+    student: Backbone,
+    distiller: Distiller,
+    data: ImageData,
+    datamodule: DataModule,
+    training: dict[str, Any],
+) -> None:
+    """Look at the test split once, export the student, write the metrics and the page."""
+    device = next(student.parameters()).device
+    teacher = distiller.teacher
+    loader = make_loader(data.test, datamodule.eval_transform, config.loader.batch_size, workers=config.loader.workers)
+    metrics: dict[str, Any] = {
+        "method": config.method,
+        "seed": config.seed,
+        "data": data.name,
+        "training": training,
+        "student": {**_describe(student), "test": evaluate(student, loader, data.num_classes, device)},
+    }
+    if teacher is not None:
+        teacher.to(device)
+        metrics["teacher"] = {
+            **_describe(teacher.backbone),
+            "test": evaluate(teacher, loader, data.num_classes, device),
+        }
+    save_student(student, out, data.class_names)
+    save_samples(out, student, teacher, data, datamodule.eval_transform)
+    # Written last but for the page: a folder with metrics is a finished run.
+    (out / METRICS_NAME).write_text(json.dumps(metrics, indent=2))
+    write_run_page(out)
+
+
+def _describe(backbone: Backbone) -> dict[str, Any]:
+    return {
+        "name": backbone.spec.name,
+        "parameters": count_parameters(backbone),
+        "macs": count_macs(backbone),
+        "images_per_second": images_per_second(backbone),
+        "img_size": backbone.img_size,
+    }

@@ -1,0 +1,186 @@
+"""Everything that is looked at before a run starts: folder, data, models, teacher."""
+
+import json
+import platform
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import timm
+import torch
+import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from timm.optim import list_optimizers
+
+import crossdistill
+from crossdistill.backbones import Backbone, create_backbone, load_backbone
+from crossdistill.backbones.build import CONFIG_FILE
+from crossdistill.config import RunConfig, to_dict
+from crossdistill.data import ImageData
+from crossdistill.data.transforms import SMALL_IMAGE
+from crossdistill.errors import UserError, unknown
+from crossdistill.methods import find_method
+from crossdistill.training.module import SCHEDULES
+
+CONFIG_NAME = "config.yaml"
+METRICS_NAME = "metrics.json"
+_SMALLEST = 32
+"""Pixels a side below which images are enlarged by default."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two models of a run; `teacher` is None for a method that needs none."""
+
+    student: Backbone
+    teacher: Backbone | None
+
+
+def check_names(config: RunConfig) -> None:
+    """Refuse names that nothing answers to, before any data is read. Raises UserError."""
+    method = find_method(config.method)
+    for named in config.options:
+        find_method(named)
+    if method.uses_teacher and config.teacher is None and config.teacher_checkpoint is None:
+        raise UserError(f"method {config.method!r} needs a teacher: --teacher NAME, or --teacher-checkpoint RUN")
+    if config.optim.name not in list_optimizers():
+        raise unknown("optimiser", config.optim.name, list_optimizers())
+    if config.optim.schedule not in SCHEDULES:
+        raise unknown("schedule", config.optim.schedule, SCHEDULES)
+
+
+def image_size(config: RunConfig, data: ImageData) -> int | None:
+    """Choose the side the student trains at; None leaves it to the model."""
+    if config.img_size is not None:
+        return config.img_size
+    side = max(data.size)
+    return max(side, _SMALLEST) if side <= SMALL_IMAGE else None
+
+
+def wants_small_stem(config: RunConfig, data: ImageData, *, pretrained: bool) -> bool:
+    """Say whether a model gets the small stem."""
+    if config.model.stem != "auto":
+        return config.model.stem == "small"
+    size = image_size(config, data)
+    return size is not None and size <= SMALL_IMAGE and not pretrained
+
+
+def build_pair(config: RunConfig, data: ImageData) -> Pair:
+    """Build student and teacher for the data and check that they fit it and each other. Raises UserError."""
+    size, model = image_size(config, data), config.model
+    common: dict[str, Any] = dict(num_classes=data.num_classes, in_chans=data.channels)
+    student = create_backbone(
+        config.student,
+        **common,
+        img_size=size,
+        pretrained=model.student_pretrained,
+        checkpoint=model.student_checkpoint,
+        small_images=wants_small_stem(config, data, pretrained=model.student_pretrained),
+        stages=model.student_stages,
+        **model.student_args,
+    )
+    if not find_method(config.method).uses_teacher:
+        return Pair(student, None)
+    checkpoint = config.teacher_checkpoint
+    if checkpoint is not None and Path(checkpoint).is_dir():
+        teacher = load_backbone(checkpoint)
+        if config.teacher not in (None, teacher.spec.name):
+            raise UserError(f"{checkpoint!r} holds a {teacher.spec.name!r}, but --teacher says {config.teacher!r}")
+        _check_class_order(checkpoint, data)
+    else:
+        assert config.teacher is not None
+        teacher = create_backbone(
+            config.teacher,
+            **common,
+            img_size=model.teacher_img_size or size,
+            pretrained=model.teacher_pretrained,
+            checkpoint=checkpoint,
+            small_images=wants_small_stem(config, data, pretrained=model.teacher_pretrained),
+            stages=model.teacher_stages,
+            **model.teacher_args,
+        )
+    if teacher.spec.num_classes != data.num_classes:
+        raise UserError(
+            f"teacher gives {teacher.spec.num_classes} classes, {data.name!r} has {data.num_classes}: fine-tune the "
+            "teacher on it first (`crossdistill teacher`)"
+        )
+    return Pair(student, teacher)
+
+
+def _check_class_order(run: str, data: ImageData) -> None:
+    names = json.loads((Path(run) / CONFIG_FILE).read_text()).get("label_names")
+    if names and sorted(names) == sorted(data.class_names) and tuple(names) != data.class_names:
+        wrong = next(i for i, (a, b) in enumerate(zip(names, data.class_names, strict=True)) if a != b)
+        raise UserError(
+            f"the teacher in {run!r} knows the classes of {data.name!r} in another order: its class {wrong} is "
+            f"{names[wrong]!r}, the data's is {data.class_names[wrong]!r}"
+        )
+
+
+@rank_zero_only
+def claim_folder(config: RunConfig, out: Path, *, resume: bool) -> None:
+    """Make the run's folder, or refuse one that is taken or cannot be written. Raises UserError."""
+    stored = out / CONFIG_NAME
+    try:
+        if stored.exists() and not resume:
+            raise UserError(f"{str(out)!r} already holds a run: go on with --resume, or choose another --out")
+        if resume and not stored.exists():
+            raise UserError(f"{str(out)!r} holds no run to resume")
+        if resume:
+            check_unchanged(config, out)
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.write_bytes(bytes(4096))
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {str(out)!r}: {error.strerror or error}") from error
+
+
+@rank_zero_only
+def write_config(config: RunConfig, out: Path) -> None:
+    """Write what the run can be started from again, and what it is made with."""
+    settings = yaml.safe_dump(to_dict(replace(config, out=str(out))), sort_keys=False)
+    (out / CONFIG_NAME).write_text(settings)
+    (out / "environment.json").write_text(json.dumps(environment(), indent=2))
+
+
+def check_unchanged(config: RunConfig, out: Path) -> None:
+    """Refuse to resume a run under another config (other than how it is executed). Raises UserError."""
+    before = yaml.safe_load((out / CONFIG_NAME).read_text())
+    now = yaml.safe_load(yaml.safe_dump(to_dict(config)))
+    for settings in (before, now):
+        for free in ("engine", "out"):
+            settings.pop(free)
+        settings["loader"].pop("workers")
+    changed = [key for key in now if now[key] != before.get(key)]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"--resume goes on with the run as it was, but {key} is now {now[key]!r} and was {before.get(key)!r}; "
+            "start another --out for another config"
+        )
+
+
+def check_space(out: Path, trained: int) -> None:
+    """Refuse a folder that cannot take the run's checkpoints of `trained` parameters. Raises UserError."""
+    # Weights, two optimiser moments and an average, in the best, the last and the one being written.
+    needed = 3 * 4 * 4 * trained + 16 * 2**20
+    free = shutil.disk_usage(out).free
+    if free < needed:
+        raise UserError(f"{str(out)!r} has {free / 2**20:.0f} MiB free; this run may need {needed / 2**20:.0f} MiB")
+
+
+def environment() -> dict[str, Any]:
+    """Say what the run is made with."""
+    return {
+        "crossdistill": crossdistill.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "lightning": lightning.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else (platform.processor() or "cpu"),
+        "threads": torch.get_num_threads(),
+    }
