@@ -1,0 +1,320 @@
+"""The command line: one thin function per sub-command. Nothing heavy is imported before it is needed."""
+
+import difflib
+import errno
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
+from typing_extensions import override
+
+from crossdistill.config import RunConfig
+from crossdistill.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from crossdistill.report.page import TextTable
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+
+
+class _Parser(ArgumentParser):
+    """Options with dashes, as people type them; errors are raised, not printed with a usage page."""
+
+    def __init__(self, command: str, about: str) -> None:
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        super().__init__(
+            prog=f"crossdistill {command}",
+            usage=f"crossdistill {command} [options]",
+            description=about,
+            exit_on_error=False,
+            allow_abbrev=False,
+        )
+
+    @override
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        page = super().format_help(*args, **kwargs)
+        return re.sub(r"--[a-z][\w.]+", lambda option: option.group().replace("_", "-"), page)
+
+    def read(self, argv: Sequence[str]) -> Any:
+        """Parse. Raises UserError with the nearest option for an unknown one."""
+        words = [re.sub(r"^--[\w.-]+", lambda o: "--" + o.group()[2:].replace("-", "_"), word) for word in argv]
+        try:
+            return self.parse_args(words)
+        except ArgumentError as error:
+            raise UserError(self._plain(str(error))) from error
+
+    def _plain(self, message: str) -> str:
+        stray = re.search(r"unrecognized arguments: (\S+)", message)
+        if stray:
+            option = stray.group(1).partition("=")[0]
+            known = sorted({o for action in self._actions for o in action.option_strings})
+            near = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0].replace('_', '-')}?" if near else f"; see `{self.prog} --help`"
+            return f"unknown option {option.replace('_', '-')}{hint}"
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        return " ".join(lines[:3])
+
+
+def _run_parser(command: str, about: str) -> _Parser:
+    parser = _Parser(command, about)
+    parser.add_argument("--recipe", action=ActionConfigFile, help="A recipe by name, or a YAML file; flags go over it.")
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def recipe_path(name: str) -> str:
+    """Find a packaged recipe by name, or a YAML file. Raises UserError."""
+    folder = files("crossdistill.recipes")
+    packaged = folder / f"{name}.yaml"
+    if packaged.is_file():
+        return str(packaged)
+    if Path(name).is_file():
+        return name
+    known = [entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")]
+    raise unknown("recipe (neither a file nor a name)", name, known)
+
+
+def _with_recipes(argv: Sequence[str]) -> list[str]:
+    words = list(argv)
+    for i, word in enumerate(words):
+        if word == "--recipe" and i + 1 < len(words):
+            words[i + 1] = recipe_path(words[i + 1])
+        elif word.startswith("--recipe="):
+            words[i] = f"--recipe={recipe_path(word.partition('=')[2])}"
+    return words
+
+
+def _config(parser: _Parser, argv: Sequence[str]) -> tuple[RunConfig, Any]:
+    parsed = parser.read(_with_recipes(argv))
+    made = parser.instantiate(parsed)
+    names = RunConfig.__dataclass_fields__
+    return RunConfig(**{name: made[name] for name in names}), made
+
+
+def _consoles() -> "tuple[Console, Console]":
+    from rich.console import Console
+
+    return Console(), Console(stderr=True)
+
+
+def _show(table: "TextTable", console: "Console") -> None:
+    from rich import box
+    from rich.table import Table
+
+    shown = Table(
+        title=table.title, caption=table.note, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left"
+    )
+    for place, head in enumerate(table.header):
+        shown.add_column(head, justify="left" if place == 0 else "right", no_wrap=True)
+    for row in table.rows:
+        shown.add_row(*row)
+    console.print(shown)
+
+
+def _list_of(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _compare(command: str, about: str, argv: Sequence[str], default_out: str) -> int:
+    parser = _run_parser(command, about)
+    parser.add_argument("--methods", default="none,kd,rsd", help="Methods to compare, with commas.")
+    parser.add_argument("--seeds", default="0,1,2", help="Seeds of each method, with commas.")
+    config, made = _config(parser, argv)
+    try:
+        seeds = [int(seed) for seed in _list_of(str(made.seeds))]
+    except ValueError:
+        raise UserError(f"--seeds is {made.seeds!r}; give whole numbers with commas, e.g. 0,1,2") from None
+    from crossdistill.training.compare import compare
+
+    result, progress = _consoles()
+    table, page = compare(config, _list_of(made.methods), seeds, Path(config.out or default_out), progress)
+    _show(table, result)
+    result.print(f"report: {page}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def demo(argv: Sequence[str]) -> int:
+    """Train a teacher on scikit-learn's digits, then one student with none, kd and rsd; a few minutes on a CPU."""
+    return _compare("demo", str(demo.__doc__), ["--recipe", "demo", *argv], "runs/demo")
+
+
+def compare(argv: Sequence[str]) -> int:
+    """Train one student by several methods over several seeds, on one recipe and one teacher."""
+    return _compare("compare", str(compare.__doc__), argv, "runs/compare")
+
+
+def _resumable(argv: Sequence[str]) -> list[str]:
+    """Let `--out DIR --resume` stand for the config stored in DIR."""
+    words = list(argv)
+    if "--resume" in words and "--recipe" not in words:
+        outs = [words[i + 1] for i, w in enumerate(words[:-1]) if w == "--out"]
+        outs += [w.partition("=")[2] for w in words if w.startswith("--out=")]
+        if outs and (stored := Path(outs[-1]) / "config.yaml").is_file():
+            return ["--recipe", str(stored), *words]
+    return words
+
+
+def fit(argv: Sequence[str]) -> int:
+    """Distil a teacher into a student (or train plainly, with --method none)."""
+    parser = _run_parser("fit", str(fit.__doc__))
+    parser.add_argument(
+        "--resume", action="store_true", help="Go on with the run in --out, with the config stored there."
+    )
+    config, made = _config(parser, _resumable(argv))
+    from crossdistill.report.page import accuracy_table
+    from crossdistill.training.run import fit as run
+
+    return _report_run(run, accuracy_table, config, made.resume)
+
+
+def teacher(argv: Sequence[str]) -> int:
+    """Train or fine-tune the model named by --teacher on the data, to be a teacher later."""
+    parser = _run_parser("teacher", str(teacher.__doc__))
+    parser.add_argument(
+        "--resume", action="store_true", help="Go on with the run in --out, with the config stored there."
+    )
+    words = _resumable(argv)
+    config, made = _config(parser, words)
+    from crossdistill.report.page import accuracy_table
+    from crossdistill.training.run import fit as run
+    from crossdistill.training.run import teacher_config
+
+    # A stored config is already that of the teacher's own run.
+    stored = made.resume and config.teacher is None
+    return _report_run(run, accuracy_table, config if stored else teacher_config(config), made.resume)
+
+
+def _report_run(run: Callable[..., Path], table: Callable[..., Any], config: RunConfig, resume: bool) -> int:
+    from crossdistill.training.engine import is_first_process
+
+    result, progress = _consoles()
+    out = run(config, resume=resume, console=progress)
+    if is_first_process():
+        metrics = json.loads((out / "metrics.json").read_text())
+        roles = [(role, metrics[role]) for role in ("student", "teacher") if role in metrics]
+        _show(table(roles), result)
+        result.print(f"run: {out}\nreport: {out / 'report.html'}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Score a finished run, or a model with a checkpoint, on a split of its data or of another set."""
+    parser = _Parser("eval", str(evaluate.__doc__))
+    parser.add_argument("model", type=str, help="Folder of a finished run, or a model's name.")
+    parser.add_argument("--data", type=str | None, default=None, help="Data set; a run's own where it is not given.")
+    parser.add_argument("--split", type=str, default="test", help="train, val or test.")
+    parser.add_argument("--checkpoint", type=str | None, default=None, help="Weights of a model given by name.")
+    parser.add_argument("--img_size", type=int | None, default=None, help="Pixels a side, for a model given by name.")
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    for group in ("loader", "augment", "engine"):
+        parser.add_class_arguments(type(getattr(RunConfig(), group)), group)
+    made = parser.instantiate(parser.read(argv))
+    config = RunConfig(img_size=made.img_size, loader=made.loader, augment=made.augment, engine=made.engine)
+    from crossdistill.report.page import accuracy_table
+    from crossdistill.training.score import score
+
+    scores = score(made.model, config, data=made.data, split=made.split, checkpoint=made.checkpoint)
+    if made.json:
+        print(json.dumps(scores, indent=2))
+    else:
+        table = accuracy_table([(made.split, {"name": made.model, "test": scores})])
+        _show(table, _consoles()[0])
+    return 0
+
+
+def models(argv: Sequence[str]) -> int:
+    """Print what is read of models: stages, widths, parameters, operations. Without a pattern, the names timm has."""
+    parser = _Parser("models", str(models.__doc__))
+    parser.add_argument("pattern", nargs="?", type=str, default=None, help="A name or a pattern such as 'resnet*'.")
+    parser.add_argument("--num_classes", type=int, default=1000)
+    parser.add_argument(
+        "--img_size", type=int | None, default=None, help="Pixels a side; the model's own if not given."
+    )
+    parser.add_argument("--small_images", action="store_true", help="With the stem for small images.")
+    made = parser.read(argv)
+    from crossdistill.report.listing import print_models
+
+    print_models(made.pattern, made.num_classes, made.img_size, made.small_images, *_consoles())
+    return 0
+
+
+def methods(argv: Sequence[str]) -> int:
+    """List the methods; with a name, its idea, options, paper, and what it would add for a pair."""
+    parser = _Parser("methods", str(methods.__doc__))
+    parser.add_argument("name", nargs="?", type=str, default=None)
+    parser.add_argument("--student", type=str, default="resnet18", help="Student of the example pair.")
+    parser.add_argument(
+        "--teacher", type=str, default="swin_tiny_patch4_window7_224", help="Teacher of the example pair."
+    )
+    made = parser.read(argv)
+    from crossdistill.report.listing import print_method, print_methods
+
+    result, _ = _consoles()
+    if made.name is None:
+        print_methods(result)
+    else:
+        print_method(made.name, made.student, made.teacher, result)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "demo": demo,
+    "teacher": teacher,
+    "fit": fit,
+    "compare": compare,
+    "eval": evaluate,
+    "models": models,
+    "methods": methods,
+}
+
+
+def _overview() -> str:
+    lines = ["usage: crossdistill COMMAND [options]", "", "Move what one vision network knows into another.", ""]
+    lines += [f"  {name:<9}{str(command.__doc__).splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", "`crossdistill COMMAND --help` says more."])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sub-command. Gives 0 when done, 2 for wrong input, 130 or 143 when interrupted; other failures raise."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from crossdistill import __version__
+
+        print(__version__)
+        return 0
+    try:
+        if words[0] not in COMMANDS:
+            raise unknown("command", words[0], COMMANDS)
+        return COMMANDS[words[0]](words[1:])
+    except UserError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        return _refuse(f"{error.strerror}{f': {error.filename}' if error.filename else ''}")
+    except KeyboardInterrupt:
+        return 130
+    except BaseException as error:
+        signum = getattr(error, "signum", None)
+        if signum is None:
+            raise
+        print(f"crossdistill: {error}; a checkpoint is saved, go on with --resume", file=sys.stderr)
+        return 128 + int(signum)
+
+
+def _refuse(message: str) -> int:
+    # A worker process hands over its whole traceback as the message; the last line is the sentence.
+    if "Original Traceback" in message:
+        message = message.strip().splitlines()[-1].partition("UserError: ")[2]
+    print(f"crossdistill: {message}", file=sys.stderr)
+    return 2
