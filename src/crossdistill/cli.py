@@ -44,10 +44,9 @@ class _Parser(ArgumentParser):
 
     def read(self, argv: Sequence[str]) -> Any:
         """Parse. Raises UserError with the nearest option for an unknown one."""
-        words = [re.sub(r"^--[\w.-]+", lambda o: "--" + o.group()[2:].replace("-", "_"), word) for word in argv]
         try:
-            return self.parse_args(words)
-        except ArgumentError as error:
+            return self.parse_args(_with_underscores(argv))
+        except (ArgumentError, UnicodeDecodeError) as error:
             raise UserError(self._plain(str(error))) from error
 
     def _plain(self, message: str) -> str:
@@ -60,6 +59,10 @@ class _Parser(ArgumentParser):
             return f"unknown option {option.replace('_', '-')}{hint}"
         lines = [line.strip() for line in message.splitlines() if line.strip()]
         return " ".join(lines[:3])
+
+
+def _with_underscores(words: Sequence[str]) -> list[str]:
+    return [re.sub(r"^--[\w.-]+", lambda o: "--" + o.group()[2:].replace("-", "_"), word) for word in words]
 
 
 def _run_parser(command: str, about: str) -> _Parser:
@@ -91,11 +94,36 @@ def _with_recipes(argv: Sequence[str]) -> list[str]:
     return words
 
 
+def _split_off(group: str, words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take `--GROUP.NAME VALUE` out of the words, so that one flag changes one entry and leaves a recipe's others."""
+    rest, entries = [], dict[str, Any]()
+    following = iter(words)
+    for word in following:
+        named = re.match(rf"--{group}\.([^=]+)(?:=(.*))?$", word)
+        if not named:
+            rest.append(word)
+            continue
+        name, value = named.groups()
+        value = next(following, "") if value is None else value
+        try:
+            entries[name] = json.loads(value)
+        except ValueError:
+            entries[name] = value
+    return rest, entries
+
+
 def _config(parser: _Parser, argv: Sequence[str]) -> tuple[RunConfig, Any]:
-    parsed = parser.read(_with_recipes(argv))
+    words, options = _split_off("options", _with_underscores(argv))
+    words, changes = _split_off("teacher_training", words)
+    parsed = parser.read(_with_recipes(words))
+    for name, value in options.items():
+        method, dot, option = name.rpartition(".")
+        if not dot:
+            raise UserError(f"--options.{name}: name the method too, e.g. --options.rsd.kappa 0.01")
+        parsed.options = {**parsed.options, method: {**parsed.options.get(method, {}), option: value}}
+    parsed.teacher_training = {**parsed.teacher_training, **changes}
     made = parser.instantiate(parsed)
-    names = RunConfig.__dataclass_fields__
-    return RunConfig(**{name: made[name] for name in names}), made
+    return RunConfig(**{name: made[name] for name in RunConfig.__dataclass_fields__}), made
 
 
 def _consoles() -> "tuple[Console, Console]":
@@ -112,7 +140,7 @@ def _show(table: "TextTable", console: "Console") -> None:
         title=table.title, caption=table.note, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left"
     )
     for place, head in enumerate(table.header):
-        shown.add_column(head, justify="left" if place == 0 else "right", no_wrap=True)
+        shown.add_column(head, justify="left" if place == 0 else "right", no_wrap=place == 0)
     for row in table.rows:
         shown.add_row(*row)
     console.print(shown)
@@ -205,27 +233,23 @@ def _report_run(run: Callable[..., Path], table: Callable[..., Any], config: Run
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """Score a finished run, or a model with a checkpoint, on a split of its data or of another set."""
-    parser = _Parser("eval", str(evaluate.__doc__))
-    parser.add_argument("model", type=str, help="Folder of a finished run, or a model's name.")
-    parser.add_argument("--data", type=str | None, default=None, help="Data set; a run's own where it is not given.")
+    """Score a finished run, or a model by name with a checkpoint, on a split of its data or of another set."""
+    parser = _run_parser("eval", str(evaluate.__doc__))
+    parser.add_argument("scored", metavar="MODEL", type=str, help="Folder of a finished run, or a model's name.")
     parser.add_argument("--split", type=str, default="test", help="train, val or test.")
     parser.add_argument("--checkpoint", type=str | None, default=None, help="Weights of a model given by name.")
-    parser.add_argument("--img_size", type=int | None, default=None, help="Pixels a side, for a model given by name.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
-    for group in ("loader", "augment", "engine"):
-        parser.add_class_arguments(type(getattr(RunConfig(), group)), group)
-    made = parser.instantiate(parser.read(argv))
-    config = RunConfig(img_size=made.img_size, loader=made.loader, augment=made.augment, engine=made.engine)
+    # A run is read with its own config: the same data, the same held-out split.
+    stored = [Path(word) / "config.yaml" for word in argv if (Path(word) / "config.yaml").is_file()]
+    config, made = _config(parser, [*(["--recipe", str(stored[0])] if stored else []), *argv])
     from crossdistill.report.page import accuracy_table
     from crossdistill.training.score import score
 
-    scores = score(made.model, config, data=made.data, split=made.split, checkpoint=made.checkpoint)
+    scores = score(made.scored, config, split=made.split, checkpoint=made.checkpoint)
     if made.json:
         print(json.dumps(scores, indent=2))
     else:
-        table = accuracy_table([(made.split, {"name": made.model, "test": scores})])
-        _show(table, _consoles()[0])
+        _show(accuracy_table([(made.split, {"name": made.scored, "test": scores})]), _consoles()[0])
     return 0
 
 
@@ -308,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signum = getattr(error, "signum", None)
         if signum is None:
             raise
-        print(f"crossdistill: {error}; a checkpoint is saved, go on with --resume", file=sys.stderr)
+        print(f"crossdistill: {error}; go on with --resume", file=sys.stderr)
         return 128 + int(signum)
 
 

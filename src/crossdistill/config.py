@@ -1,12 +1,14 @@
 """What a run is described by. Importing this module imports no torch."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from crossdistill.errors import UserError, unknown
 
 STEMS = ("auto", "native", "small")
 PRECISIONS = ("32", "bf16", "16")
+_C = TypeVar("_C")
 CROPS = ("auto", "resized", "padded", "none")
 
 
@@ -74,7 +76,7 @@ class LoaderConfig:
     """Channels to convert images to, 1 or 3; None keeps the data's."""
 
     def __post_init__(self) -> None:
-        _at_least("loader.", {"batch_size": self.batch_size, "max_train": self.max_train}, 1)
+        _at_least("loader.", {"batch_size": self.batch_size, "max_train": self.max_train}, 2)
         _at_least("loader.", {"workers": self.workers}, 0)
         if not 0 < self.val_fraction < 1:
             raise UserError(f"loader.val_fraction is {self.val_fraction}; it must lie between 0 and 1")
@@ -167,7 +169,7 @@ class EngineConfig:
     accumulate: int = 1
     """Batches per optimiser step."""
     sync_batchnorm: bool = False
-    """The student's batch norms over all devices (CUDA only). The methods' own statistics always are."""
+    """The student's batch norms over all devices (GPUs only). The methods' own statistics always are."""
     threads: int | None = None
     """Threads of torch on the CPU; None leaves torch's choice."""
     log_every: int = 20
@@ -178,6 +180,8 @@ class EngineConfig:
             raise unknown("value of engine.precision", self.precision, PRECISIONS)
         counts = {"nodes": self.nodes, "accumulate": self.accumulate, "log_every": self.log_every}
         _at_least("engine.", {**counts, "threads": self.threads}, 1)
+        if self.accelerator == "cpu" and (self.precision == "16" or self.sync_batchnorm):
+            raise UserError("engine.precision 16 and engine.sync_batchnorm need a GPU; on the CPU use bf16 or 32")
         if self.devices == 0 or self.devices < -1:
             raise UserError(f"engine.devices is {self.devices}; it must be at least 1, or -1 for all")
 
@@ -221,6 +225,34 @@ class RunConfig:
             raise UserError(
                 f"mixup and CutMix pair the images of a batch; loader.batch_size {self.loader.batch_size} is odd"
             )
+
+
+def override(config: _C, changes: dict[str, Any], named: str) -> _C:
+    """Give the config with other values, by dotted name or nested. Raises UserError for a wrong name or type."""
+    nested: dict[str, Any] = {}
+    hints = get_type_hints(type(config))
+    for key, value in changes.items():
+        head, _, rest = key.partition(".")
+        if head not in hints:
+            raise unknown(f"setting in {named}", head, hints)
+        now = nested.get(head, getattr(config, head))
+        if is_dataclass(now):
+            inner = {rest: value} if rest else value
+            if not isinstance(inner, dict):
+                raise UserError(f"{named}: {head} is a group of settings, not {value!r}")
+            nested[head] = override(now, inner, f"{named}.{head}")
+            continue
+        hint = hints[head]
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        plain = tuple(get_origin(kind) or kind for kind in kinds)
+        if tuple in plain and isinstance(value, list):
+            value = tuple(value)
+        if float in plain and type(value) is int:
+            value = float(value)
+        if type(value) not in plain:
+            raise UserError(f"{named}: {head} is {value!r}; it must be of type {hint}")
+        nested[head] = value
+    return replace(config, **nested)  # type: ignore[type-var]
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

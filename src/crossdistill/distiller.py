@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from crossdistill.backbones import Backbone
 from crossdistill.errors import UserError
-from crossdistill.methods import create_method
+from crossdistill.methods import create_method, find_method
 from crossdistill.methods.base import Method
 from crossdistill.teacher import Teacher
 from crossdistill.types import BackboneOutput, StepResult
@@ -91,12 +91,22 @@ def create_distiller(
     (see `crossdistill methods NAME`). The teacher is frozen in place. Raises UserError for an
     unknown method or option, a missing teacher, or a pair whose classes or channels differ.
     """
+    for role, model in (("student", student), ("teacher", teacher)):
+        if model is not None and not isinstance(model, Backbone):
+            raise UserError(f"{role} is a {type(model).__name__}; build it with create_backbone")
     if teacher is student:
         raise UserError(
             "teacher and student are the same object; copy.deepcopy one of them to distil a model into itself"
         )
+    if not any(p.requires_grad for p in student.parameters()):
+        raise UserError("no parameter of the student asks for a gradient; was it a teacher before?")
     if teacher is not None:
         check_pair(student, teacher)
+    needs = find_method(method)
+    if needs.student_stages:
+        student.require_stages()
+    if needs.teacher_stages and teacher is not None:
+        teacher.require_stages()
     built = create_method(method, student.spec, None if teacher is None else teacher.spec, options)
     guest = Teacher(teacher, student.spec) if teacher is not None and built.uses_teacher else None
     return Distiller(student, built, guest, task_weight=task_weight, label_smoothing=label_smoothing)

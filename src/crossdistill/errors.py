@@ -19,3 +19,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
         return UserError(f"unknown {kind} {name!r}; did you mean {near[0]!r}?")
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return UserError(f"unknown {kind} {name!r}; known are: {shown}")
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of another library's message, or the error's kind where it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]

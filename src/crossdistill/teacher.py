@@ -47,6 +47,8 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor, stages: bool = False) -> BackboneOutput:
         """Look at images (B, C, H, W) normalised for the student."""
+        if self.backbone.training:  # whoever built it may still hold it
+            self.backbone.eval()
         output: BackboneOutput = self.backbone(self.prepare(images), stages=stages)
         return output
 

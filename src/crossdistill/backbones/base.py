@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from crossdistill.errors import UserError
@@ -45,9 +46,18 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
 
+def expected_normalisation(model: nn.Module, in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Read the per-channel mean and std a model says it expects; ImageNet's where it says nothing."""
+    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    mean, std = cfg.get("mean", IMAGENET_DEFAULT_MEAN), cfg.get("std", IMAGENET_DEFAULT_STD)
+    if len(mean) != in_chans:
+        mean, std = (sum(mean) / len(mean),) * in_chans, (sum(std) / len(std),) * in_chans
+    return tuple(float(v) for v in mean), tuple(float(v) for v in std)
+
+
 def probe_images(model: nn.Module, in_chans: int, img_size: int) -> Tensor:
     """Two fixed noise images where the model is; draws nothing from the global generators."""
-    like = next(model.parameters())
+    like = next(model.parameters(), torch.empty(0))
     shape = (2, in_chans, img_size, img_size)
     if like.is_meta:
         return torch.empty(shape, device="meta", dtype=like.dtype)

@@ -3,7 +3,8 @@
 import importlib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ CONFIG_FILE = "config.json"
 _SMALL_GRID = 8
 """Patches along a side that a plain transformer gets with small_images."""
 _SMALL_LAST = 4
-"""Cells along a side that the last stage of a hierarchical network gets with small_images."""
+"""Cells along a side that the last map of a hierarchical network gets with small_images; half as many where a patch
+embedding, which keeps patches of at least 2 pixels, makes the first map."""
 
 
 def create_backbone(
@@ -49,8 +51,9 @@ def create_backbone(
     `model_args` go to the model's constructor. Raises UserError for an unknown name and for a model
     or checkpoint that does not fit.
     """
-    if num_classes < 1:
-        raise UserError(f"num_classes is {num_classes}; a classifier needs at least 1")
+    for what, number in (("num_classes", num_classes), ("img_size", img_size), ("in_chans", in_chans)):
+        if number is not None and number < 1:
+            raise UserError(f"{what} is {number}; it must be at least 1")
     recipe = dict(
         name=name,
         num_classes=num_classes,
@@ -63,7 +66,7 @@ def create_backbone(
     if name.startswith("torchvision:") or (":" in name and not name.startswith(("hf-hub:", "local-dir:"))):
         size = img_size or 224
         if name.startswith("torchvision:"):
-            model = _torchvision_model(name, num_classes, pretrained, model_args)
+            model = _torchvision_model(name, num_classes, img_size, pretrained, model_args)
         else:
             model = _own_model(name, num_classes, size, in_chans, model_args)
         if small_images:
@@ -72,7 +75,10 @@ def create_backbone(
         model, size = _timm_model(name, num_classes, img_size, in_chans, pretrained, small_images, model_args)
     if checkpoint is not None:
         path = Path(checkpoint)
-        load_weights(model, path / WEIGHTS_FILE if path.is_dir() else path)
+        if path.is_dir():
+            _check_recipe(recipe, path)
+            path = path / WEIGHTS_FILE
+        load_weights(model, path)
     backbone: Backbone
     if stages is not None or (":" in name and not hasattr(model, "forward_intermediates")):
         backbone = HookedBackbone(model, name, size, in_chans, num_classes, stages)
@@ -101,6 +107,17 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
             f"{str(folder)!r} is no finished run: it has no {CONFIG_FILE} written by crossdistill"
         ) from error
     return dict(recipe)
+
+
+def _check_recipe(recipe: dict[str, Any], folder: Path) -> None:
+    """Refuse weights of a run whose network differs in what the weights' shapes do not show."""
+    stored = read_recipe(folder)
+    for key in ("name", "small_images", "model_args"):
+        if stored.get(key) != recipe.get(key):
+            raise UserError(
+                f"the model in {str(folder)!r} was built with {key}={stored.get(key)!r}, this one with "
+                f"{recipe.get(key)!r}; build it alike, or use load_backbone"
+            )
 
 
 def _timm_model(
@@ -139,51 +156,55 @@ def _timm_model(
         )
     names = strided_modules(outline, in_chans, size, _SMALL_LAST)
     if names:
-        model = timm.create_model(SMALL_STEM, base=name, strided=names, pretrained=pretrained, **wanted)
+        stem = {"base": name, "strided": names}
+        model = _create(SMALL_STEM, {**wanted, **stem}, {"img_size": img_size}, pretrained)
     return model, size
 
 
 def _create(name: str, wanted: dict[str, Any], optional: dict[str, Any], pretrained: bool) -> Any:
-    """Create a timm model with those of the optional arguments that its constructor takes."""
+    return _call(partial(timm.create_model, name, pretrained=pretrained), name, wanted, optional)
+
+
+def _call(factory: Callable[..., Any], name: str, wanted: dict[str, Any], optional: dict[str, Any]) -> Any:
+    """Call a model's factory with those of the optional arguments that it takes. Raises UserError."""
     optional = {key: value for key, value in optional.items() if value is not None}
     while True:
         try:
-            return timm.create_model(name, pretrained=pretrained, **wanted, **optional)
+            return factory(**wanted, **optional)
         except TypeError as error:
             refused = next((key for key in optional if f"'{key}'" in str(error)), None)
             if refused is None:
                 raise UserError(f"model {name!r} does not take these arguments: {error}") from error
             optional.pop(refused)
-        except (AssertionError, RuntimeError, ValueError) as error:
+        except (AssertionError, OSError, RuntimeError, ValueError) as error:
             raise UserError(f"model {name!r} cannot be built with { ({**wanted, **optional}) }: {error}") from error
 
 
-def _torchvision_model(name: str, num_classes: int, pretrained: bool, model_args: dict[str, Any]) -> nn.Module:
+def _torchvision_model(
+    name: str, num_classes: int, img_size: int | None, pretrained: bool, model_args: dict[str, Any]
+) -> nn.Module:
     short = name.partition(":")[2]
     known = torchvision.models.list_models(module=torchvision.models)
     if short not in known:
         raise unknown("torchvision model", short, known)
-    if not pretrained:
-        model: nn.Module = torchvision.models.get_model(short, weights=None, num_classes=num_classes, **model_args)
-        return model
-    if num_classes != 1000:
+    if pretrained and num_classes != 1000:
         raise UserError(
             f"{name!r}: torchvision's pretrained heads have 1000 classes, the data {num_classes}; build it without "
             "pretrained and load a checkpoint"
         )
-    model = torchvision.models.get_model(short, weights="DEFAULT", **model_args)
-    return model
+    factory = partial(torchvision.models.get_model, short, weights="DEFAULT" if pretrained else None)
+    return _call(factory, name, {"num_classes": num_classes, **model_args}, {"image_size": img_size})
 
 
 def _own_model(name: str, num_classes: int, img_size: int, in_chans: int, model_args: dict[str, Any]) -> nn.Module:
     module, _, attribute = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"model {name!r} cannot be imported: {error}") from error
     taken = inspect.signature(factory).parameters
     offered = dict(num_classes=num_classes, in_chans=in_chans, img_size=img_size)
-    model = factory(**{key: value for key, value in offered.items() if key in taken}, **model_args)
+    model = _call(factory, name, {**{key: value for key, value in offered.items() if key in taken}, **model_args}, {})
     if not isinstance(model, nn.Module):
         raise UserError(f"{name!r} gave {type(model).__name__}, not an nn.Module")
     return model

@@ -1,15 +1,13 @@
 """Weights from a file into a model: whole, or an error that names the keys."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, first_line
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where common trainers keep the weights; averaged ones first, as timm does."""
@@ -25,8 +23,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             loaded = load_file(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # a file that is no checkpoint fails in as many ways as there are files
+        reason = first_line(error)
         raise UserError(
             f"checkpoint {str(path)!r} cannot be read; is it cut short or another format? ({reason})"
         ) from error

@@ -7,12 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from crossdistill.backbones.base import Backbone, probe_images
+from crossdistill.backbones.base import Backbone, expected_normalisation, probe_images
 from crossdistill.backbones.stages import STAGES, choose_stages, proportional_cuts
-from crossdistill.errors import UserError, unknown
+from crossdistill.errors import UserError, first_line, unknown
 from crossdistill.types import BackboneOutput, BackboneSpec
 
 
@@ -56,7 +55,13 @@ class HookedBackbone(Backbone):
         self.model = model
         self.img_size = img_size
         self._seen: dict[str, Tensor] = {}
-        calls, logits = _watch(model, probe_images(model, in_chans, img_size))
+        self._recording: tuple[str, ...] = ()
+        try:
+            calls, logits = _watch(model, probe_images(model, in_chans, img_size))
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"model {name!r} cannot look at images of {in_chans} x {img_size} x {img_size}: {first_line(error)}"
+            ) from error
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != num_classes:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(f"model {name!r} gives {got} for two images; expected logits (2, {num_classes})")
@@ -67,20 +72,25 @@ class HookedBackbone(Backbone):
                 "be read; end it with one"
             )
         before = calls[: calls.index(classifier)]
+        self._stage_names: tuple[str, ...] = ()
+        self._layouts: list[str | int] = []
         try:
-            self._stage_names = self._named(stages) if stages is not None else _find_stages(before)
+            names = self._named(stages, before) if stages is not None else _find_stages(before)
+            last_calls = {call.name: call for call in before}
+            self._layouts = _layouts([last_calls[name] for name in names], model)
+            self._stage_names = names
         except UserError as error:
             if stages is not None:
                 raise
-            self._stage_names, self.stage_problem = (), str(error)
+            self.stage_problem = str(error)
         self._embedding_name = classifier.name
         model.get_submodule(classifier.name).register_forward_pre_hook(self._keep_input)
         for stage in set(self._stage_names):
             model.get_submodule(stage).register_forward_hook(partial(self._keep_output, stage))
-        self._keeping = False
         with torch.no_grad():
             output = self._probe(probe_images(model, in_chans, img_size))
         maps = output.stages
+        mean, std = expected_normalisation(model, in_chans)
         self.spec = BackboneSpec(
             name=name,
             num_classes=num_classes,
@@ -88,25 +98,29 @@ class HookedBackbone(Backbone):
             stage_channels=None if maps is None else tuple(m.shape[1] for m in maps),
             stage_strides=None if maps is None else tuple(round(img_size / m.shape[2]) for m in maps),
             in_chans=in_chans,
-            mean=IMAGENET_DEFAULT_MEAN if in_chans == 3 else (0.5,) * in_chans,
-            std=IMAGENET_DEFAULT_STD if in_chans == 3 else (0.5,) * in_chans,
+            mean=mean,
+            std=std,
         )
 
-    def _named(self, stages: Sequence[str]) -> tuple[str, ...]:
+    def _named(self, stages: Sequence[str], calls: list[_Call]) -> tuple[str, ...]:
         if len(stages) != STAGES:
             raise UserError(f"stages names {len(stages)} modules; it must name {STAGES}, shallow to deep")
         known = [name for name, _ in self.model.named_modules() if name]
+        called = {call.name for call in calls}
         for stage in stages:
             if stage not in known:
                 raise unknown("stage module", stage, known)
+            if stage not in called:
+                raise UserError(f"stage module {stage!r} gives no tensor before the classifier; name one that does")
         return tuple(stages)
 
-    def _keep_input(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._seen["embedding"] = inputs[0]
-
     # Bound methods and partials, not closures: they follow a deepcopy (the averaged student) to the copy.
+    def _keep_input(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if "embedding" in self._recording:
+            self._seen["embedding"] = inputs[0]
+
     def _keep_output(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if self._keeping:
+        if name in self._recording:
             self._seen[name] = output
 
     def _probe(self, images: Tensor) -> BackboneOutput:
@@ -121,13 +135,22 @@ class HookedBackbone(Backbone):
         """Look at images (B, C, H, W), normalised as `spec` says."""
         if stages:
             self.require_stages()
-        self._keeping = stages
-        logits = self.model(images)
-        embedding = self._seen["embedding"]
-        if embedding.ndim == 4:
-            embedding = embedding.mean(dim=(2, 3))
-        maps = tuple(_to_map(self._seen[name]) for name in self._stage_names) if stages else None
-        self._seen.clear()
+        self._recording = ("embedding", *(self._stage_names if stages else ()))
+        try:
+            logits = self.model(images)
+            # Some networks answer with auxiliary heads too while they train; the main one comes first.
+            logits = logits[0] if isinstance(logits, tuple) else logits
+            embedding = self._seen["embedding"]
+            if embedding.ndim == 4:
+                embedding = embedding.mean(dim=(2, 3))
+            maps = None
+            if stages:
+                named = zip(self._stage_names, self._layouts, strict=True)
+                maps = tuple(_to_map(self._seen[name], layout) for name, layout in named)
+        finally:
+            # Nothing of a forward is held beyond it.
+            self._recording = ()
+            self._seen.clear()
         return BackboneOutput(logits, embedding, maps)
 
 
@@ -180,21 +203,45 @@ def _find_stages(calls: list[_Call]) -> tuple[str, ...]:
 def _equal_blocks(calls: list[_Call]) -> list[str]:
     groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for call in calls:
-        is_tokens = len(call.shape) == 3 and math.isqrt(call.shape[1]) > 0
-        if call.side or is_tokens:
+        if call.side or len(call.shape) == 3:
             parent = call.name.rpartition(".")[0]
             groups.setdefault((parent, call.shape), []).append(call.name)
     return max(groups.values(), key=lambda names: (len(names), -names[0].count(".")), default=[])
 
 
-def _to_map(output: Tensor) -> Tensor:
-    if output.ndim == 4:
-        if output.shape[2] != output.shape[3] and output.shape[1] == output.shape[2]:
-            return output.permute(0, 3, 1, 2)
+def _layouts(calls: list[_Call], model: nn.Module) -> list[str | int]:
+    """Say of each stage whether it is "NCHW", "NHWC", or tokens behind a number of prefix tokens."""
+    maps = [call.shape for call in calls if len(call.shape) == 4]
+    clear = ["NCHW" if s[2] == s[3] else "NHWC" for s in maps if (s[1] == s[2]) != (s[2] == s[3])]
+    # A map whose channels equal its side could be either: it is what the others are.
+    usual = max(set(clear), key=clear.count) if clear else "NCHW"
+    layouts: list[str | int] = []
+    for call in calls:
+        shape = call.shape
+        if len(shape) == 4:
+            plain, last = shape[2] == shape[3], shape[1] == shape[2]
+            layouts.append(usual if plain == last else "NCHW" if plain else "NHWC")
+        elif len(shape) == 3:
+            layouts.append(_prefix_tokens(shape[1], model))
+        else:
+            raise UserError(f"stage {call.name!r} gives shape {shape}; expected a map (B, C, H, W) or tokens (B, L, D)")
+    return layouts
+
+
+def _prefix_tokens(length: int, model: nn.Module) -> int:
+    own = getattr(model, "num_prefix_tokens", None)
+    for prefix in (own,) if isinstance(own, int) else (0, 1, 2):
+        if length > prefix and math.isqrt(length - prefix) ** 2 == length - prefix:
+            return prefix
+    raise UserError(f"{length} tokens are no square grid behind 0, 1 or 2 prefix tokens")
+
+
+def _to_map(output: Tensor, layout: str | int) -> Tensor:
+    if layout == "NHWC":
+        return output.permute(0, 3, 1, 2)
+    if isinstance(layout, str):
         return output
-    if output.ndim != 3:
-        raise UserError(f"a stage gives shape {tuple(output.shape)}; expected a map (B, C, H, W) or tokens (B, L, D)")
-    side = math.isqrt(output.shape[1])
     # Class and register tokens stand before the patches.
-    patches = output[:, output.shape[1] - side * side :]
+    patches = output[:, layout:]
+    side = math.isqrt(patches.shape[1])
     return patches.transpose(1, 2).unflatten(2, (side, side))

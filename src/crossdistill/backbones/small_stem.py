@@ -7,7 +7,7 @@ The change is found by watching one forward, so it needs no table of models.
 
 The changed network is no longer the timm architecture of that name, and weights of a stride-1
 convolution would load into the original without a word. So it is registered with timm as
-`crossdistill_small_stem`: after `import crossdistill`, `timm.create_model("local-dir:...")` builds
+`crossdistill_small_stem`: after `import crossdistill.backbones`, `timm.create_model("local-dir:...")` builds
 exactly what was exported; without that import, timm refuses the name.
 """
 

@@ -4,12 +4,11 @@ import logging
 from typing import Any
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from crossdistill.backbones.base import Backbone, probe_images
+from crossdistill.backbones.base import Backbone, expected_normalisation, probe_images
 from crossdistill.backbones.stages import choose_stages
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, first_line
 from crossdistill.types import BackboneOutput, BackboneSpec
 
 _log = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ class TimmBackbone(Backbone):
         self._one_head_call = True
         output = self._probe(probe_images(model, in_chans, img_size), name)
         maps = output.stages
-        cfg = getattr(model, "pretrained_cfg", None) or {}
+        mean, std = expected_normalisation(model, in_chans)
         self.spec = BackboneSpec(
             name=name,
             num_classes=output.logits.shape[1],
@@ -54,8 +53,8 @@ class TimmBackbone(Backbone):
             stage_channels=None if maps is None else tuple(m.shape[1] for m in maps),
             stage_strides=None if maps is None else tuple(round(img_size / m.shape[2]) for m in maps),
             in_chans=in_chans,
-            mean=_per_channel(cfg.get("mean", IMAGENET_DEFAULT_MEAN), in_chans),
-            std=_per_channel(cfg.get("std", IMAGENET_DEFAULT_STD), in_chans),
+            mean=mean,
+            std=std,
         )
 
     @torch.no_grad()
@@ -63,9 +62,15 @@ class TimmBackbone(Backbone):
         training = self.model.training
         self.model.eval()
         try:
-            final = self.model.forward_features(images)
-            embedding = self.model.forward_head(final, pre_logits=True)
-            expected = self.model.forward_head(final)
+            try:
+                final = self.model.forward_features(images)
+                embedding = self.model.forward_head(final, pre_logits=True)
+                expected = self.model.forward_head(final)
+            except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"model {name!r} cannot look at images of {images.shape[-1]} px: {first_line(error)}; "
+                    "try another img_size"
+                ) from error
             if embedding.ndim != 2 or expected.ndim != 2:
                 raise UserError(
                     f"model {name!r} gives an embedding of shape {tuple(embedding.shape)} and logits of shape "
@@ -109,10 +114,3 @@ def _classifies(model: Any, embedding: Tensor, expected: Tensor) -> bool:
     if not isinstance(logits, Tensor) or logits.shape != expected.shape:
         return False
     return logits.is_meta or torch.allclose(logits, expected, rtol=1e-3, atol=1e-5)
-
-
-def _per_channel(values: Any, in_chans: int) -> tuple[float, ...]:
-    values = tuple(float(v) for v in values)
-    if len(values) == in_chans:
-        return values
-    return (sum(values) / len(values),) * in_chans

@@ -181,11 +181,11 @@ def _digits() -> Source:
 def _folder_source(folder: Path) -> Source:
     from timm.data.readers import create_reader
 
-    roots = {
-        role: next((folder / name for name in names if (folder / name).is_dir()), None)
-        for role, names in _FOLDER_SPLITS.items()
-    }
+    found = {entry.name.lower(): entry for entry in sorted(folder.iterdir()) if entry.is_dir()}
+    roots = {role: next((found[n] for n in names if n in found), None) for role, names in _FOLDER_SPLITS.items()}
     if roots["train"] is None:
+        if split := next((root for root in roots.values() if root is not None), None):
+            raise UserError(f"{str(folder)!r} has {split.name!r} but no 'train'; without any split, give class folders")
         roots = {"train": folder, "val": None, "test": None}
     class_to_idx: dict[str, int] = {}
     splits: dict[str, Images] = {}
@@ -198,16 +198,32 @@ def _folder_source(folder: Path) -> Source:
             raise UserError(
                 f"no images in {str(root)!r}; expected one folder per class with image files in it"
             ) from error
-        if not class_to_idx:
-            class_to_idx = dict(reader.class_to_idx)
-        elif extra := sorted({p.name for p in root.iterdir() if p.is_dir()} - set(class_to_idx)):
-            raise UserError(f"{str(root)!r} has classes that the training split has not: {', '.join(extra[:5])}")
+        class_to_idx = class_to_idx or dict(reader.class_to_idx)
+        _check_class_folders(root, class_to_idx, [Path(path) for path, _ in reader.samples])
         files = Files([str(path) for path, _ in reader.samples], [label for _, label in reader.samples])
         files.check()
         splits[role] = files
     if len(class_to_idx) < 2:
         raise UserError(f"{str(folder)!r} has {len(class_to_idx)} class folder; a classifier needs at least 2")
     return Source(folder.name, splits, tuple(sorted(class_to_idx, key=lambda name: class_to_idx[name])))
+
+
+def _check_class_folders(root: Path, class_to_idx: dict[str, int], paths: list[Path]) -> None:
+    """Refuse what timm's reader would take silently: it knows a class by its folder's name alone."""
+    homes: dict[str, Path] = {}
+    for path in paths:
+        home = homes.setdefault(path.parent.name, path.parent)
+        if path.parent == root:
+            raise UserError(f"{str(path)!r} lies in no class folder")
+        if home != path.parent:
+            raise UserError(
+                f"class {home.name!r} has two folders, {str(home)!r} and {str(path.parent)!r}; is one a split?"
+            )
+    folders = {entry.name for entry in root.iterdir() if entry.is_dir()}
+    nested = {home.relative_to(root).parts[0] for home in homes.values()}
+    if empty := sorted(folders - nested - set(homes)):
+        hint = "" if empty[0] in class_to_idx else ", or is a class that the training split has not"
+        raise UserError(f"class folder {empty[0]!r} of {str(root)!r} holds no images{hint}")
 
 
 def _torch_source(data: str, config: LoaderConfig) -> Source:
@@ -249,10 +265,27 @@ def _parquet_source(folder: Path, config: LoaderConfig) -> Source:
     image = _column(features, config.image_column, "image", lambda f: isinstance(f, datasets.Image))
     label = _column(features, config.label_column, "label", lambda f: isinstance(f, datasets.ClassLabel))
     if not isinstance(features[label], datasets.ClassLabel):
-        table = datasets.DatasetDict(tables).class_encode_column(label)
-        tables, features = dict(table), table["train"].features
+        tables = _encode_labels(tables, label)
+        features = tables["train"].features
     splits: dict[str, Images] = {role: Table(table, image, label) for role, table in tables.items()}
     return Source(folder.name, splits, tuple(features[label].names))
+
+
+def _encode_labels(tables: dict[str, Any], label: str) -> dict[str, Any]:
+    """Number plain labels by the training split's values, in their own order (10 after 9), for all splits alike."""
+    from datasets import ClassLabel
+
+    values = sorted(set(tables["train"].unique(label)))
+    known = {value: i for i, value in enumerate(values)}
+    kind = ClassLabel(names=[str(value) for value in values])
+    encoded = {}
+    for role, table in tables.items():
+        if extra := sorted(set(table.unique(label)) - set(known)):
+            raise UserError(f"the {role} split has the label {extra[0]!r}, which the training split has not")
+        features = table.features.copy()
+        features[label] = kind
+        encoded[role] = table.map(lambda row: {label: known[row[label]]}, features=features)
+    return encoded
 
 
 def _column(features: Any, named: str | None, kind: str, fits: Any) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from crossdistill.config import LoaderConfig
-from crossdistill.data.datasets import Images, Part, load_source
+from crossdistill.data.datasets import Images, Part, Source, load_source
 from crossdistill.errors import UserError
 
 
@@ -37,11 +37,12 @@ def load_data(data: str, config: LoaderConfig) -> ImageData:
 
     A split of each role is taken where the data has it. With one evaluation split beside train
     (ImageNet's val), that one is the test split, and val is held out of train: a share
-    `val_fraction`, stratified by class, chosen by `split_seed`. Without any, the test split is held
-    out of train likewise. Raises UserError for data that cannot be read or is too small.
+    `val_fraction`, stratified by class, chosen by `split_seed`. Without any (or where its labels
+    are all -1), the test split is held out of train likewise. Raises UserError for data that cannot
+    be read or is too small.
     """
     source = load_source(data, config)
-    train, val, test = (source.splits.get(role) for role in ("train", "val", "test"))
+    train, val, test = (_labelled(source, role) for role in ("train", "val", "test"))
     assert train is not None
     if test is None and val is not None:
         test, val = val, None
@@ -52,7 +53,9 @@ def load_data(data: str, config: LoaderConfig) -> ImageData:
     if config.max_train is not None and config.max_train < len(train):
         chosen = np.random.default_rng(config.split_seed).permutation(len(train))[: config.max_train]
         train = Part(train, np.sort(chosen))
-    first = [train.read(i) for i in range(min(8, len(train)))]
+    # Spread over the split: a sorted folder begins with one class.
+    some = np.linspace(0, len(train) - 1, min(16, len(train))).round().astype(int).tolist()
+    first = [train.read(i) for i in some]
     channels = 1 if all(image.mode in ("L", "1", "I;16") for image in first) else 3
     return ImageData(
         name=source.name,
@@ -63,6 +66,22 @@ def load_data(data: str, config: LoaderConfig) -> ImageData:
         channels=config.in_chans or channels,
         size=(max(i.height for i in first), max(i.width for i in first)),
     )
+
+
+def _labelled(source: Source, role: str) -> Images | None:
+    images = source.splits.get(role)
+    if images is None:
+        return None
+    labels = np.asarray(images.labels)
+    if role != "train" and (labels == -1).all():
+        return None  # Hugging Face's mark of a split whose labels are not published
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(source.class_names)))
+    if len(wrong):
+        raise UserError(
+            f"image {wrong[0]} of the {role} split of {source.name!r} has the label {labels[wrong[0]]}; there are "
+            f"{len(source.class_names)} classes, from 0"
+        )
+    return images
 
 
 def _hold_out(images: Images, fraction: float, seed: int) -> tuple[Images, Images]:

@@ -23,10 +23,19 @@ def count_macs(backbone: Backbone) -> int:
 
     Matrix products, convolutions and attention count; element-wise work does not.
     """
-    outline = copy.deepcopy(backbone).to("meta").eval()
-    images = probe_images(outline, backbone.spec.in_chans, backbone.img_size)
+    # torch 2.11 counts only where no leaf asks for gradients.
+    copied = copy.deepcopy(backbone).eval().requires_grad_(False)
+    try:
+        return _count(copied.to("meta"))
+    except (NotImplementedError, RuntimeError):
+        # A model that computes with values, or holds tensors that do not move.
+        return _count(copy.deepcopy(backbone).eval().requires_grad_(False))
+
+
+def _count(backbone: Backbone) -> int:
+    images = probe_images(backbone, backbone.spec.in_chans, backbone.img_size)
     with FlopCounterMode(display=False) as counter:
-        outline(images)
+        backbone(images)
     return counter.get_total_flops() // (2 * len(images))
 
 

@@ -38,7 +38,7 @@ def save_samples(
     samples = []
     for k in shown:
         thumb = pictures[k].convert("RGB")
-        thumb = thumb.resize((_SIDE, round(_SIDE * thumb.height / thumb.width)), resample=0)
+        thumb = thumb.resize((_SIDE, max(1, round(_SIDE * thumb.height / thumb.width))), resample=0)
         buffer = io.BytesIO()
         thumb.save(buffer, "PNG")
         said = {

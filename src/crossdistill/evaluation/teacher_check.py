@@ -1,6 +1,8 @@
 """A look at the teacher before hundreds of epochs are spent on it."""
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -18,33 +20,36 @@ _NORMALISATIONS = {
 
 @torch.inference_mode()
 def teacher_accuracy(
-    teacher: Teacher, batches: list[tuple[Tensor, Tensor]], remap: tuple[Tensor, Tensor] | None = None
+    teacher: Teacher, batches: Iterable[Any], remap: tuple[Tensor, Tensor] | None = None
 ) -> tuple[float, Tensor, Tensor]:
-    """Give the share of right answers on (images normalised for the student, targets), with logits and targets.
+    """Give the share of right answers on (images normalised for the student, targets, ...), with logits and targets.
 
     `remap` is a scale and a shift that try another normalisation on what the teacher would see.
     """
     device = teacher.scale.device
     scores = []
-    for images, _ in batches:
+    targets = []
+    for images, labels, *_ in batches:
+        targets.append(labels)
         seen = teacher.prepare(images.to(device))
         if remap is not None:
             seen = seen * remap[0] + remap[1]
         scores.append(teacher.backbone(seen).logits.float().cpu())
-    logits, targets = torch.cat(scores), torch.cat([t for _, t in batches])
-    return float((logits.argmax(dim=1) == targets).float().mean()), logits, targets
+    logits, right = torch.cat(scores), torch.cat(targets)
+    return float((logits.argmax(dim=1) == right).float().mean()), logits, right
 
 
-def check_teacher(teacher: Teacher, batches: list[tuple[Tensor, Tensor]], *, insist: bool = False) -> float:
+def check_teacher(teacher: Teacher, batches: Iterable[Any], *, insist: bool = False) -> float:
     """Give the teacher's accuracy on a sample of held-out images; refuse one near chance.
 
-    `batches` hold images normalised for the student, as the teacher will get them in training.
+    `batches`, which can be gone through again, hold images normalised for the student, as the teacher
+    will get them in training.
     Raises UserError, with the likely cause, for an accuracy that always answering the commonest
     class could give, unless `insist`.
     """
     accuracy, logits, targets = teacher_accuracy(teacher, batches)
     chance = float(torch.bincount(targets).max()) / len(targets)
-    near = max(1.5 * chance, chance + 4 * math.sqrt(chance * (1 - chance) / len(targets)))
+    near = chance + 4 * math.sqrt(chance * (1 - chance) / len(targets))
     if accuracy > min(near, 0.99) or insist:
         return accuracy
     raise UserError(
@@ -54,11 +59,16 @@ def check_teacher(teacher: Teacher, batches: list[tuple[Tensor, Tensor]], *, ins
     )
 
 
-def _likely_cause(
-    teacher: Teacher, batches: list[tuple[Tensor, Tensor]], logits: Tensor, targets: Tensor, near: float
-) -> str:
+def _likely_cause(teacher: Teacher, batches: Iterable[Any], logits: Tensor, targets: Tensor, near: float) -> str:
+    accuracy = float((logits.argmax(dim=1) == targets).float().mean())
+    entropy = float(-(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()) / math.log(logits.shape[1])
+    if entropy > 0.95:
+        return (
+            "its predictions are almost uniform, so its head looks fresh; train it on this data first "
+            "(`crossdistill teacher`) or give its --teacher-checkpoint"
+        )
     renamed = _accuracy_after_renaming(logits, targets)
-    if renamed > max(3 * near, 0.3):
+    if renamed > max(near + 0.1, 0.3):
         return (
             f"its classes seem to stand in another order (after renaming them it would be {100 * renamed:.0f}% right)"
         )
@@ -69,14 +79,8 @@ def _likely_cause(
         scale, shift = renormalisation(spec.mean, spec.std, mean, std)
         device = teacher.scale.device
         other, _, _ = teacher_accuracy(teacher, batches, (scale.to(device), shift.to(device)))
-        if other > 1.5 * near:
+        if other > max(near, accuracy + 0.1):
             return f"its input normalisation is wrong; with {name} it gets {100 * other:.0f}% right"
-    entropy = float(-(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()) / math.log(logits.shape[1])
-    if entropy > 0.95:
-        return (
-            "its predictions are almost uniform, so its head looks fresh; train it on this data first "
-            "(`crossdistill teacher`) or give its --teacher-checkpoint"
-        )
     return "it seems to have been trained on other data, or not at all; fine-tune it first (`crossdistill teacher`)"
 
 

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 
 from crossdistill.backbones import Backbone
 from crossdistill.backbones.build import CONFIG_FILE, WEIGHTS_FILE
+from crossdistill.errors import UserError, first_line
 
 
 def save_student(backbone: Backbone, folder: Path, class_names: tuple[str, ...]) -> None:
@@ -15,10 +17,13 @@ def save_student(backbone: Backbone, folder: Path, class_names: tuple[str, ...])
 
     For a timm model `timm.create_model("local-dir:<folder>", pretrained=True)` loads it; any model
     loads with `crossdistill.load_backbone(folder)`. A student with a small stem needs `import
-    crossdistill` before timm knows its architecture.
+    crossdistill.backbones` before timm knows its architecture.
     """
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in backbone.model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    try:
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, among others
+        raise UserError(f"cannot write {str(folder / WEIGHTS_FILE)!r}: {first_line(error)}") from error
     spec, path = backbone.spec, folder / CONFIG_FILE
     about = {"label_names": list(class_names), "crossdistill": backbone.recipe}
     if ":" in spec.name:

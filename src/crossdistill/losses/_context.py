@@ -12,19 +12,21 @@ P = ParamSpec("P")
 
 
 def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Run a loss outside autocast, with half-precision inputs raised to float32.
+    """Run a loss outside autocast, with its floating-point inputs in one dtype of at least float32.
 
     Batch statistics and exponentials lose their meaning in 8 or 11 bits of mantissa.
     """
 
     @functools.wraps(loss)
     def run(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        raised = [
-            a.float() if isinstance(a, Tensor) and a.dtype in (torch.float16, torch.bfloat16) else a for a in args
-        ]
-        first = next(a for a in raised if isinstance(a, Tensor))
-        with torch.autocast(first.device.type, enabled=False):
-            return loss(*raised, **kwargs)  # type: ignore[arg-type]
+        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()]
+        dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+
+        def raised(value: object) -> object:
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return loss(*map(raised, args), **{k: raised(v) for k, v in kwargs.items()})  # type: ignore[arg-type]
 
     return run
 

@@ -32,28 +32,32 @@ def find_method(name: str) -> type[Method]:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"method {name!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"method {name!r} is not a subclass of crossdistill.methods.Method")
     return found
 
 
+def make_options(name: str, options: dict[str, Any]) -> Any:
+    """Make a method's options object. Raises UserError for an unknown option, or a value of another type or range."""
+    method = find_method(name)
+    known = {field.name: field for field in fields(method.Options)}
+    for option, value in options.items():
+        if option not in known:
+            if not known:
+                raise UserError(f"method {name!r} has no options, but {option!r} was given")
+            raise unknown(f"option of method {name!r}:", option, known)
+        kind = known[option].type
+        fits = type(value) in (int, float) if kind is float else kind not in (bool, int, str) or type(value) is kind
+        if not fits:
+            raise UserError(f"option {option!r} of method {name!r} is {value!r}; it must be of type {kind}")
+    return method.Options(**options)
+
+
 def create_method(name: str, student: BackboneSpec, teacher: BackboneSpec | None, options: dict[str, Any]) -> Method:
     """Build a method for a pair. Raises UserError for an unknown method or option, or a missing teacher."""
     method = find_method(name)
-    known = [field.name for field in fields(method.Options)]
-    for option in options:
-        if option not in known:
-            raise (
-                unknown(f"option of method {name!r}:", option, known)
-                if known
-                else UserError(f"method {name!r} has no options, but {option!r} was given")
-            )
     if method.uses_teacher and teacher is None:
         raise UserError(f"method {name!r} needs a teacher")
-    try:
-        chosen = method.Options(**options)
-    except TypeError as error:
-        raise UserError(f"options of method {name!r}: {error}") from error
-    return method(chosen, student, teacher)
+    return method(make_options(name, options), student, teacher)

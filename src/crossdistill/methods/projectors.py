@@ -19,7 +19,7 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
     def forward(self, input: Tensor) -> Tensor:
         if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(input)
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         count = global_sum(x.new_full((), len(x)))
         mean = global_sum(x.sum(dim=0)) / count
         variance = global_sum((x - mean).square().sum(dim=0)) / count
@@ -31,7 +31,7 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
-        return (x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
+        return ((x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias).to(input.dtype)
 
 
 def linear_map(in_dim: int, out_dim: int) -> nn.Linear:

@@ -3,6 +3,8 @@
 import logging
 from dataclasses import MISSING, fields
 from fnmatch import fnmatch
+from functools import partial
+from typing import Any
 
 import timm
 import torch
@@ -34,13 +36,13 @@ def print_models(
     for head, side in (("model", "left"), ("px", "right"), ("M params", "right"), ("MMACs", "right")):
         table.add_column(head, justify=side, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("embedding", justify="right")
-    table.add_column("stages: channels @ stride")
+    table.add_column("channels @ strides of the four stages")
     failures = []
     with console.status("reading models") as status:
         for place, name in enumerate(names):
             status.update(f"reading {name} ({place + 1} of {len(names)})")
             try:
-                backbone = outline(name, num_classes, img_size, small_images=small_images)
+                backbone = outline(name, num_classes, img_size, small_images)
                 table.add_row(*_row(backbone))
             except UserError as error:
                 failures.append(f"{name}: {error}")
@@ -51,15 +53,17 @@ def print_models(
         raise UserError(f"none of the {len(names)} models can be read")
 
 
-def outline(name: str, num_classes: int, img_size: int | None, *, small_images: bool = False) -> Backbone:
+def outline(
+    name: str, num_classes: int, img_size: int | None, small_images: bool = False, **model_args: Any
+) -> Backbone:
     """Build a model without memory for its weights, where it can be built so."""
+    build = partial(create_backbone, name, num_classes, img_size, small_images=small_images, **model_args)
     try:
         with torch.device("meta"):
-            return create_backbone(name, num_classes, img_size, small_images=small_images)
-    except UserError:
-        raise
-    except (RuntimeError, NotImplementedError):
-        return create_backbone(name, num_classes, img_size, small_images=small_images)
+            return build()
+    except (NotImplementedError, RuntimeError, UserError):
+        # Some constructors compute with values, which meta tensors have not.
+        return build()
 
 
 def _row(backbone: Backbone) -> list[str]:
@@ -67,7 +71,7 @@ def _row(backbone: Backbone) -> list[str]:
     if spec.stage_channels is None or spec.stage_strides is None:
         stages = f"cannot be read: {backbone.stage_problem}"
     else:
-        stages = "  ".join(f"{c} @ {s}" for c, s in zip(spec.stage_channels, spec.stage_strides, strict=True))
+        stages = " @ ".join(" ".join(map(str, numbers)) for numbers in (spec.stage_channels, spec.stage_strides))
     size = f"{count_parameters(backbone) / 1e6:.2f}"
     return [
         spec.name,

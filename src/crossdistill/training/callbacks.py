@@ -7,14 +7,16 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as L
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 LAST = "last.ckpt"
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop; `signum` says by which signal. A checkpoint has been saved."""
+    """The run was asked to stop; `signum` says by which signal."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
@@ -22,70 +24,145 @@ class Interrupted(BaseException):
 
 
 class StopOnSignal(L.Callback):
-    """On SIGINT or SIGTERM: finish the batch, save `last.ckpt`, raise `Interrupted`. A second signal stops at once."""
+    """On SIGINT or SIGTERM: finish the step, save `last.ckpt`, raise `Interrupted`. A second signal stops at once.
 
-    def __init__(self, checkpoints: Path) -> None:
+    Over several processes they agree on the step every `every` steps, so that all save together.
+    """
+
+    def __init__(self, checkpoints: Path, every: int) -> None:
         self.checkpoints = checkpoints
+        self.every = every
         self._asked: int | None = None
         self._before: dict[int, Any] = {}
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         if self._asked is not None:
-            raise KeyboardInterrupt
+            raise Interrupted(signum)
         self._asked = signum
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the two signals."""
+    def _agreed(self, trainer: L.Trainer) -> int | None:
+        if trainer.world_size == 1:
+            return self._asked
+        stop = trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False)
+        return (self._asked or signal.SIGTERM) if stop else None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the two signals; Lightning has taken its own by now."""
         self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+    def _give_back(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Stop between two batches; after the last one of an epoch, let it be validated first."""
-        if self._asked is not None and not trainer.is_last_batch:
-            trainer.save_checkpoint(self.checkpoints / LAST)
-            raise Interrupted(self._asked)
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop between two epochs; the checkpoint of the finished one is there."""
-        if self._asked is not None:
-            raise Interrupted(self._asked)
-
-
-class Speed(L.Callback):
-    """Log images per second over all devices, and the learning rate."""
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-        self._images = 0
-        self._since = 0.0
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the time of validation out."""
-        self._images, self._since = 0, time.perf_counter()
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._give_back()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log at the same steps as Lightning does."""
+        """Stop between two steps; after the last one of an epoch, let it be validated first."""
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        due = trainer.world_size == 1 or trainer.global_step % self.every == 0
+        if stepped and due and not trainer.is_last_batch and (signum := self._agreed(trainer)) is not None:
+            trainer.save_checkpoint(self.checkpoints / LAST)
+            raise Interrupted(signum)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop between two epochs; the checkpoint of the finished one is there."""
+        if (signum := self._agreed(trainer)) is not None:
+            raise Interrupted(signum)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop before the test where the wish came in the last epoch; give the signals back."""
+        self._give_back()
+        if (signum := self._agreed(trainer)) is not None:
+            raise Interrupted(signum)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's, which also knows its best score again after the run's folder was moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a stored state as one of this folder."""
+        here = str(self.dirpath)
+        moved = {
+            key: value.replace(state_dict["dirpath"], here) if isinstance(value, str) else value
+            for key, value in state_dict.items()
+        }
+        moved["best_k_models"] = {
+            path.replace(state_dict["dirpath"], here): score for path, score in state_dict["best_k_models"].items()
+        }
+        super().load_state_dict(moved)
+
+
+class StepLog(L.Callback):
+    """Log each loss term (the mean since the last row), the learning rate and images per second over all devices.
+
+    Sums stay on the device between two rows, so logging does not make it wait.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.latest: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._batches = self._images = 0
+        self._since = 0.0
+        self._spent = 0.0
+        self._start: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, over all attempts."""
+        return self._spent + (0.0 if self._start is None else time.perf_counter() - self._start)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the time already spent."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting after a resume."""
+        self._spent = state_dict["seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+        self._restart()
+
+    def _restart(self) -> None:
+        self._sums, self._batches, self._images, self._since = {}, 0, 0, time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the time of validation out."""
+        self._restart()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add one batch up; write a row where one is due."""
+        for name, value in outputs["terms"].items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._batches += 1
         self._images += len(batch[0]) * trainer.world_size
-        if trainer.global_step % self.every == 0 or trainer.is_last_batch:
-            now = time.perf_counter()
-            rate = self._images / max(now - self._since, 1e-9)
-            lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
-            pl_module.log_dict({"train/images_per_second": rate, "train/lr": lr})
-            self._images, self._since = 0, now
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not (trainer.is_last_batch or (stepped and trainer.global_step % self.every == 0)):
+            return
+        row = {f"train/{name}": float(value) / self._batches for name, value in self._sums.items()}
+        row["train/images_per_second"] = self._images / max(time.perf_counter() - self._since, 1e-9)
+        row["train/lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=max(trainer.global_step - 1, 0))
+        self.latest = row
+        self._restart()
 
 
 class RunProgress(L.Callback):
     """One bar for the whole run with the time that remains; one line per epoch where there is no terminal."""
 
-    def __init__(self, console: Console, title: str) -> None:
+    def __init__(self, console: Console, title: str, steps: StepLog) -> None:
         self.console = console
+        self.steps = steps
         self.title = title
         self._bar: Progress | None = None
         self._task: Any = None
@@ -122,7 +199,7 @@ class RunProgress(L.Callback):
         if not trainer.is_global_zero:
             return
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
-        seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        seen = {**self.steps.latest, **{name: float(value) for name, value in trainer.callback_metrics.items()}}
         state = f"{self.title}  epoch {epoch}/{epochs}"
         if "train/loss" in seen:
             state += f"  loss {seen['train/loss']:.3f}"
@@ -135,8 +212,15 @@ class RunProgress(L.Callback):
             left = spent / (epoch - self._first_epoch) * (epochs - epoch)
             self.console.print(f"{state}  {spent:.0f} s, {left:.0f} s left", highlight=False)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Close the bar."""
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that the terminal is left in order."""
+        self._close()

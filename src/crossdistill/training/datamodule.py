@@ -1,5 +1,6 @@
 """The data set as Lightning asks for it: each process its share, a resumed epoch its rest."""
 
+import math
 from typing import Any
 
 import lightning.pytorch as L
@@ -9,6 +10,7 @@ from crossdistill.config import RunConfig
 from crossdistill.data import ImageData
 from crossdistill.data.loaders import ViewSampler, make_loader
 from crossdistill.data.transforms import eval_transform, train_transform
+from crossdistill.errors import UserError, first_line
 from crossdistill.types import BackboneSpec
 
 
@@ -19,8 +21,18 @@ class DataModule(L.LightningDataModule):
         super().__init__()
         self.data = data
         self.config = config
-        self.train_transform = train_transform(config.augment, student, img_size)
+        try:
+            self.train_transform = train_transform(config.augment, student, img_size)
+        except (AssertionError, ValueError) as error:
+            raise UserError(
+                f"augment: timm does not take {config.augment.auto_augment!r} ({first_line(error)})"
+            ) from error
         self.eval_transform = eval_transform(config.augment, student, img_size)
+
+    def batches_per_epoch(self, world: int) -> int:
+        """Count the training batches of one process."""
+        size = self.config.loader.batch_size
+        return math.ceil(len(ViewSampler(len(self.data.train), size, self.config.seed, 0, world)) / size)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Give seeded views; after a resume, first those that the interrupted epoch has not seen."""
@@ -48,6 +60,7 @@ class DataModule(L.LightningDataModule):
             self.data.val,
             self.eval_transform,
             self.config.loader.batch_size,
+            workers=self.config.loader.workers,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
         )

@@ -1,5 +1,6 @@
 """The distiller as a LightningModule."""
 
+import math
 import random
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
+from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -20,7 +22,7 @@ from crossdistill.config import RunConfig
 from crossdistill.data.loaders import mix_seed
 from crossdistill.distiller import Distiller
 
-SCHEDULES = ("cosine", "tanh", "poly", "wsd", "constant", "none")
+SCHEDULES = ("cosine", "tanh", "wsd", "constant", "none")
 
 
 class DistillModule(L.LightningModule):
@@ -28,6 +30,9 @@ class DistillModule(L.LightningModule):
 
     def __init__(self, distiller: Distiller, config: RunConfig) -> None:
         super().__init__()
+        if config.engine.sync_batchnorm:
+            # Not Lightning's flag: torch's converter drops the activation inside timm's norm layers.
+            distiller.student.model = convert_sync_batchnorm(distiller.student.model)
         self.distiller = distiller
         self.config = config
         num_classes = distiller.student.spec.num_classes
@@ -38,6 +43,9 @@ class DistillModule(L.LightningModule):
             else None
         )
         self.ema = ModelEmaV3(distiller.student, decay=optim.ema, use_warmup=True) if optim.ema is not None else None
+        if self.ema is not None:
+            # DDP waits for the gradient of everything that asks for one.
+            self.ema.requires_grad_(False)
         self.top1 = MulticlassAccuracy(num_classes, average="micro")
         self.val_loss = MeanMetric()
 
@@ -59,21 +67,21 @@ class DistillModule(L.LightningModule):
         np.random.seed(seed)
         random.seed(seed)
 
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Run one batch."""
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
+        """Run one batch; gives the loss, and the terms for the log."""
         images, targets, _ = batch
         images = self._layout(images)
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
         step = self.distiller(images, targets)
-        self.log_dict({f"train/{name}": value.detach() for name, value in {"loss": step.loss, **step.terms}.items()})
-        loss: Tensor = step.loss
-        return loss
+        terms = {"loss": step.loss, **step.terms}
+        return {"loss": step.loss, "terms": {name: value.detach() for name, value in terms.items()}}
 
-    def on_before_zero_grad(self, optimizer: Any) -> None:
-        """Let the average follow each optimiser step."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and let the average follow."""
+        super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
-            self.ema.update(self.distiller.student, step=self.global_step)
+            self.ema.update(self.distiller.student, step=self.global_step + 1)
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         """Look at one batch of the held-out split."""
@@ -108,9 +116,14 @@ class DistillModule(L.LightningModule):
             warmup_lr=config.warmup_lr,
             min_lr=config.min_lr,
             step_on_epochs=False,
-            updates_per_epoch=max(1, round(self.trainer.estimated_stepping_batches / epochs)),
+            updates_per_epoch=self._updates_per_epoch(),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _updates_per_epoch(self) -> int:
+        # Not trainer.estimated_stepping_batches: that makes the loader, before a resumed run knows where it stands.
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return math.ceil(datamodule.batches_per_epoch(self.trainer.world_size) / self.config.engine.accumulate)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Move timm's schedule."""

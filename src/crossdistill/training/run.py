@@ -1,7 +1,6 @@
 """One run from config to finished folder."""
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from crossdistill.backbones import Backbone, create_backbone
-from crossdistill.backbones.checkpoint import load_weights
-from crossdistill.config import RunConfig
+from crossdistill.backbones.checkpoint import load_weights, read_weights
+from crossdistill.config import RunConfig, override
 from crossdistill.data import ImageData, load_data
+from crossdistill.data.datasets import Part
 from crossdistill.data.loaders import make_loader
 from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError
@@ -22,6 +22,7 @@ from crossdistill.evaluation.cost import count_macs, count_parameters, images_pe
 from crossdistill.evaluation.samples import save_samples
 from crossdistill.evaluation.teacher_check import check_teacher
 from crossdistill.export.timm_folder import save_student
+from crossdistill.files import write_whole
 from crossdistill.report.page import write_run_page
 from crossdistill.training.callbacks import LAST
 from crossdistill.training.datamodule import DataModule
@@ -75,22 +76,9 @@ def teacher_config(config: RunConfig) -> RunConfig:
         options={},
         teacher_training={},
         model=model,
+        optim=replace(config.optim, task_weight=1.0),
     )
-    return _override(plain, config.teacher_training)
-
-
-def _override(config: Any, changes: dict[str, Any]) -> Any:
-    nested: dict[str, Any] = {}
-    for key, value in changes.items():
-        head, _, rest = key.partition(".")
-        if not hasattr(config, head):
-            raise UserError(f"teacher_training names {head!r}, which is no setting")
-        if rest or isinstance(value, dict):
-            inner = {rest: value} if rest else value
-            nested[head] = _override(nested.get(head, getattr(config, head)), inner)
-        else:
-            nested[head] = value
-    return replace(config, **nested)
+    return override(plain, config.teacher_training, "teacher_training")
 
 
 def fit(config: RunConfig, *, resume: bool = False, console: Console | None = None) -> Path:
@@ -105,6 +93,11 @@ def fit(config: RunConfig, *, resume: bool = False, console: Console | None = No
         torch.set_num_threads(config.engine.threads)
     out = Path(config.out) if config.out else default_out(config)
     claim_folder(config, out, resume=resume)
+    trainer, log = make_trainer(config, out, console, f"{config.method} s{config.seed}")
+    last = out / "checkpoints" / LAST
+    going_on = resume and last.exists()
+    if going_on:
+        read_weights(last)
     data = load_data(config.data, config.loader)
     torch.manual_seed(config.seed)
     pair = build_pair(config, data)
@@ -128,25 +121,25 @@ def fit(config: RunConfig, *, resume: bool = False, console: Console | None = No
         highlight=False,
         soft_wrap=True,
     )
+    if min(len(data.val), len(data.test)) < trainer.world_size:
+        raise UserError(f"{len(data.val)} held-out images are fewer than the {trainer.world_size} processes")
+    if (config.augment.mixup or config.augment.cutmix) and min(len(data.train), config.loader.batch_size) % 2:
+        raise UserError(f"mixup and CutMix pair the images of a batch; the one batch of {len(data.train)} is odd")
     module = DistillModule(distiller, config)
     datamodule = DataModule(data, config, student.spec, student.img_size)
-    trainer = make_trainer(config, out, console, f"{config.method} s{config.seed}")
     device = trainer.strategy.root_device
     if distiller.teacher is not None and trainer.is_global_zero:
         accuracy = _look_at_teacher(config, distiller, data, datamodule, device)
         say(f"teacher {distiller.teacher.spec.name}: {100 * accuracy:.1f}% on held-out images", highlight=False)
     write_config(config, out)
     _place(distiller, config)
-    last = out / "checkpoints" / LAST
-    start = time.perf_counter()
-    trainer.fit(module, datamodule, ckpt_path=last if resume and last.exists() else None, weights_only=True)
-    seconds = time.perf_counter() - start
+    trainer.fit(module, datamodule, ckpt_path=last if going_on else None, weights_only=True)
     if trainer.is_global_zero:
         best = out / "checkpoints" / "best.ckpt"
         kept = create_backbone(**student.recipe.get("model_args", {}), **_without_args(student.recipe))
         load_weights(kept.model, best)
         training = {
-            "seconds": seconds,
+            "seconds": log.seconds,
             "epochs": config.epochs,
             "training_only_parameters": trained - count_parameters(student),
             "global_batch": config.loader.batch_size * trainer.world_size * config.engine.accumulate,
@@ -176,11 +169,10 @@ def _look_at_teacher(
     assert teacher is not None
     wanted = min(len(data.val), max(_TEACHER_SAMPLE, 5 * data.num_classes))
     chosen = torch.linspace(0, len(data.val) - 1, wanted).round().long().tolist()
-    pictures = torch.stack([datamodule.eval_transform(data.val.read(i)) for i in chosen])
-    targets = torch.tensor([data.val.labels[i] for i in chosen])
-    batches = list(zip(pictures.split(64), targets.split(64), strict=True))
+    workers = config.loader.workers
+    loader = make_loader(Part(data.val, chosen), datamodule.eval_transform, config.loader.batch_size, workers=workers)
     teacher.to(device)
-    return check_teacher(teacher, batches, insist=config.trust_teacher)
+    return check_teacher(teacher, loader, insist=config.trust_teacher)
 
 
 def _finish(
@@ -192,7 +184,8 @@ def _finish(
     datamodule: DataModule,
     training: dict[str, Any],
 ) -> None:
-    """Look at the test split once, export the student, write the metrics and the page."""
+    """Export the student, look at the test split once, write the metrics and the page."""
+    save_student(student, out, data.class_names)
     device = next(student.parameters()).device
     teacher = distiller.teacher
     loader = make_loader(data.test, datamodule.eval_transform, config.loader.batch_size, workers=config.loader.workers)
@@ -209,10 +202,9 @@ def _finish(
             **_describe(teacher.backbone),
             "test": evaluate(teacher, loader, data.num_classes, device),
         }
-    save_student(student, out, data.class_names)
     save_samples(out, student, teacher, data, datamodule.eval_transform)
     # Written last but for the page: a folder with metrics is a finished run.
-    (out / METRICS_NAME).write_text(json.dumps(metrics, indent=2))
+    write_whole(out / METRICS_NAME, json.dumps(metrics, indent=2))
     write_run_page(out)
 
 

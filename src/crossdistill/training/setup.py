@@ -21,7 +21,8 @@ from crossdistill.config import RunConfig, to_dict
 from crossdistill.data import ImageData
 from crossdistill.data.transforms import SMALL_IMAGE
 from crossdistill.errors import UserError, unknown
-from crossdistill.methods import find_method
+from crossdistill.files import write_whole
+from crossdistill.methods import find_method, make_options
 from crossdistill.training.module import SCHEDULES
 
 CONFIG_NAME = "config.yaml"
@@ -41,8 +42,8 @@ class Pair:
 def check_names(config: RunConfig) -> None:
     """Refuse names that nothing answers to, before any data is read. Raises UserError."""
     method = find_method(config.method)
-    for named in config.options:
-        find_method(named)
+    for named, options in config.options.items():
+        make_options(named, options)
     if method.uses_teacher and config.teacher is None and config.teacher_checkpoint is None:
         raise UserError(f"method {config.method!r} needs a teacher: --teacher NAME, or --teacher-checkpoint RUN")
     if config.optim.name not in list_optimizers():
@@ -85,10 +86,13 @@ def build_pair(config: RunConfig, data: ImageData) -> Pair:
         return Pair(student, None)
     checkpoint = config.teacher_checkpoint
     if checkpoint is not None and Path(checkpoint).is_dir():
+        for name in ("teacher_img_size", "teacher_args", "teacher_stages"):
+            if getattr(model, name):
+                raise UserError(f"model.{name} is given, but the run {checkpoint!r} brings its own; leave it out")
         teacher = load_backbone(checkpoint)
         if config.teacher not in (None, teacher.spec.name):
             raise UserError(f"{checkpoint!r} holds a {teacher.spec.name!r}, but --teacher says {config.teacher!r}")
-        _check_class_order(checkpoint, data)
+        check_class_order(checkpoint, data)
     else:
         assert config.teacher is not None
         teacher = create_backbone(
@@ -109,12 +113,13 @@ def build_pair(config: RunConfig, data: ImageData) -> Pair:
     return Pair(student, teacher)
 
 
-def _check_class_order(run: str, data: ImageData) -> None:
+def check_class_order(run: str, data: ImageData) -> None:
+    """Refuse a run that knows the data's classes in another order. Raises UserError."""
     names = json.loads((Path(run) / CONFIG_FILE).read_text()).get("label_names")
     if names and sorted(names) == sorted(data.class_names) and tuple(names) != data.class_names:
         wrong = next(i for i, (a, b) in enumerate(zip(names, data.class_names, strict=True)) if a != b)
         raise UserError(
-            f"the teacher in {run!r} knows the classes of {data.name!r} in another order: its class {wrong} is "
+            f"the model in {run!r} knows the classes of {data.name!r} in another order: its class {wrong} is "
             f"{names[wrong]!r}, the data's is {data.class_names[wrong]!r}"
         )
 
@@ -142,8 +147,8 @@ def claim_folder(config: RunConfig, out: Path, *, resume: bool) -> None:
 def write_config(config: RunConfig, out: Path) -> None:
     """Write what the run can be started from again, and what it is made with."""
     settings = yaml.safe_dump(to_dict(replace(config, out=str(out))), sort_keys=False)
-    (out / CONFIG_NAME).write_text(settings)
-    (out / "environment.json").write_text(json.dumps(environment(), indent=2))
+    write_whole(out / "environment.json", json.dumps(environment(), indent=2))
+    write_whole(out / CONFIG_NAME, settings)
 
 
 def check_unchanged(config: RunConfig, out: Path) -> None:
@@ -151,8 +156,9 @@ def check_unchanged(config: RunConfig, out: Path) -> None:
     before = yaml.safe_load((out / CONFIG_NAME).read_text())
     now = yaml.safe_load(yaml.safe_dump(to_dict(config)))
     for settings in (before, now):
-        for free in ("engine", "out"):
-            settings.pop(free)
+        settings.pop("out")
+        for free in ("accelerator", "compile", "channels_last", "threads", "log_every"):
+            settings["engine"].pop(free)
         settings["loader"].pop("workers")
     changed = [key for key in now if now[key] != before.get(key)]
     if changed:
@@ -163,6 +169,7 @@ def check_unchanged(config: RunConfig, out: Path) -> None:
         )
 
 
+@rank_zero_only
 def check_space(out: Path, trained: int) -> None:
     """Refuse a folder that cannot take the run's checkpoints of `trained` parameters. Raises UserError."""
     # Weights, two optimiser moments and an average, in the best, the last and the one being written.
