@@ -1,0 +1,93 @@
+import random
+
+import numpy as np
+import torch
+
+from crossdistill import create_backbone
+from crossdistill.config import AugmentConfig, LoaderConfig
+from crossdistill.data import load_data
+from crossdistill.data.loaders import ViewSampler, make_loader
+from crossdistill.data.transforms import eval_transform, train_transform
+
+SPEC = create_backbone("test_resnet", 10, 32, in_chans=1).spec
+STRONG = AugmentConfig(auto_augment="rand-m9-mstd0.5", erasing=0.5, hflip=0.5)
+
+
+def views(workers, epoch=0, start=0, count=6, augment=STRONG, size=32):
+    data = load_data("digits", LoaderConfig(max_train=count * 4))
+    loader = make_loader(data.train, train_transform(augment, SPEC, size), 4, seed=3, workers=workers)
+    loader.sampler.set_epoch(epoch)
+    loader.sampler.start_batch = start
+    return [(images.clone(), labels.tolist(), indices.tolist()) for images, labels, indices in loader]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(torch.equal(x[0], y[0]) and x[1:] == y[1:] for x, y in zip(a, b, strict=True))
+
+
+def test_views_do_not_depend_on_workers_or_on_other_draws():
+    alone = views(0)
+    random.seed(99)
+    np.random.seed(99)
+    torch.manual_seed(99)
+    assert same(alone, views(2))
+    assert same(alone, views(0))
+
+
+def test_epochs_are_other_orders_and_other_views():
+    first, second = views(0, epoch=0), views(0, epoch=1)
+    order = [i for batch in first for i in batch[2]]
+    assert sorted(order) == sorted(i for batch in second for i in batch[2])
+    assert order != [i for batch in second for i in batch[2]]
+    by_index = [{i: image for b in epoch for image, i in zip(b[0], b[2], strict=True)} for epoch in (first, second)]
+    assert not any(torch.equal(by_index[0][i], by_index[1][i]) for i in by_index[0])
+
+
+def test_a_resumed_epoch_goes_on_where_it_stopped():
+    assert same(views(0, epoch=2)[4:], views(2, epoch=2, start=4))
+
+
+def test_the_global_generators_are_left_alone():
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    expected = random.random(), np.random.rand(), torch.rand(1).item()
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    data = load_data("digits", LoaderConfig(max_train=8))
+    make_loader(data.train, train_transform(STRONG, SPEC, 32), 4, seed=0).dataset[(0, 0)]
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+
+
+def test_two_processes_share_an_epoch():
+    for size in (103, 64, 5):
+        whole = [list(ViewSampler(size, 4, seed=1, rank=rank, world=2)) for rank in range(2)]
+        assert len(whole[0]) == len(whole[1]) == len(ViewSampler(size, 4, seed=1, rank=0, world=2))
+        seen = [key for share in whole for key in share]
+        assert len(seen) == len(set(seen))
+        assert len(seen) == (size // 8 * 8 if size >= 8 else size // 2 * 2)
+        # The joined batch of two processes is the batch that one process would have.
+        alone = list(ViewSampler(size, 8, seed=1))
+        assert size < 8 or set(alone[:8]) == set(whole[0][:4] + whole[1][:4])
+
+
+def test_evaluation_sees_every_image_once():
+    shares = [list(ViewSampler(11, 4, rank=rank, world=2)) for rank in range(2)]
+    assert sorted(index for share in shares for index, _ in share) == list(range(11))
+
+
+def test_images_come_out_normalised_and_sized():
+    data = load_data("digits", LoaderConfig())
+    image = data.train.read(0)
+    for transform in (
+        train_transform(AugmentConfig(crop="none", hflip=0), SPEC, 32),
+        eval_transform(AugmentConfig(), SPEC, 32),
+    ):
+        tensor = transform(image)
+        assert tensor.shape == (1, 32, 32)
+        assert tensor.min() >= -1.001
+        assert tensor.max() <= 1.001
+    assert train_transform(AugmentConfig(crop="resized"), SPEC, 96)(image).shape == (1, 96, 96)
+    three = create_backbone("test_resnet", 10, 32).spec
+    assert eval_transform(AugmentConfig(), three, 224)(image).shape == (3, 224, 224)

@@ -1,0 +1,23 @@
+"""A method from outside the package, as a user would write it."""
+
+from dataclasses import dataclass
+
+from crossdistill.methods import Method
+
+
+@dataclass(frozen=True)
+class AgreementOptions:
+    weight: float = 1.0
+
+
+class Agreement(Method):
+    Options = AgreementOptions
+    idea = "Equal logits."
+    paper = "-"
+
+    def __init__(self, options, student, teacher):
+        super().__init__(options, student, teacher)
+        self.weights = {"agreement": options.weight}
+
+    def forward(self, student, teacher, targets):
+        return {"agreement": (student.logits - teacher.logits).square().mean()}

@@ -1,0 +1,54 @@
+import json
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from crossdistill import load_backbone
+from crossdistill.config import EngineConfig, LoaderConfig, ModelConfig, OptimConfig
+from crossdistill.report.records import read_run
+from crossdistill.training.callbacks import Interrupted
+from crossdistill.training.run import fit
+
+
+@pytest.fixture
+def config(quick):
+    # Dropout and stochastic depth: a resumed run must draw the same.
+    model = ModelConfig(stem="native", student_args={"patch_size": 8, "drop_path_rate": 0.2, "drop_rate": 0.1})
+    return replace(quick, method="tests.training.stopping:Stopping", epochs=3, model=model)
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "workers", "accumulate"), [(2, 0, 1), (7, 1, 1), (5, 0, 1), (10, 1, 1), (8, 0, 2), (15, 0, 1)]
+)
+def test_an_interrupted_run_ends_as_if_nothing_had_happened(
+    config, silent, tmp_path, monkeypatch, stop_at, workers, accumulate
+):
+    config = replace(
+        config,
+        loader=LoaderConfig(batch_size=64, max_train=320, workers=workers),
+        engine=EngineConfig(accelerator="cpu", threads=1, log_every=2, accumulate=accumulate),
+        optim=OptimConfig(lr=2e-3, warmup_epochs=1, ema=0.9),
+    )
+    whole = fit(replace(config, out=str(tmp_path / "whole")), console=silent)
+    cut = replace(config, out=str(tmp_path / "cut"))
+    monkeypatch.setenv("STOP_AT", str(stop_at))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as stopped:
+        fit(cut, console=silent)
+    assert stopped.value.signum == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+    monkeypatch.delenv("STOP_AT")
+    fit(cut, resume=True, console=silent)
+    last = [torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "cut")]
+    assert last[0]["global_step"] == last[1]["global_step"]
+    for name, value in last[0]["state_dict"].items():
+        assert torch.equal(value, last[1]["state_dict"][name]), name
+    kept = [load_backbone(tmp_path / name).model.state_dict() for name in ("whole", "cut")]
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+    runs = [read_run(whole), read_run(tmp_path / "cut")]
+    assert runs[0].curves["val/top1"] == runs[1].curves["val/top1"]
+    assert runs[0].metrics["student"]["test"] == runs[1].metrics["student"]["test"]
+    assert json.loads((tmp_path / "cut" / "metrics.json").read_text())["training"]["seconds"] > 0

@@ -1,0 +1,189 @@
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+import yaml
+
+from crossdistill import UserError, load_backbone
+from crossdistill.config import AugmentConfig, EngineConfig, LoaderConfig, ModelConfig, OptimConfig, RunConfig
+from crossdistill.data import load_data
+from crossdistill.data.loaders import make_loader
+from crossdistill.data.transforms import eval_transform
+from crossdistill.report.records import read_run
+from crossdistill.training.run import fit
+
+
+@pytest.fixture(scope="module")
+def rsd_run(quick, silent, teacher_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("rsd") / "run"
+    config = replace(
+        quick,
+        method="rsd",
+        epochs=8,
+        teacher_checkpoint=str(teacher_run),
+        loader=LoaderConfig(batch_size=64),
+        out=str(out),
+    )
+    return fit(config, console=silent)
+
+
+def test_the_teacher_learned(teacher_run):
+    assert read_run(teacher_run).top1 > 85
+
+
+def test_a_finished_folder_is_whole(rsd_run):
+    expected = {"config.yaml", "environment.json", "metrics.json", "samples.json", "report.html", "config.json"}
+    assert expected | {"student.safetensors", "logs", "checkpoints"} <= {path.name for path in rsd_run.iterdir()}
+    assert {path.name for path in (rsd_run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert list((rsd_run / "logs" / "tb").glob("events*"))
+    metrics = json.loads((rsd_run / "metrics.json").read_text())
+    assert metrics["student"]["test"]["images"] == 540
+    assert metrics["student"]["test"]["top1"] > 30
+    assert metrics["teacher"]["test"]["top1"] > 85
+    assert metrics["training"]["training_only_parameters"] == 64 * 128 + 2 * 128 + 128 * 96
+    run = read_run(rsd_run)
+    assert {"train/task", "train/rsd", "train/loss", "train/lr", "train/images_per_second", "val/top1"} <= set(
+        run.curves
+    )
+    assert len(run.curves["val/top1"]) == 8
+    assert run.curves["train/rsd"][-1][1] < run.curves["train/rsd"][0][1]
+
+
+def test_timm_opens_the_student_and_it_scores_what_was_reported(rsd_run):
+    student = timm.create_model(f"local-dir:{rsd_run}", pretrained=True).eval()
+    assert student.num_classes == 10
+    ours = load_backbone(rsd_run).eval()
+    data = load_data("digits", LoaderConfig())
+    right = 0
+    with torch.no_grad():
+        for images, targets, _ in make_loader(data.test, eval_transform(AugmentConfig(), ours.spec, 32), 128):
+            logits = student(images)
+            torch.testing.assert_close(logits, ours(images).logits)
+            right += int((logits.argmax(dim=1) == targets).sum())
+    assert 100 * right / len(data.test) == pytest.approx(read_run(rsd_run).top1, abs=1e-3)
+    assert json.loads((rsd_run / "config.json").read_text())["label_names"] == [str(d) for d in range(10)]
+
+
+def test_the_page_stands_alone(rsd_run):
+    page = (rsd_run / "report.html").read_text()
+    assert page.count("<svg") == 1
+    assert page.count("data:image/png;base64") == 12
+    fetched = re.findall(r"(?:src|href)=[\"'](?!data:|#)([^\"']+)", page)
+    assert not fetched
+    assert "Training-only parameters" in page
+
+
+def test_checkpoints_hold_what_trains_and_no_teacher(rsd_run):
+    stored = torch.load(rsd_run / "checkpoints" / "last.ckpt", weights_only=True)
+    names = set(stored["state_dict"])
+    assert any(name.startswith("distiller.student.") for name in names)
+    assert any(name.startswith("distiller.method.decoupler.") for name in names)
+    assert all(name.startswith(("distiller.student.", "distiller.method.")) for name in names)
+    trained = sum(len(group["params"]) for group in stored["optimizer_states"][0]["param_groups"])
+    assert trained == sum("running" not in name and "num_batches" not in name for name in names)
+
+
+def test_a_run_can_be_started_again_from_its_config(rsd_run):
+    stored = yaml.safe_load((rsd_run / "config.yaml").read_text())
+    assert stored["epochs"] == 8
+    assert stored["options"] == {}
+    assert set(stored) == set(RunConfig.__dataclass_fields__)
+
+
+def weights(run):
+    return load_backbone(run).model.state_dict()
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))
+
+
+def test_same_seed_same_student_other_seed_another(quick, silent, tmp_path):
+    runs = [
+        fit(replace(quick, method="none", epochs=1, seed=seed, out=str(tmp_path / name)), console=silent)
+        for seed, name in ((0, "a"), (0, "b"), (1, "c"))
+    ]
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"augment": AugmentConfig(mixup=0.2, cutmix=1.0, auto_augment="rand-m5", erasing=0.2)},
+        {"optim": OptimConfig(ema=0.9, clip_grad=1.0, label_smoothing=0.1, schedule="tanh")},
+        {"optim": OptimConfig(name="sgd", lr=0.1, schedule="none")},
+        {"engine": EngineConfig(accelerator="cpu", precision="bf16", channels_last=True, accumulate=2, threads=1)},
+        {"loader": LoaderConfig(batch_size=512, max_train=100)},
+    ],
+    ids=["mixing", "ema", "sgd", "bf16", "batch over set"],
+)
+def test_settings_run(quick, silent, teacher_run, tmp_path, change):
+    config = replace(quick, method="rsd", teacher_checkpoint=str(teacher_run), out=str(tmp_path / "run"), **change)
+    run = read_run(fit(config, console=silent))
+    assert all(value == value for _, value in run.curves["train/loss"])
+    if "ema" in str(change.get("optim", "")) and config.optim.ema:
+        stored = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+        kept = weights(tmp_path / "run")
+        for name, value in kept.items():
+            assert torch.equal(value, stored[f"ema.module.model.{name}"])
+
+
+def test_a_student_with_a_small_stem_opens_in_timm(quick, silent, tmp_path):
+    config = replace(
+        quick,
+        student="test_efficientnet",
+        method="none",
+        epochs=1,
+        model=ModelConfig(stem="small"),
+        out=str(tmp_path / "run"),
+    )
+    config = replace(config, loader=LoaderConfig(batch_size=32, max_train=64))
+    out = fit(config, console=silent)
+    student = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    ours = load_backbone(out).eval()
+    images = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(student(images), ours(images).logits)
+    assert student.conv_stem.stride == (1, 1)
+
+
+def refused(match, config, silent, **kwargs):
+    with pytest.raises(UserError, match=match):
+        fit(config, console=silent, **kwargs)
+
+
+def test_wrong_teachers_are_refused_before_training(quick, silent, teacher_run, tmp_path):
+    out = {"out": str(tmp_path / "run")}
+    fresh = replace(quick, method="kd", teacher="test_resnet", **out)
+    refused("near chance .*fine-tune it|near chance .*head looks fresh", fresh, silent)
+    refused(
+        "holds a 'test_resnet', but --teacher says 'test_vit'",
+        replace(quick, teacher="test_vit", method="kd", teacher_checkpoint=str(teacher_run), **out),
+        silent,
+    )
+    refused("needs a teacher", replace(quick, method="kd", **out), silent)
+    # Nothing that was refused has left a run behind.
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    fit(replace(fresh, trust_teacher=True, epochs=1), console=silent)
+
+
+def test_a_folder_that_is_taken_is_not_written(quick, silent, rsd_run):
+    before = (rsd_run / "metrics.json").read_text()
+    refused("already holds a run: go on with --resume", replace(quick, method="none", out=str(rsd_run)), silent)
+    refused(
+        "is now 'none' and was 'rsd'",
+        replace(quick, method="none", out=str(rsd_run), epochs=8, loader=LoaderConfig(batch_size=64)),
+        silent,
+        resume=True,
+    )
+    assert (rsd_run / "metrics.json").read_text() == before
+
+
+def test_folders_that_cannot_be_written(quick, silent, tmp_path):
+    (tmp_path / "file").write_text("x")
+    refused("cannot write to", replace(quick, method="none", out=str(tmp_path / "file" / "run")), silent)
+    refused("holds no run to resume", replace(quick, method="none", out=str(tmp_path / "new")), silent, resume=True)
