@@ -1,4 +1,4 @@
-"""Distil in your own loop: no Lightning, no command line. Run it as it is: python examples/plain_pytorch.py"""
+"""Distil in your own loop, without Lightning and without the command line."""
 
 import torch
 from sklearn.datasets import load_digits

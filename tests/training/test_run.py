@@ -73,7 +73,7 @@ def test_the_page_stands_alone(rsd_run):
     assert page.count("data:image/png;base64") == 12
     fetched = re.findall(r"(?:src|href)=[\"'](?!data:|#)([^\"']+)", page)
     assert not fetched
-    assert "Training-only parameters" in page
+    assert "training-only parameters, thrown away: 20,736" in page
 
 
 def test_checkpoints_hold_what_trains_and_no_teacher(rsd_run):

@@ -37,10 +37,12 @@ def write_run_page(folder: Path) -> Path:
         folder / PAGE_NAME,
         title=f"{student['name']}{taught}",
         lead=f"{run.metrics['data']}, seed {run.metrics['seed']}, {run.config['epochs']} epochs, "
-        f"{run.metrics['training']['seconds']:.0f} s of training.",
+        f"{run.metrics['training']['seconds']:.0f} s of training; training-only parameters, thrown away: "
+        f"{run.metrics['training']['training_only_parameters']:,}.",
         tables=[accuracy_table([("student", student)] + ([("teacher", teacher)] if teacher else [])), cost_table(run)],
         figures=[{"title": "Training", "svg": run_curves(run)}],
         samples=run.samples,
+        sampled="",
         run=run,
     )
 
@@ -48,7 +50,8 @@ def write_run_page(folder: Path) -> Path:
 def write_comparison_page(folder: Path, groups: dict[str, list[RunRecord]]) -> Path:
     """Write the page that compares methods, each with its runs over the seeds, into `folder`."""
     runs = [run for group in groups.values() for run in group]
-    taught = next((run for run in runs if "teacher" in run.metrics), None)
+    # What is shown of single runs is that of the last method's first seed.
+    taught = next((group[0] for group in reversed(groups.values()) if "teacher" in group[0].metrics), None)
     shown = taught or runs[0]
     student = shown.metrics["student"]["name"]
     teacher = shown.metrics["teacher"]["name"] if taught else None
@@ -64,6 +67,7 @@ def write_comparison_page(folder: Path, groups: dict[str, list[RunRecord]]) -> P
             }
         ],
         samples=shown.samples,
+        sampled=f" by {shown.metrics['method']}, seed {shown.metrics['seed']}",
         run=shown,
     )
 
@@ -75,16 +79,18 @@ def comparison_table(groups: dict[str, list[RunRecord]]) -> TextTable:
     taught = next((run for run in runs if "teacher" in run.metrics), None)
     if taught is not None:
         test = taught.metrics["teacher"]["test"]
-        rows.append([f"teacher ({taught.metrics['teacher']['name']})", f"{test['top1']:.2f}", "", "", "1"])
+        rows.append([f"teacher ({taught.metrics['teacher']['name']})", f"{test['top1']:.2f}", "", "", "1", ""])
     base = statistics.mean(run.top1 for run in groups["none"]) if "none" in groups else None
     for method, group in groups.items():
         tops = [run.top1 for run in group]
         mean = statistics.mean(tops)
         spread = f"± {statistics.stdev(tops):.2f}" if len(tops) > 1 else ""
         gain = "" if base is None or method == "none" else f"{mean - base:+.2f}"
-        rows.append([method, f"{mean:.2f}", spread, gain, str(len(tops))])
+        extra = f"{group[0].metrics['training']['training_only_parameters']:,}"
+        rows.append([method, f"{mean:.2f}", spread, gain, str(len(tops)), extra])
     note = "± is the sample standard deviation over seeds; a gain smaller than it says little."
-    return TextTable("Top-1 on the test split, %", ["", "mean", "spread", "gain over none", "runs"], rows, note)
+    header = ["", "mean", "spread", "gain over none", "runs", "training-only parameters"]
+    return TextTable("Top-1 on the test split, %", header, rows, note)
 
 
 def accuracy_table(models: Sequence[tuple[str, dict[str, Any]]]) -> TextTable:
@@ -108,8 +114,7 @@ def cost_table(run: RunRecord) -> TextTable:
         for role, m in (("student", run.metrics["student"]), ("teacher", run.metrics.get("teacher")))
         if m
     ]
-    extra = run.metrics["training"]["training_only_parameters"]
-    note = f"Training-only parameters, thrown away: {extra:,}. A MAC is one multiply-accumulate (2 FLOPs)."
+    note = "A MAC is one multiply-accumulate (2 FLOPs). Measured where the run was trained, 32 images at a time."
     header = ["", "parameters, M", "MMACs per image", "images per second", "px"]
     return TextTable("Size and speed", header, rows, note)
 

@@ -37,7 +37,8 @@ def run_curves(run: RunRecord) -> str:
         figure, axes = plt.subplots(2, 2, figsize=(9, 5), layout="constrained")
         for name, colour in zip(terms, _COLOURS, strict=False):
             _line(axes[0, 0], run.curves[name], colour, name.split("/")[1])
-        _finish(axes[0, 0], "unweighted loss terms, training")
+        axes[0, 0].set_yscale("log")
+        _finish(axes[0, 0], "unweighted loss terms, training (log scale)")
         _line(axes[0, 1], run.curves.get("val/top1", []), _COLOURS[2], None)
         _finish(axes[0, 1], "top-1 on the held-out split, %")
         _line(axes[1, 0], run.curves.get("train/lr", []), _COLOURS[0], None)
