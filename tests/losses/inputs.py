@@ -24,3 +24,12 @@ def student_embedding(case: dict) -> Tensor:
 
 def teacher_embedding(case: dict) -> Tensor:
     return grid(case["batch"], case["teacher_dim"], 0.43 + 0.1 * case["seed"], 0.91, 0.17, 2)
+
+
+def labels(case: dict) -> Tensor:
+    return (5 * torch.arange(case["batch"]) + case["seed"]) % case["classes"]
+
+
+def sublogits(case: dict) -> Tensor:
+    parts = [grid(case["batch"], case["classes"], 0.2 * (q + 1), 0.6 + 0.1 * q, 0.07, 2) for q in range(4)]
+    return torch.stack(parts, dim=1)

@@ -1,4 +1,7 @@
 """The losses, as pure functions on tensors."""
 
+from crossdistill.losses.hcd import orthogonality_loss as orthogonality_loss
+from crossdistill.losses.hcd import sublogit_losses as sublogit_losses
 from crossdistill.losses.kd import kd_loss as kd_loss
+from crossdistill.losses.ofa import ofa_loss as ofa_loss
 from crossdistill.losses.rsd import rsd_loss as rsd_loss

@@ -25,6 +25,7 @@ def rsd_loss(
     teacher: Float[Tensor, "batch width"],
     *,
     kappa: float = 0.01,
+    width: int | None = None,
 ) -> Float[Tensor, ""]:
     """Squared distance of the student-teacher cross-correlation matrix from the identity.
 
@@ -34,22 +35,30 @@ def rsd_loss(
     scale of any column (up to the 1e-5 beside the standard deviation). `kappa` = 0 leaves the
     invariance term alone, in O(B D).
 
+    Both sums grow with D: `width` scales them to what they would be with that many dimensions of the
+    same mean square, so that one weight fits all pairs (ours; the paper sums).
+
     B is the batch over all processes: value and gradient (under DDP) do not depend on how it is
-    divided. Raises ValueError for shapes that differ or a negative kappa.
+    divided. Raises ValueError for shapes that differ, a negative kappa or a width below 1.
 
     Source: RSD, ICCV 2025, arXiv 2507.21844.
     """
     check_same_shape(student, teacher)
     if not kappa >= 0:
         raise ValueError(f"kappa is {kappa}; it must not be negative")
+    if width is not None and width < 1:
+        raise ValueError(f"width is {width}; it must be at least 1")
     count = global_sum(student.new_full((), len(student)))
     student_hat = _standardise(student, count)
     teacher_hat = _standardise(teacher, count)
+    dims = student.shape[1]
+    diagonal_scale = 1.0 if width is None else width / dims
     if kappa == 0:
         diagonal = global_sum((teacher_hat * student_hat).sum(dim=0)) / count
-        return (diagonal - 1).square().sum()
+        return diagonal_scale * (diagonal - 1).square().sum()
     correlation = global_sum(teacher_hat.T @ student_hat) / count
     diagonal = correlation.diagonal()
     # The off-diagonal sum as a difference: no mask and no identity of size D^2 is built.
     off_diagonal = correlation.square().sum() - diagonal.square().sum()
-    return (diagonal - 1).square().sum() + kappa * off_diagonal
+    off_scale = 1.0 if width is None else width * (width - 1) / max(dims * (dims - 1), 1)
+    return diagonal_scale * (diagonal - 1).square().sum() + kappa * off_scale * off_diagonal
