@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from crossdistill.backbones import Backbone
 from crossdistill.errors import UserError
-from crossdistill.methods import create_method, find_method
+from crossdistill.methods import create_method
 from crossdistill.methods.base import Method
 from crossdistill.teacher import Teacher
 from crossdistill.types import BackboneOutput, StepResult
@@ -102,12 +102,11 @@ def create_distiller(
         raise UserError("no parameter of the student asks for a gradient; was it a teacher before?")
     if teacher is not None:
         check_pair(student, teacher)
-    needs = find_method(method)
-    if needs.student_stages:
-        student.require_stages()
-    if needs.teacher_stages and teacher is not None:
-        teacher.require_stages()
     built = create_method(method, student.spec, None if teacher is None else teacher.spec, options)
+    if built.student_stages:
+        student.require_stages()
+    if built.teacher_stages and teacher is not None:
+        teacher.require_stages()
     guest = Teacher(teacher, student.spec) if teacher is not None and built.uses_teacher else None
     return Distiller(student, built, guest, task_weight=task_weight, label_smoothing=label_smoothing)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from crossdistill.errors import UserError
+
 
 @dataclass(frozen=True, slots=True)
 class BackboneOutput:
@@ -37,6 +39,12 @@ class BackboneSpec:
     mean: tuple[float, ...]
     """Per-channel mean the model expects its input to be normalised with, of pixels in [0, 1]."""
     std: tuple[float, ...]
+
+    def channels(self, stage: int) -> int:
+        """Give the channels of stage 1 to 4. Raises UserError where the stages cannot be read."""
+        if self.stage_channels is None:
+            raise UserError(f"stages of {self.name!r} cannot be read; name four of its modules (stages=[...])")
+        return self.stage_channels[stage - 1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ def batch():
 
 METHODS = [("none", {}), ("kd", {"temperature": 4.0}), ("rsd", {}), ("rsd", {"on": "logits"}), ("rsd", {"kappa": 0.0})]
 METHODS += [("rsd", {"decoupler": "linear"}), ("rsd", {"on": "logits", "decoupler": "none"})]
+METHODS += [("rsd", {"on": "stages"}), ("rsd", {"spatial": 2, "reference_width": 512})]
+METHODS += [("ofa", {"eps": 1.2}), ("hcd", {}), ("hcd", {"stages": [3, 4], "parts": 2, "detach": True})]
 
 
 @pytest.mark.parametrize("teacher", FAMILIES)
@@ -138,7 +140,10 @@ def test_dropping_the_decoupler_leaves_a_plain_model(batch):
         ("rsd", {"kapa": 1}, "did you mean 'kappa'"),
         ("none", {"kappa": 1}, "has no options"),
         ("rsd", {"kappa": -1.0}, "kappa is -1"),
-        ("rsd", {"on": "stages"}, "known are: embedding, logits"),
+        ("rsd", {"on": "stage"}, "did you mean 'stages'"),
+        ("hcd", {"stages": [2, 1]}, "rising numbers from 1 to 4"),
+        ("hcd", {"parts": 2.5}, "must be of type"),
+        ("ofa", {"eps": 0.5}, "eps is 0.5"),
         ("rsd", {"decoupler": "none"}, "student's embedding has 96 and the teacher's 64"),
         ("kd", {"temperature": 0.0}, "must be positive"),
         ("tests.nowhere:Method", {}, "cannot be imported"),
@@ -179,3 +184,37 @@ def test_bf16_autocast_trains(batch):
     assert step.terms["rsd"].dtype == torch.float32
     step.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in distiller.parameters() if p.grad is not None)
+
+
+class Shallow(torch.nn.Module):
+    """No four stages anywhere."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv, self.head = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        return self.head(self.conv(x).mean(dim=(2, 3)))
+
+
+def test_a_method_that_needs_stages_says_so_at_once():
+    shallow = cd.create_backbone("tests.methods.test_distiller:Shallow", 5, 32)
+    with pytest.raises(cd.UserError, match=r"stages of .*Shallow' cannot be read"):
+        cd.create_distiller("hcd", student=shallow, teacher=build("cnn"))
+    cd.create_distiller("hcd", student=build("cnn"), teacher=shallow)
+    with pytest.raises(cd.UserError, match=r"stages of .*Shallow' cannot be read"):
+        cd.create_distiller("rsd", student=build("cnn"), teacher=shallow, spatial=2)
+
+
+def test_one_reference_width_makes_the_term_independent_of_the_teachers_width():
+    from crossdistill.losses import rsd_loss
+
+    torch.manual_seed(0)
+    losses = {}
+    for width in (64, 256):
+        student, teacher = torch.randn(2, 512, width)
+        losses[width] = [rsd_loss(student, teacher, kappa=0.5, width=w).item() for w in (None, 100)]
+    assert losses[256][0] > 3.5 * losses[64][0]
+    assert losses[256][1] == pytest.approx(losses[64][1], rel=0.05)
+    student, teacher = torch.randn(2, 32, 100)
+    assert rsd_loss(student, teacher, width=100).item() == pytest.approx(rsd_loss(student, teacher).item())

@@ -6,15 +6,19 @@ from typing import Any
 
 from crossdistill.errors import UserError, unknown
 from crossdistill.methods.base import Method as Method
+from crossdistill.methods.hcd import HCD
 from crossdistill.methods.kd import KD
 from crossdistill.methods.none import Plain
+from crossdistill.methods.ofa import OFA
 from crossdistill.methods.rsd import RSD
 from crossdistill.types import BackboneSpec
 
 METHODS: dict[str, type[Method]] = {
     "none": Plain,
     "kd": KD,
+    "ofa": OFA,
     "rsd": RSD,
+    "hcd": HCD,
 }
 
 
@@ -49,6 +53,8 @@ def make_options(name: str, options: dict[str, Any]) -> Any:
                 raise UserError(f"method {name!r} has no options, but {option!r} was given")
             raise unknown(f"option of method {name!r}:", option, known)
         kind = known[option].type
+        if isinstance(value, list):
+            options = {**options, option: tuple(value)}
         fits = type(value) in (int, float) if kind is float else kind not in (bool, int, str) or type(value) is kind
         if not fits:
             raise UserError(f"option {option!r} of method {name!r} is {value!r}; it must be of type {kind}")

@@ -28,9 +28,9 @@ class Method(nn.Module):
     """One sentence for `crossdistill methods`."""
     paper: ClassVar[str]
     uses_teacher: ClassVar[bool] = True
-    student_stages: ClassVar[bool] = False
-    """Whether the student's four stage maps are needed."""
-    teacher_stages: ClassVar[bool] = False
+    student_stages: bool = False
+    """Whether the student's four stage maps are needed; an option may ask for them."""
+    teacher_stages: bool = False
 
     weights: dict[str, float]
 

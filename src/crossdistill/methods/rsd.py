@@ -1,18 +1,21 @@
-"""RSD: redundancy suppression distillation (ICCV 2025), with the variants its paper evaluates."""
+"""RSD: redundancy suppression distillation (ICCV 2025), the variants its paper evaluates, and two of ours."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from crossdistill.backbones.stages import STAGES
 from crossdistill.errors import UserError, unknown
 from crossdistill.losses.rsd import rsd_loss
 from crossdistill.methods.base import Method
-from crossdistill.methods.projectors import Decoupler, linear_map
+from crossdistill.methods.projectors import Decoupler, OFAExits, check_stages, linear_map
 from crossdistill.types import BackboneOutput, BackboneSpec
 
-_VIEWS = ("embedding", "logits")
+_VIEWS = ("embedding", "logits", "stages")
 _DECOUPLERS = ("aad", "linear", "none")
 
 
@@ -25,15 +28,30 @@ class RSDOptions:
     weight: float = 0.1
     """lambda, factor of the RSD term beside the task loss; >= 0. The term grows with the teacher's width."""
     on: str = "embedding"
-    """What is correlated: "embedding" (pooled, before the classifier) or "logits"."""
+    """What is correlated: "embedding" (pooled, before the classifier), "logits", or "stages": OFA's exits from the
+    student's stages, each against the teacher's logits, in place of OFA's loss (their sum)."""
     decoupler: str = "aad"
     """The map on the student's side: "aad" (the paper's decoupler), "linear" (one linear map) or "none" (needs equal
     widths). The paper is silent on the decoupler for logits; here it stays unless turned off."""
     expansion: int = 2
     """g, hidden width of the decoupler as a multiple of the student's width; >= 1."""
+    stages: tuple[int, ...] = (1, 2, 3, 4)
+    """Student stages with an exit, for on="stages"."""
+    reference_width: int = 0
+    """Scale the term to what it would be at this teacher width, so that one lambda and kappa fit all pairs; 0 keeps the
+    paper's sums, which grow with the width. Ours."""
+    spatial: int = 0
+    """Cells along a side of a second term that keeps spatial context: both last stage maps pooled to this grid, each
+    cell a sample of the correlation, behind one linear map. 0 leaves it out. Ours."""
+    spatial_weight: float = 0.1
+    """Factor of the spatial term; >= 0."""
 
     def __post_init__(self) -> None:
-        for name in ("kappa", "weight"):
+        check_stages("rsd", self.stages)
+        for name in ("reference_width", "spatial"):
+            if getattr(self, name) < 0:
+                raise UserError(f"rsd: {name} is {getattr(self, name)}; it must not be negative")
+        for name in ("kappa", "weight", "spatial_weight"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"rsd: {name} is {getattr(self, name)}; it must not be negative")
         if self.on not in _VIEWS:
@@ -60,31 +78,58 @@ class RSD(Method):
     def __init__(self, options: RSDOptions, student: BackboneSpec, teacher: BackboneSpec | None) -> None:
         super().__init__(options, student, teacher)
         assert teacher is not None
-        self.kappa = options.kappa
-        self.on = options.on
+        self.on, self.kappa, self.grid = options.on, options.kappa, options.spatial
+        self.width = options.reference_width or None
         self.weights = {"rsd": options.weight}
-        if options.on == "logits":
-            student_dim, teacher_dim = student.num_classes, teacher.num_classes
-        else:
+        self.exits = OFAExits(student, teacher, options.stages) if options.on == "stages" else None
+        self.student_stages = options.on == "stages" or options.spatial > 0
+        if options.on == "embedding":
             student_dim, teacher_dim = student.embedding_dim, teacher.embedding_dim
-        self.decoupler: nn.Module
-        if options.decoupler == "aad":
-            self.decoupler = Decoupler(student_dim, teacher_dim, options.expansion)
-        elif options.decoupler == "linear":
-            self.decoupler = linear_map(student_dim, teacher_dim)
-        elif student_dim == teacher_dim:
-            self.decoupler = nn.Identity()
         else:
-            raise UserError(
-                f"rsd: decoupler 'none' needs equal widths, but the student's {options.on} has {student_dim} and the "
-                f"teacher's {teacher_dim}; use 'linear' or 'aad'"
-            )
+            student_dim, teacher_dim = student.num_classes, teacher.num_classes
+        self.decoupler: nn.Module = nn.Identity()
+        if self.exits is None:
+            self.decoupler = _decoupler(options, student_dim, teacher_dim)
+        self.cells: nn.Module | None = None
+        if options.spatial:
+            self.teacher_stages = True
+            self.weights["rsd_spatial"] = options.spatial_weight
+            self.cells = linear_map(student.channels(STAGES), teacher.channels(STAGES))
+
+    def _correlate(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return rsd_loss(student, teacher, kappa=self.kappa, width=self.width)
 
     @override
     def forward(self, student: BackboneOutput, teacher: BackboneOutput | None, targets: Tensor) -> dict[str, Tensor]:
         assert teacher is not None
-        if self.on == "logits":
-            ours, theirs = student.logits, teacher.logits
+        if self.exits is not None:
+            assert student.stages is not None
+            losses = [self._correlate(logits, teacher.logits) for logits in self.exits(student.stages)]
+            terms = {"rsd": torch.stack(losses).sum()}
+        elif self.on == "logits":
+            terms = {"rsd": self._correlate(self.decoupler(student.logits), teacher.logits)}
         else:
-            ours, theirs = student.embedding, teacher.embedding
-        return {"rsd": rsd_loss(self.decoupler(ours), theirs, kappa=self.kappa)}
+            terms = {"rsd": self._correlate(self.decoupler(student.embedding), teacher.embedding)}
+        if self.cells is not None:
+            assert student.stages is not None
+            assert teacher.stages is not None
+            ours, theirs = (self._pooled(stages[-1]) for stages in (student.stages, teacher.stages))
+            terms["rsd_spatial"] = self._correlate(self.cells(ours), theirs)
+        return terms
+
+    def _pooled(self, stage: Tensor) -> Tensor:
+        """Pool a map (B, C, H, W) to the grid and give its cells as rows, (B * grid^2, C)."""
+        return F.adaptive_avg_pool2d(stage, self.grid).permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _decoupler(options: RSDOptions, student_dim: int, teacher_dim: int) -> nn.Module:
+    if options.decoupler == "aad":
+        return Decoupler(student_dim, teacher_dim, options.expansion)
+    if options.decoupler == "linear":
+        return linear_map(student_dim, teacher_dim)
+    if student_dim == teacher_dim:
+        return nn.Identity()
+    raise UserError(
+        f"rsd: decoupler 'none' needs equal widths, but the student's {options.on} has {student_dim} and the "
+        f"teacher's {teacher_dim}; use 'linear' or 'aad'"
+    )

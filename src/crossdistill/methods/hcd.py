@@ -1,0 +1,156 @@
+"""HCD: heterogeneous complementary distillation (AAAI 2026)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from crossdistill.errors import UserError, unknown
+from crossdistill.losses.hcd import orthogonality_loss, sublogit_losses
+from crossdistill.losses.kd import kd_loss
+from crossdistill.methods.base import Method
+from crossdistill.methods.projectors import StageProjectors, check_stages
+from crossdistill.types import BackboneOutput, BackboneSpec
+
+_REDUCTIONS = ("sum", "mean")
+
+
+@dataclass(frozen=True)
+class HCDOptions:
+    """Options of `hcd`; the defaults are the published ones for CIFAR-100."""
+
+    stages: tuple[int, ...] = (1, 2, 3, 4)
+    """Student stages that are mixed with the teacher's embedding."""
+    parts: int = 4
+    """n, sub-logits per stage; >= 1."""
+    student_fusion: float = 1.0
+    """lambda_s, share of a sub-logit in its fusion with the teacher's logits."""
+    teacher_fusion: float = 1.0
+    """lambda_t, share of the teacher's logits in the fusion."""
+    kl_weight: float = 6.0
+    """w, factor of the student's divergence from the fused sub-logits; >= 0."""
+    temperature: float = 1.0
+    """T, what logits are divided by in both divergences; > 0."""
+    orthogonality_weight: float = 1.0
+    """beta, factor of the orthogonality loss; >= 0."""
+    threshold: float = 0.5
+    """theta, cosine between two sub-logits up to which nothing is penalised; in [-1, 1]."""
+    kd_weight: float = 1.0
+    """Factor of plain KD between the logits; >= 0."""
+    ce_weight: float = 1.0
+    """Factor of the fused sub-logits' own cross entropy; >= 0."""
+    label_smoothing: float = 0.1
+    """Smoothing of class numbers in the sub-logits' cross entropy; in [0, 1). The paper smooths the student's own cross
+    entropy by 0.1 too: that is the task loss, optim.label_smoothing."""
+    detach: bool = False
+    """Keep the gradient of the divergence from the mapper. The published behaviour lets it through; stopping it is
+    reported to steady training."""
+    reduction: str = "sum"
+    """Over the stages: "sum" (published) or "mean"."""
+
+    def __post_init__(self) -> None:
+        check_stages("hcd", self.stages)
+        if self.parts < 1:
+            raise UserError(f"hcd: parts is {self.parts}; it must be at least 1")
+        if not self.temperature > 0:
+            raise UserError(f"hcd: temperature is {self.temperature}; it must be positive")
+        if not -1 <= self.threshold <= 1:
+            raise UserError(f"hcd: threshold is {self.threshold}; it is a cosine, between -1 and 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"hcd: label_smoothing is {self.label_smoothing}; it must lie in [0, 1)")
+        for name in ("kl_weight", "orthogonality_weight", "kd_weight", "ce_weight"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"hcd: {name} is {getattr(self, name)}; it must not be negative")
+        if self.reduction not in _REDUCTIONS:
+            raise unknown("value of hcd's option 'reduction'", self.reduction, _REDUCTIONS)
+
+
+class ComplementaryMapper(nn.Module):
+    """CFM: a student stage's vector and the teacher's embedding, (B, D) and (B, D_t), as sub-logits (B, n, K)."""
+
+    def __init__(self, width: int, teacher_dim: int, parts: int, num_classes: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.mix = nn.Linear(width + teacher_dim, teacher_dim)
+        self.classify = nn.Linear(teacher_dim, parts * num_classes)
+
+    @override
+    def forward(self, stage: Tensor, teacher: Tensor) -> Tensor:
+        mixed = F.relu(self.mix(torch.cat([stage, teacher.to(stage.dtype)], dim=1)))
+        return self.classify(mixed).unflatten(1, (self.parts, -1))
+
+
+class HCD(Method):
+    """Sub-logits that student stages and teacher embedding make together, fused with the teacher's logits.
+
+    Total, with F_ij = lambda_s S_ij + lambda_t p_t: KD(p_s, p_t) + sum_i mean_j [CE(F_ij, y) +
+    w KL(F_ij || p_s) T^2] + beta sum_i OL_i, beside the task loss CE(p_s, y). The terms are logged
+    unweighted, summed (or averaged) over the stages.
+
+    Source: arXiv 2511.10942.
+    """
+
+    Options: ClassVar[type] = HCDOptions
+    idea: ClassVar[str] = (
+        "Mix each student stage with the teacher's embedding into shared sub-logits, keep these apart, "
+        "fuse them with the teacher's logits, and let the student follow."
+    )
+    paper: ClassVar[str] = "HCD, AAAI 2026, arXiv 2511.10942"
+    student_stages = True
+
+    def __init__(self, options: HCDOptions, student: BackboneSpec, teacher: BackboneSpec | None) -> None:
+        super().__init__(options, student, teacher)
+        assert teacher is not None
+        self.options = options
+        self.weights = {
+            "kd": options.kd_weight,
+            "hcd_ce": options.ce_weight,
+            "hcd_kl": options.kl_weight,
+            "hcd_orthogonality": options.orthogonality_weight,
+        }
+        if options.parts == 1:
+            del self.weights["hcd_orthogonality"]
+        width = max(student.embedding_dim, teacher.embedding_dim)
+        self.projectors = StageProjectors(student, options.stages, width)
+        self.mappers = nn.ModuleList(
+            ComplementaryMapper(width, teacher.embedding_dim, options.parts, student.num_classes)
+            for _ in options.stages
+        )
+
+    def fused(self, student: BackboneOutput, teacher: BackboneOutput) -> Tensor:
+        """Give the fused sub-logits of all stages, (B, S, n, K), in float32."""
+        assert student.stages is not None
+        vectors = self.projectors(student.stages)
+        shared = [mapper(vector, teacher.embedding) for mapper, vector in zip(self.mappers, vectors, strict=True)]
+        sublogits = torch.stack(shared, dim=1).float()
+        logits = teacher.logits.float()[:, None, None]
+        return self.options.student_fusion * sublogits + self.options.teacher_fusion * logits
+
+    @override
+    def forward(self, student: BackboneOutput, teacher: BackboneOutput | None, targets: Tensor) -> dict[str, Tensor]:
+        assert teacher is not None
+        o = self.options
+        fused = self.fused(student, teacher)
+        stages = fused.shape[1]
+        # All losses are means over batch, stages and parts; a sum over stages is that times their number.
+        factor = stages if o.reduction == "sum" else 1
+        settings = {"temperature": o.temperature, "label_smoothing": o.label_smoothing}
+        flat = fused.flatten(1, 2)
+        if o.detach:
+            cross_entropy, _ = sublogit_losses(flat, student.logits, targets, **settings)
+            _, divergence = sublogit_losses(flat.detach(), student.logits, targets, **settings)
+        else:
+            cross_entropy, divergence = sublogit_losses(flat, student.logits, targets, **settings)
+        terms = {
+            "kd": kd_loss(student.logits, teacher.logits, temperature=o.temperature),
+            "hcd_ce": factor * cross_entropy,
+            "hcd_kl": factor * divergence,
+        }
+        if o.parts > 1:
+            each = fused.flatten(0, 1)
+            labels = targets.repeat_interleave(stages, dim=0)
+            terms["hcd_orthogonality"] = factor * orthogonality_loss(each, labels, threshold=o.threshold)
+        return terms
