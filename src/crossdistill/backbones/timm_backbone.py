@@ -109,7 +109,7 @@ def _classifies(model: Any, embedding: Tensor, expected: Tensor) -> bool:
         return False
     try:
         logits = classifier(embedding)
-    except (RuntimeError, TypeError, ValueError):
+    except (IndexError, RuntimeError, TypeError, ValueError):
         return False
     if not isinstance(logits, Tensor) or logits.shape != expected.shape:
         return False

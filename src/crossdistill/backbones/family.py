@@ -1,0 +1,25 @@
+"""What kind of network a backbone is, asked of its modules and never of its name."""
+
+from torch import nn
+
+from crossdistill.backbones.base import Backbone
+
+_SPATIAL_CONVS = 4
+_QUERIES = ("qkv", "qkv_proj", "to_query", "to_q")
+"""What the projections of attention are called, also where it has no heads (linear attention)."""
+
+
+def is_convolutional(backbone: Backbone) -> bool:
+    """Say whether a network mixes positions by convolutions alone (a CNN), not by attention or MLPs.
+
+    A CNN has spatial convolutions beyond its stem (a kernel that is larger than its stride, in at
+    least four places) and no module with attention heads or a
+    projection to queries. Hybrids count as attention.
+    """
+    modules = list(backbone.model.modules())
+    heads = any(isinstance(m, nn.MultiheadAttention) or isinstance(getattr(m, "num_heads", None), int) for m in modules)
+    queries = any(name.rpartition(".")[2] in _QUERIES for name, _ in backbone.model.named_modules())
+    if heads or queries:
+        return False
+    spatial = [m for m in modules if isinstance(m, nn.Conv2d) and max(m.kernel_size) > max(m.stride)]
+    return len(spatial) >= _SPATIAL_CONVS
