@@ -103,6 +103,7 @@ def create_distiller(
     if teacher is not None:
         check_pair(student, teacher)
     built = create_method(method, student.spec, None if teacher is None else teacher.spec, options)
+    built.bind(student, teacher)
     if built.student_stages:
         student.require_stages()
     if built.teacher_stages and teacher is not None:

@@ -33,7 +33,8 @@ def batch():
 METHODS = [("none", {}), ("kd", {"temperature": 4.0}), ("rsd", {}), ("rsd", {"on": "logits"}), ("rsd", {"kappa": 0.0})]
 METHODS += [("rsd", {"decoupler": "linear"}), ("rsd", {"on": "logits", "decoupler": "none"})]
 METHODS += [("rsd", {"on": "stages"}), ("rsd", {"spatial": 2, "reference_width": 512})]
-METHODS += [("ofa", {"eps": 1.2}), ("hcd", {}), ("hcd", {"stages": [3, 4], "parts": 2, "detach": True})]
+METHODS += [("ofa", {"eps": 1.2}), ("hcd", {}), ("hcd", {"stages": [3, 4], "parts": 2})]
+METHODS += [("fbt", {})]
 
 
 @pytest.mark.parametrize("teacher", FAMILIES)

@@ -7,7 +7,15 @@ import torch.distributed as dist
 import crossdistill as cd
 from tests.processes import in_two_processes
 
-CASES = [("kd", {}), ("rsd", {}), ("rsd", {"on": "stages"}), ("rsd", {"spatial": 2}), ("ofa", {}), ("hcd", {})]
+CASES = [
+    ("kd", {}),
+    ("rsd", {}),
+    ("rsd", {"on": "stages"}),
+    ("rsd", {"spatial": 2}),
+    ("ofa", {}),
+    ("hcd", {}),
+    ("fbt", {"symmetric": True}),
+]
 
 
 def make(method, options):

@@ -6,6 +6,7 @@ from typing import Any
 
 from crossdistill.errors import UserError, unknown
 from crossdistill.methods.base import Method as Method
+from crossdistill.methods.fbt import FBT
 from crossdistill.methods.hcd import HCD
 from crossdistill.methods.kd import KD
 from crossdistill.methods.none import Plain
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "ofa": OFA,
     "rsd": RSD,
     "hcd": HCD,
+    "fbt": FBT,
 }
 
 

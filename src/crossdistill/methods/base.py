@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from crossdistill.backbones.base import Backbone
 from crossdistill.types import BackboneOutput, BackboneSpec
 
 
@@ -37,6 +38,13 @@ class Method(nn.Module):
     def __init__(self, options: object, student: BackboneSpec, teacher: BackboneSpec | None) -> None:
         super().__init__()
         self.weights = {}
+
+    def bind(self, student: Backbone, teacher: Backbone | None) -> None:
+        """Get to know the two models themselves, once, before training; most methods need only their specs.
+
+        Weights shared with a model must not be registered here. Raises UserError for a pair that cannot
+        be served.
+        """
 
     def forward(self, student: BackboneOutput, teacher: BackboneOutput | None, targets: Tensor) -> dict[str, Tensor]:
         """Give the method's terms, unweighted scalars by name."""

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from crossdistill.backbones import Backbone, create_backbone
+from crossdistill.distiller import create_distiller
 from crossdistill.errors import UserError, unknown
 from crossdistill.evaluation.cost import count_macs, count_parameters
-from crossdistill.methods import METHODS, create_method, find_method
+from crossdistill.methods import METHODS, find_method
 
 
 def print_models(
@@ -106,7 +107,6 @@ def print_method(name: str, student: str, teacher: str, console: Console) -> Non
         table.add_row(field.name, default, " ".join(about.get(field.name, "").split()))
     if table.row_count:
         console.print(table)
-    pair = [outline(model, 100, None).spec for model in (student, teacher)]
-    with torch.device("meta"):
-        extra = count_parameters(create_method(name, pair[0], pair[1], {}))
+    pair = [create_backbone(model, 100) for model in (student, teacher)] if method.uses_teacher else []
+    extra = count_parameters(create_distiller(name, student=pair[0], teacher=pair[1]).method) if pair else 0
     console.print(f"{teacher} -> {student}: {extra:,} training-only parameters with these defaults", highlight=False)

@@ -88,7 +88,7 @@ def comparison_table(groups: dict[str, list[RunRecord]]) -> TextTable:
         gain = "" if base is None or method == "none" else f"{mean - base:+.2f}"
         extra = f"{group[0].metrics['training']['training_only_parameters']:,}"
         rows.append([method, f"{mean:.2f}", spread, gain, str(len(tops)), extra])
-    note = "± is the sample standard deviation over seeds; a gain smaller than it says little. Extra params exist in training only."
+    note = "± is the sample standard deviation over seeds; a gain smaller than it says little."
     header = ["", "mean", "spread", "gain over none", "runs", "extra params"]
     return TextTable("Top-1 on the test split, %", header, rows, note)
 

@@ -1,0 +1,136 @@
+import pytest
+import torch
+
+import crossdistill as cd
+from crossdistill.losses import info_nce_loss, ofa_loss
+from tests.methods.test_distiller import build
+
+
+def make(student, teacher, **options):
+    return cd.create_distiller("fbt", student=build(student), teacher=build(teacher), **options)
+
+
+@pytest.fixture
+def batch():
+    return torch.randn(6, 3, 32, 32), torch.arange(6) % 5
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "front"),
+    [
+        ("cnn", "plain_vit", "student"),
+        ("cnn", "mlp", "student"),
+        ("plain_vit", "cnn", "teacher"),
+        ("mlp", "cnn", "teacher"),
+        ("hybrid", "cnn", "teacher"),
+        ("cnn", "cnn", "student"),
+        ("plain_vit", "hierarchical_vit", "student"),
+    ],
+)
+def test_the_front_follows_from_the_families(student, teacher, front):
+    assert make(student, teacher).method.front_is_teacher is (front == "teacher")
+
+
+def test_the_front_can_be_forced(batch):
+    distiller = make("cnn", "plain_vit", front="teacher").train()
+    assert distiller.method.front_is_teacher
+    distiller(*batch).loss.backward()
+
+
+def test_the_front_runs_once_and_the_back_once_more(batch):
+    distiller = make("cnn", "plain_vit").train()
+    ran = []
+    for name, module in distiller.student.model.named_modules():
+        module.register_forward_hook(lambda m, i, o, name=name: ran.append(name))
+    distiller(*batch)
+    assert ran.count("layer1.0.conv1") == ran.count("layer3.0.conv1") == ran.count("layer4.0.conv1") == 1
+    # The teacher's last blocks: once in its own forward, once in the fused network; its first ones once.
+    distiller = make("cnn", "plain_vit").train()
+    blocks = []
+    for place, block in enumerate(distiller.teacher.backbone.model.blocks):
+        block.register_forward_hook(lambda m, i, o, place=place: blocks.append(place))
+    for module in distiller.method._tail[0]._tail.model.blocks:
+        module.register_forward_hook(lambda m, i, o: blocks.append(type(m).__name__))
+    distiller(*batch)
+    assert blocks.count("Block") == len(distiller.teacher.backbone.model.blocks) - 5 == 1
+    assert all(blocks.count(place) == 1 for place in range(6))
+
+
+def test_frozen_blocks_pass_gradients_and_stay_as_they_are(batch):
+    # A CNN teaches a CNN: the back has batch norms.
+    distiller = make("cnn", "cnn").train()
+    before = {name: value.clone() for name, value in distiller.teacher.backbone.state_dict().items()}
+    step = distiller(*batch)
+    step.terms["fbt_fusion_ofa"].backward()
+    assert distiller.student.model.conv1[0].weight.grad.abs().sum() > 0
+    assert distiller.student.model.layer4[0].conv1.weight.grad is None
+    assert all(torch.equal(before[name], value) for name, value in distiller.teacher.backbone.state_dict().items())
+    assert all(p.grad is None for p in distiller.teacher.parameters())
+
+
+def test_a_shared_back_of_the_student_keeps_its_statistics(batch):
+    distiller = make("hybrid", "cnn").train()
+    counted = [m for m in distiller.student.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    alone = build("hybrid").train()
+    alone.load_state_dict(distiller.student.state_dict())
+    distiller(*batch)
+    alone(batch[0])
+    twins = [m for m in alone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for ours, theirs in zip(counted, twins, strict=True):
+        torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+        torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+
+def test_terms_are_what_they_say(batch):
+    distiller = make("cnn", "plain_vit", eps=1.3).eval()
+    images, targets = batch
+    step = distiller(images, targets)
+    method = distiller.method
+    student, teacher = distiller.student(images, stages=True), distiller.teacher(images)
+    fused = method.fused(student, teacher)
+    torch.testing.assert_close(step.terms["fbt_fusion_ofa"], ofa_loss(fused.logits, teacher.logits, targets, eps=1.3))
+    expected = info_nce_loss(
+        method.project["student"](student.embedding), method.project["fused"](fused.embedding), temperature=0.07
+    )
+    torch.testing.assert_close(step.terms["fbt_transfer_nce"], expected)
+    assert set(step.terms) == {"task", *method.weights}
+    assert set(method.weights) == {f"fbt_{a}_{b}" for a in ("student", "fusion", "transfer") for b in ("nce", "ofa")}
+
+
+def test_parts_can_be_switched_off(batch):
+    distiller = make("cnn", "plain_vit", info_nce=False, swin_block=False, fusion_weight=0.0)
+    step = distiller(*batch)
+    assert set(step.terms) == {"task", "fbt_student_ofa", "fbt_fusion_ofa", "fbt_transfer_ofa"}
+    expected = step.terms["task"] + step.terms["fbt_student_ofa"] + step.terms["fbt_transfer_ofa"]
+    torch.testing.assert_close(step.loss, expected)
+    with pytest.raises(cd.UserError, match="nothing is transferred"):
+        make("cnn", "plain_vit", info_nce=False, ofa=False)
+
+
+def test_the_temperature_learns_within_bounds(batch):
+    distiller = make("cnn", "plain_vit").train()
+    distiller(*batch).loss.backward()
+    assert distiller.method.log_temperature.grad.abs() > 0
+    with torch.no_grad():
+        for value, bound in ((-20.0, 0.01), (20.0, 1.0)):
+            distiller.method.log_temperature.fill_(value)
+            assert distiller.method.temperature.item() == pytest.approx(bound)
+
+
+def test_the_fused_network_teaches_and_is_not_changed_by_it(batch):
+    for detach in (True, False):
+        distiller = make("cnn", "plain_vit", detach=detach).train()
+        distiller(*batch).terms["fbt_transfer_ofa"].backward()
+        touched = any(p.grad is not None and p.grad.any() for p in distiller.method.l2g.parameters())
+        assert touched is not detach
+
+
+def test_nothing_shared_is_registered_twice():
+    distiller = make("plain_vit", "cnn")
+    names = [name for name, _ in distiller.named_parameters()]
+    assert len(names) == len(set(names))
+    parts = {name.split(".")[1] for name in names if name.startswith("method.")}
+    assert parts <= {"l2g", "project", "log_temperature", "prefix"}
+    distiller.to(torch.float64)
+    images, targets = torch.randn(2, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1])
+    assert distiller(images, targets).loss.dtype == torch.float64
