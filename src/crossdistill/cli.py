@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
 from typing_extensions import override
 
-from crossdistill.config import RunConfig
+from crossdistill.config import RunConfig, parse_value
 from crossdistill.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -105,10 +105,7 @@ def _split_off(group: str, words: Sequence[str]) -> tuple[list[str], dict[str, A
             continue
         name, value = named.groups()
         value = next(following, "") if value is None else value
-        try:
-            entries[name] = json.loads(value)
-        except ValueError:
-            entries[name] = value
+        entries[name] = parse_value(value)
     return rest, entries
 
 
@@ -152,17 +149,19 @@ def _list_of(text: str) -> list[str]:
 
 def _compare(command: str, about: str, argv: Sequence[str], default_out: str) -> int:
     parser = _run_parser(command, about)
-    parser.add_argument("--methods", default="none,kd,rsd", help="Methods to compare, with commas.")
+    parser.add_argument(
+        "--methods", default="none,kd,rsd", help="Methods to compare, with commas; variants as rsd{kappa=0}."
+    )
     parser.add_argument("--seeds", default="0,1,2", help="Seeds of each method, with commas.")
     config, made = _config(parser, argv)
     try:
         seeds = [int(seed) for seed in _list_of(str(made.seeds))]
     except ValueError:
         raise UserError(f"--seeds is {made.seeds!r}; give whole numbers with commas, e.g. 0,1,2") from None
-    from crossdistill.training.compare import compare
+    from crossdistill.training.compare import compare, split_variants
 
     result, progress = _consoles()
-    table, page = compare(config, _list_of(made.methods), seeds, Path(config.out or default_out), progress)
+    table, page = compare(config, split_variants(made.methods), seeds, Path(config.out or default_out), progress)
     _show(table, result)
     result.print(f"report: {page}", soft_wrap=True, highlight=False)
     return 0

@@ -1,5 +1,6 @@
 """What a run is described by. Importing this module imports no torch."""
 
+import json
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -253,6 +254,14 @@ def override(config: _C, changes: dict[str, Any], named: str) -> _C:
             raise UserError(f"{named}: {head} is {value!r}; it must be of type {hint}")
         nested[head] = value
     return replace(config, **nested)  # type: ignore[type-var]
+
+
+def parse_value(text: str) -> Any:
+    """Read a value from the command line: JSON (numbers, true, null, lists), else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

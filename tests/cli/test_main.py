@@ -243,6 +243,25 @@ def test_compare_and_the_same_command_again(capsys, tmp_path, teacher_folder):
     assert (code, "epochs is now 3 and was 2" in err) == (2, True)
 
 
+def test_variants_of_a_method_are_compared(capsys, tmp_path, teacher_folder):
+    from crossdistill.training.compare import split_variants
+
+    assert split_variants("none, hcd{stages=[1,2],parts=2},rsd{}") == ["none", "hcd{stages=[1,2],parts=2}", "rsd{}"]
+    out = tmp_path / "compare"
+    words = ["compare", *TINY, "--epochs", "1", "--teacher-checkpoint", teacher_folder, "--seeds", "0", "--out", out]
+    code, shown, _ = run(
+        capsys, *words, "--options.rsd.weight", "0.2", "--methods", "rsd,rsd{kappa=0,decoupler=linear}"
+    )
+    assert code == 0
+    assert "rsd{kappa=0,decoupler=linear}" in shown
+    stored = yaml.safe_load((out / "rsd_kappa=0_decoupler=linear-s0" / "config.yaml").read_text())
+    assert stored["options"] == {"rsd": {"weight": 0.2, "kappa": 0, "decoupler": "linear"}}
+    code, _, err = run(capsys, *words, "--methods", "rsd{kapa=0}")
+    assert (code, "did you mean 'kappa'?" in err) == (2, True)
+    code, _, err = run(capsys, *words, "--methods", "rsd{kappa}")
+    assert (code, "is not option=value" in err) == (2, True)
+
+
 def test_models_and_methods_are_described(capsys):
     code, shown, _ = run(capsys, "models", "resnet18")
     assert code == 0

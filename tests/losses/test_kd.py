@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from crossdistill.losses import kd_loss
+from crossdistill.losses import kd_loss, standardise_logits
 from tests.losses.inputs import student_logits, teacher_logits
 
 
@@ -75,3 +75,17 @@ def test_bad_input_is_named(unchecked_shapes):
         kd_loss(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="temperature is 0"):
         kd_loss(torch.zeros(2, 3), torch.zeros(2, 3), temperature=0)
+
+
+def test_standardised_logits():
+    logits = 5 * torch.randn(6, 10, dtype=torch.float64) + 3
+    out = standardise_logits(logits)
+    for row, before in zip(out.tolist(), logits.tolist(), strict=True):
+        mean = sum(before) / 10
+        std = math.sqrt(sum((v - mean) ** 2 for v in before) / 10)
+        assert row == pytest.approx([(v - mean) / std for v in before], rel=1e-9)
+    torch.testing.assert_close(standardise_logits(7 * logits - 2), out)
+    assert torch.autograd.gradcheck(standardise_logits, logits.requires_grad_())
+    constant = torch.ones(2, 4, requires_grad=True)
+    standardise_logits(constant).sum().backward()
+    assert torch.isfinite(constant.grad).all()

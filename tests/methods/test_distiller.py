@@ -219,3 +219,40 @@ def test_one_reference_width_makes_the_term_independent_of_the_teachers_width():
     assert losses[256][1] == pytest.approx(losses[64][1], rel=0.05)
     student, teacher = torch.randn(2, 32, 100)
     assert rsd_loss(student, teacher, width=100).item() == pytest.approx(rsd_loss(student, teacher).item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("method", "options"), [*METHODS, ("hcd", {"detach": True}), ("fbt", {"symmetric": True})])
+def test_soft_labels_in_every_precision(method, options, dtype):
+    images = torch.randn(8, 3, 32, 32)
+    mixed = torch.rand(8, 5).softmax(dim=1)
+    distiller = cd.create_distiller(method, student=build("cnn"), teacher=build("plain_vit"), **options).train()
+    if distiller.teacher is not None:
+        with torch.no_grad():  # a confident teacher: logits that fp16 can just hold
+            distiller.teacher.backbone.model.head.weight.mul_(3000)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        step = distiller(images, mixed)
+    step.loss.backward()
+    assert all(torch.isfinite(term) for term in step.terms.values())
+    assert all(torch.isfinite(p.grad).all() for p in distiller.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("method", ["kd", "ofa", "hcd", "fbt"])
+def test_standardised_logits_forget_the_teachers_range(method, batch):
+    images, targets = batch
+    student, teacher = build("cnn"), build("plain_vit")
+    options = {"standardise": True}
+    if method == "hcd":
+        options |= {"ce_weight": 0.0, "kl_weight": 0.0, "orthogonality_weight": 0.0}
+    if method == "fbt":
+        options |= {"fusion_weight": 0.0, "transfer_weight": 0.0, "info_nce": False}
+    distiller = cd.create_distiller(method, student=student, teacher=teacher, **options).double().eval()
+    before = distiller(images.double(), targets).loss.item()
+    plain = cd.create_distiller(method, student=student, teacher=teacher, **{**options, "standardise": False})
+    plain.load_state_dict(distiller.state_dict(), strict=False)
+    other = plain.double().eval()(images.double(), targets).loss.item()
+    with torch.no_grad():
+        teacher.model.head.weight.mul_(7)
+        teacher.model.head.bias.mul_(7)
+    assert distiller(images.double(), targets).loss.item() == pytest.approx(before, rel=1e-6)
+    assert plain(images.double(), targets).loss.item() != pytest.approx(other, rel=1e-3)

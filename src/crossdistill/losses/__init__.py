@@ -4,5 +4,6 @@ from crossdistill.losses.hcd import orthogonality_loss as orthogonality_loss
 from crossdistill.losses.hcd import sublogit_losses as sublogit_losses
 from crossdistill.losses.infonce import info_nce_loss as info_nce_loss
 from crossdistill.losses.kd import kd_loss as kd_loss
+from crossdistill.losses.kd import standardise_logits as standardise_logits
 from crossdistill.losses.ofa import ofa_loss as ofa_loss
 from crossdistill.losses.rsd import rsd_loss as rsd_loss

@@ -6,6 +6,9 @@ from torch import Tensor
 
 from crossdistill.losses._context import check_same_shape, full_precision
 
+_EPS = 1e-12
+"""Beside the variance, so that a constant row has a gradient."""
+
 
 @full_precision
 def kd_loss(
@@ -28,3 +31,16 @@ def kd_loss(
     log_student = F.log_softmax(student_logits / temperature, dim=1)
     log_teacher = F.log_softmax(teacher_logits / temperature, dim=1)
     return F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean") * temperature**2
+
+
+@full_precision
+def standardise_logits(logits: Float[Tensor, "*rows classes"]) -> Float[Tensor, "*rows classes"]:
+    """Give each row of logits mean 0 and (biased) standard deviation 1 over the classes.
+
+    Logits (..., K), any float dtype; computed in float32 or wider. What is left for the student to
+    imitate is the teacher's ranking, not the range of its logits. A constant row stays 0.
+
+    Source: Sun et al., CVPR 2024, arXiv 2403.01427.
+    """
+    centred = logits - logits.mean(dim=-1, keepdim=True)
+    return centred * (centred.square().mean(dim=-1, keepdim=True) + _EPS).rsqrt()

@@ -49,18 +49,21 @@ def make_options(name: str, options: dict[str, Any]) -> Any:
     """Make a method's options object. Raises UserError for an unknown option, or a value of another type or range."""
     method = find_method(name)
     known = {field.name: field for field in fields(method.Options)}
+    made = dict(options)
     for option, value in options.items():
         if option not in known:
             if not known:
                 raise UserError(f"method {name!r} has no options, but {option!r} was given")
             raise unknown(f"option of method {name!r}:", option, known)
         kind = known[option].type
-        if isinstance(value, list):
-            options = {**options, option: tuple(value)}
         fits = type(value) in (int, float) if kind is float else kind not in (bool, int, str) or type(value) is kind
         if not fits:
             raise UserError(f"option {option!r} of method {name!r} is {value!r}; it must be of type {kind}")
-    return method.Options(**options)
+        if kind is float:
+            made[option] = float(value)
+        elif isinstance(value, list):
+            made[option] = tuple(value)
+    return method.Options(**made)
 
 
 def create_method(name: str, student: BackboneSpec, teacher: BackboneSpec | None, options: dict[str, Any]) -> Method:

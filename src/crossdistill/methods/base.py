@@ -6,12 +6,18 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from crossdistill.backbones.base import Backbone
+from crossdistill.losses.kd import standardise_logits
 from crossdistill.types import BackboneOutput, BackboneSpec
 
 
 @dataclass(frozen=True)
 class NoOptions:
     """A method without options."""
+
+
+def comparable(student: Tensor, teacher: Tensor, standardise: bool) -> tuple[Tensor, Tensor]:
+    """Give two sets of logits as a logit loss compares them: as they are, or standardised over the classes."""
+    return (standardise_logits(student), standardise_logits(teacher)) if standardise else (student, teacher)
 
 
 class Method(nn.Module):

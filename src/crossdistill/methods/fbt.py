@@ -17,7 +17,7 @@ from crossdistill.backbones.tail import Tail
 from crossdistill.errors import UserError, unknown
 from crossdistill.losses.infonce import info_nce_loss
 from crossdistill.losses.ofa import ofa_loss
-from crossdistill.methods.base import Method
+from crossdistill.methods.base import Method, comparable
 from crossdistill.methods.projectors import linear_map
 from crossdistill.types import BackboneOutput, BackboneSpec
 
@@ -42,6 +42,8 @@ class FBTOptions:
     """Whether InfoNCE on embeddings is part of each L."""
     ofa: bool = True
     """Whether OFA's loss on logits is part of each L."""
+    standardise: bool = False
+    """Standardise the logits of OFA's loss over the classes before the softmax (arXiv 2403.01427)."""
     eps: float = 1.0
     """epsilon, OFA's modulation exponent; >= 1."""
     temperature: float = 0.07
@@ -195,7 +197,8 @@ class FBT(Method):
                 ours, theirs = self.project[learner_name](learner.embedding), self.project[wise_name](wise.embedding)
                 terms[f"fbt_{part}_nce"] = self._nce(ours, theirs)
             if self.options.ofa:
-                terms[f"fbt_{part}_ofa"] = ofa_loss(learner.logits, wise.logits, targets, eps=self.options.eps)
+                logits = comparable(learner.logits, wise.logits, self.options.standardise)
+                terms[f"fbt_{part}_ofa"] = ofa_loss(*logits, targets, eps=self.options.eps)
         return terms
 
     def _nce(self, learner: Tensor, wise: Tensor) -> Tensor:

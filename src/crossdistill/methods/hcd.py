@@ -11,7 +11,7 @@ from typing_extensions import override
 from crossdistill.errors import UserError, unknown
 from crossdistill.losses.hcd import orthogonality_loss, sublogit_losses
 from crossdistill.losses.kd import kd_loss
-from crossdistill.methods.base import Method
+from crossdistill.methods.base import Method, comparable
 from crossdistill.methods.projectors import StageProjectors, check_stages
 from crossdistill.types import BackboneOutput, BackboneSpec
 
@@ -48,6 +48,8 @@ class HCDOptions:
     detach: bool = False
     """Keep the gradient of the divergence from the mapper. The published behaviour lets it through; stopping it is
     reported to steady training."""
+    standardise: bool = False
+    """Standardise all logits over the classes before the softmax of both divergences (arXiv 2403.01427)."""
     reduction: str = "sum"
     """Over the stages: "sum" (published) or "mean"."""
 
@@ -139,13 +141,14 @@ class HCD(Method):
         factor = stages if o.reduction == "sum" else 1
         settings = {"temperature": o.temperature, "label_smoothing": o.label_smoothing}
         flat = fused.flatten(1, 2)
-        if o.detach:
-            cross_entropy, _ = sublogit_losses(flat, student.logits, targets, **settings)
-            _, divergence = sublogit_losses(flat.detach(), student.logits, targets, **settings)
-        else:
-            cross_entropy, divergence = sublogit_losses(flat, student.logits, targets, **settings)
+        cross_entropy, divergence = sublogit_losses(flat, student.logits, targets, **settings)
+        if o.detach or o.standardise:
+            followed = flat.detach() if o.detach else flat
+            led, leading = comparable(student.logits, followed, o.standardise)
+            _, divergence = sublogit_losses(leading, led, targets, **settings)
+        ours, theirs = comparable(student.logits, teacher.logits, o.standardise)
         terms = {
-            "kd": kd_loss(student.logits, teacher.logits, temperature=o.temperature),
+            "kd": kd_loss(ours, theirs, temperature=o.temperature),
             "hcd_ce": factor * cross_entropy,
             "hcd_kl": factor * divergence,
         }

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from crossdistill.errors import UserError
 from crossdistill.losses.kd import kd_loss
-from crossdistill.methods.base import Method
+from crossdistill.methods.base import Method, comparable
 from crossdistill.types import BackboneOutput, BackboneSpec
 
 
@@ -21,6 +21,8 @@ class KDOptions:
     CIFAR-sized images."""
     weight: float = 1.0
     """Factor of the KD term beside the task loss; >= 0."""
+    standardise: bool = False
+    """Standardise both sides' logits over the classes before the softmax (arXiv 2403.01427)."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -38,10 +40,11 @@ class KD(Method):
 
     def __init__(self, options: KDOptions, student: BackboneSpec, teacher: BackboneSpec | None) -> None:
         super().__init__(options, student, teacher)
-        self.temperature = options.temperature
+        self.temperature, self.standardise = options.temperature, options.standardise
         self.weights = {"kd": options.weight}
 
     @override
     def forward(self, student: BackboneOutput, teacher: BackboneOutput | None, targets: Tensor) -> dict[str, Tensor]:
         assert teacher is not None
-        return {"kd": kd_loss(student.logits, teacher.logits, temperature=self.temperature)}
+        ours, theirs = comparable(student.logits, teacher.logits, self.standardise)
+        return {"kd": kd_loss(ours, theirs, temperature=self.temperature)}

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from crossdistill.errors import UserError
 from crossdistill.losses.ofa import ofa_loss
-from crossdistill.methods.base import Method
+from crossdistill.methods.base import Method, comparable
 from crossdistill.methods.projectors import OFAExits, check_stages
 from crossdistill.types import BackboneOutput, BackboneSpec
 
@@ -28,6 +28,8 @@ class OFAOptions:
     """Factor of the sum over the stages' exits; >= 0."""
     logit_weight: float = 1.0
     """Factor of the same loss on the student's own logits; >= 0."""
+    standardise: bool = False
+    """Standardise both sides' logits over the classes before the softmax (arXiv 2403.01427)."""
 
     def __post_init__(self) -> None:
         check_stages("ofa", self.stages)
@@ -61,7 +63,7 @@ class OFA(Method):
     def __init__(self, options: OFAOptions, student: BackboneSpec, teacher: BackboneSpec | None) -> None:
         super().__init__(options, student, teacher)
         assert teacher is not None
-        self.eps, self.temperature = options.eps, options.temperature
+        self.options = options
         self.weights = {"ofa_stages": options.weight, "ofa_logits": options.logit_weight}
         self.exits = OFAExits(student, teacher, options.stages)
 
@@ -69,7 +71,10 @@ class OFA(Method):
     def forward(self, student: BackboneOutput, teacher: BackboneOutput | None, targets: Tensor) -> dict[str, Tensor]:
         assert teacher is not None
         assert student.stages is not None
-        settings = {"eps": self.eps, "temperature": self.temperature}
-        losses = [ofa_loss(logits, teacher.logits, targets, **settings) for logits in self.exits(student.stages)]
-        own = ofa_loss(student.logits, teacher.logits, targets, **settings)
+        losses = [self._loss(logits, teacher.logits, targets) for logits in self.exits(student.stages)]
+        own = self._loss(student.logits, teacher.logits, targets)
         return {"ofa_stages": torch.stack(losses).sum(), "ofa_logits": own}
+
+    def _loss(self, ours: Tensor, theirs: Tensor, targets: Tensor) -> Tensor:
+        o = self.options
+        return ofa_loss(*comparable(ours, theirs, o.standardise), targets, eps=o.eps, temperature=o.temperature)

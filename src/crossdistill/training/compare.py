@@ -1,13 +1,14 @@
 """One teacher, one student, one recipe: several methods over several seeds."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from crossdistill.config import RunConfig
+from crossdistill.config import RunConfig, parse_value
 from crossdistill.errors import UserError
 from crossdistill.methods import find_method
 from crossdistill.report.page import (
@@ -27,8 +28,9 @@ def compare(
 ) -> tuple[TextTable, Path]:
     """Train the teacher (unless a checkpoint is given), then the student once per method and seed, in `out`.
 
-    Runs that are finished are kept, an interrupted one goes on, so the same command can be given
-    again. Gives the table and the path of the page. Raises UserError for bad input.
+    A method may come with options of its own, "rsd{kappa=0}", to compare variants. Runs that are
+    finished are kept, an interrupted one goes on, so the same command can be given again. Gives the
+    table and the path of the page. Raises UserError for bad input.
     """
     if not methods or not seeds:
         raise UserError("nothing to compare: give at least one method and one seed")
@@ -38,9 +40,10 @@ def compare(
         raise UserError("compare trains its runs one after the other on one device; use `fit` for a run on several")
     if (out / CONFIG_NAME).exists():
         raise UserError(f"{str(out)!r} is the folder of a single run; choose another --out")
-    for method in methods:
-        check_names(replace(config, method=method))
-    if config.teacher_checkpoint is None and any(find_method(method).uses_teacher for method in methods):
+    chosen = [_variant(config, variant) for variant in methods]
+    for variant in chosen:
+        check_names(variant)
+    if config.teacher_checkpoint is None and any(find_method(variant.method).uses_teacher for variant in chosen):
         folder = out / "teacher"
         _finish(replace(teacher_config(config), out=str(folder)), console)
         # The run brings what its model was built with.
@@ -52,14 +55,35 @@ def compare(
     # Seed by seed, so that an early look at the table compares equal numbers of runs.
     for place, seed in enumerate(seeds):
         for method in methods:
-            run = replace(config, method=method, seed=seed, out=str(folders[method][place]))
+            run = replace(_variant(config, method), seed=seed, out=str(folders[method][place]))
             _finish(run, console)
     groups = load_groups(folders)
     return comparison_table(groups), write_comparison_page(out, groups)
 
 
-def _plain(method: str) -> str:
-    return method.replace(":", "_").replace(".", "_")
+def split_variants(text: str) -> list[str]:
+    """Split "none,rsd{kappa=0,weight=0.2}" at the commas that stand outside braces."""
+    return [part.strip() for part in re.split(r",(?![^{]*\})", text) if part.strip()]
+
+
+def _variant(config: RunConfig, variant: str) -> RunConfig:
+    """Give the config of a method, or of "method{option=value,...}", whose options go over the recipe's."""
+    named = re.fullmatch(r"([^{}]+)(?:\{(.*)\})?", variant)
+    if not named:
+        raise UserError(f"method {variant!r}: write a name, or name{{option=value,...}}")
+    method, changes = named.groups()
+    options = dict(config.options.get(method, {}))
+    for change in re.split(r",(?![^\[]*\])", changes or ""):
+        option, equals, value = change.partition("=")
+        if change and not equals:
+            raise UserError(f"method {variant!r}: {change!r} is not option=value")
+        if change:
+            options[option.strip()] = parse_value(value.strip())
+    return replace(config, method=method, options={**config.options, method: options})
+
+
+def _plain(variant: str) -> str:
+    return re.sub(r"[^\w=.+-]+", "_", variant).strip("_")
 
 
 def _finish(config: RunConfig, console: Console) -> None:
