@@ -72,8 +72,10 @@ def _variant(config: RunConfig, variant: str) -> RunConfig:
     if not named:
         raise UserError(f"method {variant!r}: write a name, or name{{option=value,...}}")
     method, changes = named.groups()
+    if not changes:
+        return replace(config, method=method)
     options = dict(config.options.get(method, {}))
-    for change in re.split(r",(?![^\[]*\])", changes or ""):
+    for change in re.split(r",(?![^\[]*\])", changes):
         option, equals, value = change.partition("=")
         if change and not equals:
             raise UserError(f"method {variant!r}: {change!r} is not option=value")
