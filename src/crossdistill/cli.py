@@ -109,8 +109,26 @@ def _split_off(group: str, words: Sequence[str]) -> tuple[list[str], dict[str, A
     return rest, entries
 
 
+def _gather(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Make one list of a flag that is given several times."""
+    rest: list[str] = []
+    values: dict[str, list[str]] = {name: [] for name in names}
+    following = iter(words)
+    for word in following:
+        name, equals, value = word.partition("=")
+        if name in values:
+            values[name].append(value if equals else next(following, ""))
+        else:
+            rest.append(word)
+    for name, given in values.items():
+        if given:
+            rest.append(f"{name}={given[0] if len(given) == 1 else json.dumps(given)}")
+    return rest
+
+
 def _config(parser: _Parser, argv: Sequence[str]) -> tuple[RunConfig, Any]:
-    words, options = _split_off("options", _with_underscores(argv))
+    words = _gather(_with_underscores(argv), ("--teacher", "--teacher_checkpoint"))
+    words, options = _split_off("options", words)
     words, changes = _split_off("teacher_training", words)
     parsed = parser.read(_with_recipes(words))
     for name, value in options.items():

@@ -193,16 +193,18 @@ class RunConfig:
 
     student: str = "resnet18"
     """timm name, torchvision:<name>, or package.module:factory."""
-    teacher: str | None = None
-    """The same; None takes the model of the run given as teacher_checkpoint."""
+    teacher: str | list[str] | None = None
+    """The same, or several (the flag once for each); None takes the models of the runs given as teacher_checkpoint."""
     method: str = "rsd"
     """See `crossdistill methods`."""
     data: str = "digits"
     """digits, a folder of images in class folders, a folder of parquet shards, or torch/<name>."""
     out: str | None = None
     """Folder of this run; None makes one under runs/."""
-    teacher_checkpoint: str | None = None
-    """The teacher's weights: a file, or the folder of a finished run."""
+    teacher_checkpoint: str | list[str] | None = None
+    """The teacher's weights: a file, or the folder of a finished run; one for each of several teachers."""
+    teacher_weights: list[float] | str | None = None
+    """How several teachers are mixed: a number for each, "confidence" (image by image), or null for equal shares."""
     epochs: int = 30
     seed: int = 0
     img_size: int | None = None
@@ -219,6 +221,15 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
+    @property
+    def teachers(self) -> list[tuple[str | None, str | None]]:
+        """Name and checkpoint of every teacher; either may be None."""
+        names, checkpoints = _listed(self.teacher), _listed(self.teacher_checkpoint)
+        if names and checkpoints and len(names) != len(checkpoints):
+            raise UserError(f"{len(names)} teachers but {len(checkpoints)} checkpoints; give one for each, in order")
+        count = max(len(names), len(checkpoints))
+        return list(zip(names or [None] * count, checkpoints or [None] * count, strict=True))
+
     def __post_init__(self) -> None:
         _at_least("", {"epochs": self.epochs, "img_size": self.img_size}, 1)
         _at_least("", {"seed": self.seed}, 0)
@@ -226,6 +237,10 @@ class RunConfig:
             raise UserError(
                 f"mixup and CutMix pair the images of a batch; loader.batch_size {self.loader.batch_size} is odd"
             )
+
+
+def _listed(given: str | list[str] | None) -> list[str | None]:
+    return [] if given is None else [given] if isinstance(given, str) else list(given)
 
 
 def override(config: _C, changes: dict[str, Any], named: str) -> _C:

@@ -1,6 +1,6 @@
 """A student, a method and a teacher as one module that any training loop can use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from crossdistill.backbones import Backbone
 from crossdistill.errors import UserError
-from crossdistill.methods import create_method
+from crossdistill.methods import create_method, find_method
 from crossdistill.methods.base import Method
-from crossdistill.teacher import Teacher
+from crossdistill.teacher import Teacher, TeacherGroup
 from crossdistill.types import BackboneOutput, StepResult
 
 
@@ -26,7 +26,7 @@ class Distiller(nn.Module):
         self,
         student: Backbone,
         method: Method,
-        teacher: Teacher | None = None,
+        teacher: Teacher | TeacherGroup | None = None,
         *,
         task_weight: float = 1.0,
         label_smoothing: float = 0.0,
@@ -39,8 +39,8 @@ class Distiller(nn.Module):
         self._guests = (teacher,)
 
     @property
-    def teacher(self) -> Teacher | None:
-        """The frozen teacher; None for a method without one."""
+    def teacher(self) -> Teacher | TeacherGroup | None:
+        """The frozen teacher, or group of them; None for a method without one."""
         return self._guests[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
@@ -80,35 +80,43 @@ def create_distiller(
     method: str,
     *,
     student: Backbone,
-    teacher: Backbone | None = None,
+    teacher: Backbone | Sequence[Backbone] | None = None,
+    teacher_weights: Sequence[float] | str | None = None,
     task_weight: float = 1.0,
     label_smoothing: float = 0.0,
     **options: Any,
 ) -> Distiller:
-    """Build a distiller for a pair of backbones.
+    """Build a distiller for a student and its teacher, or several.
 
     `method` is a name of `list_methods()` or "package.module:Class"; `options` are that method's
-    (see `crossdistill methods NAME`). The teacher is frozen in place. Raises UserError for an
-    unknown method or option, a missing teacher, or a pair whose classes or channels differ.
+    (see `crossdistill methods NAME`). Teachers are frozen in place; of several, `teacher_weights` says
+    how they are mixed (`TeacherGroup`). Raises UserError for an unknown method or option, a missing
+    teacher, or models whose classes or channels differ.
     """
-    for role, model in (("student", student), ("teacher", teacher)):
-        if model is not None and not isinstance(model, Backbone):
+    teachers = [] if teacher is None else [teacher] if isinstance(teacher, Backbone | nn.Module) else list(teacher)
+    for role, model in (("student", student), *(("teacher", model) for model in teachers)):
+        if not isinstance(model, Backbone):
             raise UserError(f"{role} is a {type(model).__name__}; build it with create_backbone")
-    if teacher is student:
+    if any(model is student for model in teachers):
         raise UserError(
             "teacher and student are the same object; copy.deepcopy one of them to distil a model into itself"
         )
     if not any(p.requires_grad for p in student.parameters()):
         raise UserError("no parameter of the student asks for a gradient; was it a teacher before?")
-    if teacher is not None:
-        check_pair(student, teacher)
-    built = create_method(method, student.spec, None if teacher is None else teacher.spec, options)
-    built.bind(student, teacher)
+    for model in teachers:
+        check_pair(student, model)
+    guests = [Teacher(model, student.spec) for model in teachers] if find_method(method).uses_teacher else []
+    guest: Teacher | TeacherGroup | None = None
+    if guests:
+        guest = guests[0] if len(guests) == 1 else TeacherGroup(guests, teacher_weights)
+    built = create_method(method, student.spec, None if guest is None else guest.spec, options)
+    if len(guests) > 1 and built.one_teacher:
+        raise UserError(f"method {method!r} with these options takes one teacher, {len(guests)} were given")
+    built.bind(student, guests[0].backbone if guests else None)
     if built.student_stages:
         student.require_stages()
-    if built.teacher_stages and teacher is not None:
-        teacher.require_stages()
-    guest = Teacher(teacher, student.spec) if teacher is not None and built.uses_teacher else None
+    if built.teacher_stages:
+        guests[0].backbone.require_stages()
     return Distiller(student, built, guest, task_weight=task_weight, label_smoothing=label_smoothing)
 
 

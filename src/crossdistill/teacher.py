@@ -1,12 +1,14 @@
 """The teacher: a guest that is looked at and never changed."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossdistill.backbones import Backbone
+from crossdistill.errors import UserError
 from crossdistill.types import BackboneOutput, BackboneSpec
 
 
@@ -31,6 +33,11 @@ class Teacher(nn.Module):
         self._same_normalisation = student.mean == backbone.spec.mean and student.std == backbone.spec.std
         self.eval()
 
+    @property
+    def members(self) -> "tuple[Teacher, ...]":
+        """The one teacher."""
+        return (self,)
+
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode."""
         return super().train(False)
@@ -51,6 +58,55 @@ class Teacher(nn.Module):
             self.backbone.eval()
         output: BackboneOutput = self.backbone(self.prepare(images), stages=stages)
         return output
+
+
+class TeacherGroup(nn.Module):
+    """Several teachers as one: their embeddings side by side, their predictions mixed.
+
+    The mixture's logits are log sum_k w_k softmax(p_k). `weights` are numbers (scaled to sum 1), None for
+    equal shares, or "confidence": each image trusts each teacher by its largest probability. There
+    are no common stages.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], weights: Sequence[float] | str | None = None) -> None:
+        super().__init__()
+        self.teachers = nn.ModuleList(teachers)
+        self.by_confidence = weights == "confidence"
+        if isinstance(weights, str) and not self.by_confidence:
+            raise UserError(f"teacher_weights is {weights!r}; it must be 'confidence', or a number for each teacher")
+        shares = [1.0] * len(teachers) if weights is None or isinstance(weights, str) else list(weights)
+        if len(shares) != len(teachers) or min(shares) < 0 or sum(shares) <= 0:
+            raise UserError(f"teacher_weights {shares} do not fit {len(teachers)} teachers: one number >= 0 for each")
+        self.log_shares: Tensor
+        self.register_buffer("log_shares", (torch.tensor(shares) / sum(shares)).log(), persistent=False)
+        first = teachers[0].spec
+        self.spec = replace(
+            first,
+            name=" + ".join(teacher.spec.name for teacher in teachers),
+            embedding_dim=sum(teacher.spec.embedding_dim for teacher in teachers),
+            stage_channels=None,
+            stage_strides=None,
+        )
+
+    def train(self, mode: bool = True) -> "TeacherGroup":
+        """Stay in eval mode."""
+        return super().train(False)
+
+    @property
+    def members(self) -> tuple[Teacher, ...]:
+        """The teachers."""
+        return tuple(teacher for teacher in self.teachers if isinstance(teacher, Teacher))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, stages: bool = False) -> BackboneOutput:
+        """Look at images (B, C, H, W) normalised for the student."""
+        if stages:
+            raise UserError("several teachers have no common stages; this method takes one teacher")
+        outputs = [teacher(images) for teacher in self.teachers]
+        logs = torch.stack([output.logits.float().log_softmax(dim=1) for output in outputs])
+        shares = logs.amax(dim=2).log_softmax(dim=0) if self.by_confidence else self.log_shares.unsqueeze(1)
+        mixed = torch.logsumexp(logs + shares.unsqueeze(2), dim=0)
+        return BackboneOutput(mixed, torch.cat([output.embedding for output in outputs], dim=1))
 
 
 def renormalisation(

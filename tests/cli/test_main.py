@@ -243,6 +243,20 @@ def test_compare_and_the_same_command_again(capsys, tmp_path, teacher_folder):
     assert (code, "epochs is now 3 and was 2" in err) == (2, True)
 
 
+def test_two_teachers(capsys, tmp_path, teacher_folder):
+    out = tmp_path / "run"
+    words = ["fit", *TINY, "--epochs", "1", "--method", "rsd", "--out", out, "--teacher-checkpoint", teacher_folder]
+    words += ["--teacher-checkpoint", teacher_folder, "--teacher-weights", "confidence"]
+    code, shown, progress = run(capsys, *words)
+    assert code == 0
+    assert progress.count("on held-out images") == 2
+    assert "test_resnet + test_resnet" in shown
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["training"]["training_only_parameters"] == 64 * 128 + 2 * 128 + 128 * 2 * 96
+    code, _, err = run(capsys, *words, "--teacher", "test_resnet", "--out", tmp_path / "other")
+    assert (code, "1 teachers but 2 checkpoints" in err) == (2, True)
+
+
 def test_variants_of_a_method_are_compared(capsys, tmp_path, teacher_folder):
     from crossdistill.training.compare import split_variants
 

@@ -11,7 +11,7 @@ import torch
 
 from crossdistill.backbones import Backbone
 from crossdistill.data import ImageData
-from crossdistill.teacher import Teacher
+from crossdistill.teacher import Teacher, TeacherGroup
 
 SAMPLES_NAME = "samples.json"
 _LOOKED_AT = 96
@@ -21,7 +21,7 @@ _SIDE = 96
 
 @torch.inference_mode()
 def save_samples(
-    out: Path, student: Backbone, teacher: Teacher | None, data: ImageData, transform: Callable[..., Any]
+    out: Path, student: Backbone, teacher: Teacher | TeacherGroup | None, data: ImageData, transform: Callable[..., Any]
 ) -> None:
     """Write twelve test images, the student's mistakes first (at most half), with both models' answers."""
     device = next(student.parameters()).device

@@ -35,6 +35,8 @@ class Method(nn.Module):
     """One sentence for `crossdistill methods`."""
     paper: ClassVar[str]
     uses_teacher: ClassVar[bool] = True
+    one_teacher: bool = False
+    """Whether the method looks into its teacher, and so takes no group of them."""
     student_stages: bool = False
     """Whether the student's four stage maps are needed; an option may ask for them."""
     teacher_stages: bool = False

@@ -118,6 +118,7 @@ class FBT(Method):
     )
     paper: ClassVar[str] = "FBT, ICCV 2025, arXiv 2410.12342"
     student_stages = True
+    one_teacher = True
 
     def __init__(self, options: FBTOptions, student: BackboneSpec, teacher: BackboneSpec | None) -> None:
         super().__init__(options, student, teacher)

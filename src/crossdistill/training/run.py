@@ -24,6 +24,7 @@ from crossdistill.evaluation.teacher_check import check_teacher
 from crossdistill.export.timm_folder import save_student
 from crossdistill.files import write_whole
 from crossdistill.report.page import write_run_page
+from crossdistill.teacher import Teacher
 from crossdistill.training.callbacks import LAST
 from crossdistill.training.datamodule import DataModule
 from crossdistill.training.engine import make_trainer
@@ -43,7 +44,7 @@ _TEACHER_SAMPLE = 512
 
 def default_out(config: RunConfig) -> Path:
     """Name a run's folder by what it is."""
-    teacher = config.teacher or ("" if config.teacher_checkpoint is None else Path(config.teacher_checkpoint).name)
+    teacher = "+".join(name or Path(checkpoint or "").name for name, checkpoint in config.teachers)
     data = Path(config.data).name if Path(config.data).exists() else config.data
     parts = [data, teacher, config.student, config.method, f"s{config.seed}"]
     return Path("runs") / "-".join(p.replace("/", "_").replace(":", "_") for p in parts if p)
@@ -54,8 +55,10 @@ def teacher_config(config: RunConfig) -> RunConfig:
 
     `teacher_training` says what differs, by dotted name or nested. Raises UserError for no teacher.
     """
-    if config.teacher is None:
-        raise UserError("no teacher is named: --teacher NAME")
+    if not isinstance(config.teacher, str):
+        raise UserError("name one teacher to train: --teacher NAME; several are trained one after the other")
+    if isinstance(config.teacher_checkpoint, list):
+        raise UserError("a teacher starts from one checkpoint; several are given")
     model = replace(
         config.model,
         student_args=config.model.teacher_args,
@@ -105,7 +108,8 @@ def fit(config: RunConfig, *, resume: bool = False, console: Console | None = No
     distiller = create_distiller(
         config.method,
         student=student,
-        teacher=pair.teacher,
+        teacher=pair.teachers,
+        teacher_weights=config.teacher_weights,
         task_weight=config.optim.task_weight,
         label_smoothing=config.optim.label_smoothing,
         **config.options.get(config.method, {}),
@@ -129,8 +133,9 @@ def fit(config: RunConfig, *, resume: bool = False, console: Console | None = No
     datamodule = DataModule(data, config, student.spec, student.img_size)
     device = trainer.strategy.root_device
     if distiller.teacher is not None and trainer.is_global_zero:
-        accuracy = _look_at_teacher(config, distiller, data, datamodule, device)
-        say(f"teacher {distiller.teacher.spec.name}: {100 * accuracy:.1f}% on held-out images", highlight=False)
+        for member in distiller.teacher.members:
+            accuracy = _look_at_teacher(config, member, data, datamodule, device)
+            say(f"teacher {member.spec.name}: {100 * accuracy:.1f}% on held-out images", highlight=False)
     write_config(config, out)
     _place(distiller, config)
     trainer.fit(module, datamodule, ckpt_path=last if going_on else None, weights_only=True)
@@ -158,15 +163,13 @@ def _place(distiller: Distiller, config: RunConfig) -> None:
         distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.engine.compile:
         distiller.student.compile()
-        if teacher is not None:
-            teacher.backbone.compile()
+        for member in () if teacher is None else teacher.members:
+            member.backbone.compile()
 
 
 def _look_at_teacher(
-    config: RunConfig, distiller: Distiller, data: ImageData, datamodule: DataModule, device: torch.device
+    config: RunConfig, teacher: Teacher, data: ImageData, datamodule: DataModule, device: torch.device
 ) -> float:
-    teacher = distiller.teacher
-    assert teacher is not None
     wanted = min(len(data.val), max(_TEACHER_SAMPLE, 5 * data.num_classes))
     chosen = torch.linspace(0, len(data.val) - 1, wanted).round().long().tolist()
     workers = config.loader.workers
@@ -199,7 +202,7 @@ def _finish(
     if teacher is not None:
         teacher.to(device)
         metrics["teacher"] = {
-            **_describe(teacher.backbone),
+            **_describe(*(member.backbone for member in teacher.members)),
             "test": evaluate(teacher, loader, data.num_classes, device),
         }
     save_samples(out, student, teacher, data, datamodule.eval_transform)
@@ -208,11 +211,12 @@ def _finish(
     write_run_page(out)
 
 
-def _describe(backbone: Backbone) -> dict[str, Any]:
+def _describe(*models: Backbone) -> dict[str, Any]:
+    """Say what one model costs, or several that are run one after the other."""
     return {
-        "name": backbone.spec.name,
-        "parameters": count_parameters(backbone),
-        "macs": count_macs(backbone),
-        "images_per_second": images_per_second(backbone),
-        "img_size": backbone.img_size,
+        "name": " + ".join(model.spec.name for model in models),
+        "parameters": sum(count_parameters(model) for model in models),
+        "macs": sum(count_macs(model) for model in models),
+        "images_per_second": 1 / sum(1 / images_per_second(model) for model in models),
+        "img_size": max(model.img_size for model in models),
     }

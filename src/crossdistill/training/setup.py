@@ -33,10 +33,10 @@ _SMALLEST = 32
 
 @dataclass(frozen=True)
 class Pair:
-    """The two models of a run; `teacher` is None for a method that needs none."""
+    """The models of a run; no teachers for a method that needs none."""
 
     student: Backbone
-    teacher: Backbone | None
+    teachers: list[Backbone]
 
 
 def check_names(config: RunConfig) -> None:
@@ -44,7 +44,7 @@ def check_names(config: RunConfig) -> None:
     method = find_method(config.method)
     for named, options in config.options.items():
         make_options(named, options)
-    if method.uses_teacher and config.teacher is None and config.teacher_checkpoint is None:
+    if method.uses_teacher and not config.teachers:
         raise UserError(f"method {config.method!r} needs a teacher: --teacher NAME, or --teacher-checkpoint RUN")
     if config.optim.name not in list_optimizers():
         raise unknown("optimiser", config.optim.name, list_optimizers())
@@ -83,22 +83,29 @@ def build_pair(config: RunConfig, data: ImageData) -> Pair:
         **model.student_args,
     )
     if not find_method(config.method).uses_teacher:
-        return Pair(student, None)
-    checkpoint = config.teacher_checkpoint
+        return Pair(student, [])
+    teachers = [_build_teacher(name, checkpoint, config, data) for name, checkpoint in config.teachers]
+    return Pair(student, teachers)
+
+
+def _build_teacher(name: str | None, checkpoint: str | None, config: RunConfig, data: ImageData) -> Backbone:
+    model = config.model
     if checkpoint is not None and Path(checkpoint).is_dir():
-        for name in ("teacher_img_size", "teacher_args", "teacher_stages"):
-            if getattr(model, name):
-                raise UserError(f"model.{name} is given, but the run {checkpoint!r} brings its own; leave it out")
+        for field in ("teacher_img_size", "teacher_args", "teacher_stages"):
+            if getattr(model, field):
+                raise UserError(f"model.{field} is given, but the run {checkpoint!r} brings its own; leave it out")
         teacher = load_backbone(checkpoint)
-        if config.teacher not in (None, teacher.spec.name):
-            raise UserError(f"{checkpoint!r} holds a {teacher.spec.name!r}, but --teacher says {config.teacher!r}")
+        if name not in (None, teacher.spec.name):
+            raise UserError(f"{checkpoint!r} holds a {teacher.spec.name!r}, but --teacher says {name!r}")
         check_class_order(checkpoint, data)
     else:
-        assert config.teacher is not None
+        if name is None:
+            raise UserError(f"teacher_checkpoint {checkpoint!r} is no run's folder; name its model with --teacher")
         teacher = create_backbone(
-            config.teacher,
-            **common,
-            img_size=model.teacher_img_size or size,
+            name,
+            num_classes=data.num_classes,
+            in_chans=data.channels,
+            img_size=model.teacher_img_size or image_size(config, data),
             pretrained=model.teacher_pretrained,
             checkpoint=checkpoint,
             small_images=wants_small_stem(config, data, pretrained=model.teacher_pretrained),
@@ -110,7 +117,7 @@ def build_pair(config: RunConfig, data: ImageData) -> Pair:
             f"teacher gives {teacher.spec.num_classes} classes, {data.name!r} has {data.num_classes}: fine-tune the "
             "teacher on it first (`crossdistill teacher`)"
         )
-    return Pair(student, teacher)
+    return teacher
 
 
 def check_class_order(run: str, data: ImageData) -> None:

@@ -1,0 +1,78 @@
+"""Several teachers as one."""
+
+import pytest
+import torch
+
+import crossdistill as cd
+from tests.methods.test_distiller import build
+
+
+@pytest.fixture
+def batch():
+    return torch.randn(6, 3, 32, 32), torch.arange(6) % 5
+
+
+def make(method="kd", weights=None, **options):
+    teachers = [build("plain_vit"), build("mlp")]
+    return cd.create_distiller(method, student=build("cnn"), teacher=teachers, teacher_weights=weights, **options)
+
+
+@pytest.mark.parametrize("method", ["kd", "rsd", "ofa", "hcd"])
+@pytest.mark.parametrize("weights", [None, [0.2, 0.8], "confidence"])
+def test_methods_learn_from_several(method, weights, batch):
+    distiller = make(method, weights).train()
+    step = distiller(*batch)
+    step.loss.backward()
+    assert torch.isfinite(step.loss)
+    assert all(p.grad is not None for p in distiller.method.parameters())
+    assert not any(p.requires_grad for member in distiller.teacher.members for p in member.parameters())
+    assert not distiller.teacher.members[0].backbone.model.training
+    assert all(name.startswith(("student.", "method.")) for name in distiller.state_dict())
+
+
+def test_predictions_are_mixed_and_embeddings_stand_side_by_side(batch):
+    images, _ = batch
+    distiller = make(weights=[1.0, 3.0])
+    outputs = [member(images) for member in distiller.teacher.members]
+    mixed = distiller.teacher(images)
+    expected = 0.25 * outputs[0].logits.softmax(1) + 0.75 * outputs[1].logits.softmax(1)
+    torch.testing.assert_close(mixed.logits.softmax(1), expected)
+    torch.testing.assert_close(mixed.embedding, torch.cat([o.embedding for o in outputs], dim=1))
+    assert distiller.teacher.spec.embedding_dim == 64 + 24
+
+
+def test_confidence_trusts_the_surer_teacher(batch):
+    images, _ = batch
+    distiller = make(weights="confidence")
+    with torch.no_grad():
+        distiller.teacher.members[0].backbone.model.head.weight.mul_(200)
+    sure = distiller.teacher.members[0](images).logits
+    shares = [m(images).logits.log_softmax(1).amax(1).exp() for m in distiller.teacher.members]
+    weight = shares[0] / (shares[0] + shares[1])
+    expected = weight.unsqueeze(1) * sure.softmax(1)
+    expected += (1 - weight).unsqueeze(1) * distiller.teacher.members[1](images).logits.softmax(1)
+    torch.testing.assert_close(distiller.teacher(images).logits.softmax(1), expected)
+    assert (weight > 0.6).all()
+
+
+def test_the_same_teacher_twice_is_that_teacher(batch):
+    images, targets = batch
+    teacher, student = build("plain_vit"), build("cnn").eval()
+    one = cd.create_distiller("kd", student=student, teacher=teacher, temperature=2.0).eval()
+    two = cd.create_distiller("kd", student=student, teacher=[teacher, teacher], temperature=2.0).eval()
+    torch.testing.assert_close(one(images, targets).loss, two(images, targets).loss)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "weights", "message"),
+    [
+        ("fbt", {}, None, "takes one teacher, 2 were given"),
+        ("rsd", {"spatial": 2}, None, "stages of 'test_vit .* cannot be read|takes one teacher"),
+        ("kd", {}, [1.0], "do not fit 2 teachers"),
+        ("kd", {}, [0.0, 0.0], "do not fit 2 teachers"),
+        ("kd", {}, "sure", "must be 'confidence'"),
+    ],
+)
+def test_what_cannot_work_is_refused(method, options, weights, message):
+    with pytest.raises(cd.UserError, match=message):
+        make(method, weights, **options)
