@@ -75,8 +75,8 @@ def test_wrong_words_are_answered_in_a_line_or_two(capsys, tmp_path, monkeypatch
 
 
 def test_wrong_options_of_a_method_and_wrong_checkpoints(capsys, tmp_path, teacher_folder):
-    given = [*TINY, "--method", "rsd", "--teacher-checkpoint", teacher_folder, "--out", tmp_path / "run"]
-    code, _, err = run(capsys, "fit", *given, "--options.rsd.kapa", "1")
+    given = [*TINY, "--method", "rsd", "--out", tmp_path / "run"]
+    code, _, err = run(capsys, "fit", *given, "--teacher-checkpoint", teacher_folder, "--options.rsd.kapa", "1")
     assert (code, "did you mean 'kappa'?" in err) == (2, True)
     code, _, err = run(
         capsys, "fit", *given, "--method", "kd", "--teacher-checkpoint", tmp_path / "none.pth", "--teacher", "test_vit"

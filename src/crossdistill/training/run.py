@@ -55,8 +55,10 @@ def teacher_config(config: RunConfig) -> RunConfig:
 
     `teacher_training` says what differs, by dotted name or nested. Raises UserError for no teacher.
     """
+    if config.teacher is None:
+        raise UserError("no teacher is named: --teacher NAME")
     if not isinstance(config.teacher, str):
-        raise UserError("name one teacher to train: --teacher NAME; several are trained one after the other")
+        raise UserError("several teachers are trained one after the other; name one of them: --teacher NAME")
     if isinstance(config.teacher_checkpoint, list):
         raise UserError("a teacher starts from one checkpoint; several are given")
     model = replace(
