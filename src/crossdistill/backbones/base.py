@@ -55,6 +55,22 @@ def expected_normalisation(model: nn.Module, in_chans: int) -> tuple[tuple[float
     return tuple(float(v) for v in mean), tuple(float(v) for v in std)
 
 
+def read_spec(model: nn.Module, output: BackboneOutput, name: str, img_size: int, in_chans: int) -> BackboneSpec:
+    """Read what a backbone says of itself off one output."""
+    maps = output.stages
+    mean, std = expected_normalisation(model, in_chans)
+    return BackboneSpec(
+        name=name,
+        num_classes=output.logits.shape[1],
+        embedding_dim=output.embedding.shape[1],
+        stage_channels=None if maps is None else tuple(m.shape[1] for m in maps),
+        stage_strides=None if maps is None else tuple(round(img_size / m.shape[2]) for m in maps),
+        in_chans=in_chans,
+        mean=mean,
+        std=std,
+    )
+
+
 def probe_images(model: nn.Module, in_chans: int, img_size: int) -> Tensor:
     """Two fixed noise images where the model is; draws nothing from the global generators."""
     like = next(model.parameters(), torch.empty(0))

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossdistill.backbones.base import Backbone, expected_normalisation, probe_images
+from crossdistill.backbones.base import Backbone, probe_images, read_spec
 from crossdistill.backbones.stages import STAGES, choose_stages, proportional_cuts
 from crossdistill.errors import UserError, first_line, unknown
-from crossdistill.types import BackboneOutput, BackboneSpec
+from crossdistill.types import BackboneOutput
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,7 @@ class HookedBackbone(Backbone):
             model.get_submodule(stage).register_forward_hook(partial(self._keep_output, stage))
         with torch.no_grad():
             output = self._probe(probe_images(model, in_chans, img_size))
-        maps = output.stages
-        mean, std = expected_normalisation(model, in_chans)
-        self.spec = BackboneSpec(
-            name=name,
-            num_classes=num_classes,
-            embedding_dim=output.embedding.shape[1],
-            stage_channels=None if maps is None else tuple(m.shape[1] for m in maps),
-            stage_strides=None if maps is None else tuple(round(img_size / m.shape[2]) for m in maps),
-            in_chans=in_chans,
-            mean=mean,
-            std=std,
-        )
+        self.spec = read_spec(model, output, name, img_size, in_chans)
 
     def _named(self, stages: Sequence[str], calls: list[_Call]) -> tuple[str, ...]:
         if len(stages) != STAGES:

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossdistill.backbones.base import Backbone, expected_normalisation, probe_images
+from crossdistill.backbones.base import Backbone, probe_images, read_spec
 from crossdistill.backbones.stages import choose_stages
 from crossdistill.errors import UserError, first_line
-from crossdistill.types import BackboneOutput, BackboneSpec
+from crossdistill.types import BackboneOutput
 
 _log = logging.getLogger(__name__)
 
@@ -44,18 +44,7 @@ class TimmBackbone(Backbone):
         self._places = tuple(self._taps.index(tap) for tap in taps)
         self._one_head_call = True
         output = self._probe(probe_images(model, in_chans, img_size), name)
-        maps = output.stages
-        mean, std = expected_normalisation(model, in_chans)
-        self.spec = BackboneSpec(
-            name=name,
-            num_classes=output.logits.shape[1],
-            embedding_dim=output.embedding.shape[1],
-            stage_channels=None if maps is None else tuple(m.shape[1] for m in maps),
-            stage_strides=None if maps is None else tuple(round(img_size / m.shape[2]) for m in maps),
-            in_chans=in_chans,
-            mean=mean,
-            std=std,
-        )
+        self.spec = read_spec(model, output, name, img_size, in_chans)
 
     @torch.no_grad()
     def _probe(self, images: Tensor, name: str) -> BackboneOutput:
