@@ -242,7 +242,7 @@ def _cut(backbone: Backbone, tail: Backbone, stage: int) -> _Cut:
     name = calls[last][0]
     before = {called for called, _ in calls[: last + 1]}
     after = {called for called, _ in calls[last + 1 :]}
-    done = {called for called in before - after if [c for c, _ in calls].count(called) == 1 or called not in after}
+    done = before - after
     outer = [called for called in done if not any(_inside(called, other) for other in done if other != called)]
     outputs = dict(calls[: last + 1])
     stubs: list[_Stub] = []

@@ -1,7 +1,8 @@
 """The losses, as pure functions on tensors."""
 
 from crossdistill.losses.hcd import orthogonality_loss as orthogonality_loss
-from crossdistill.losses.hcd import sublogit_losses as sublogit_losses
+from crossdistill.losses.hcd import sublogit_cross_entropy as sublogit_cross_entropy
+from crossdistill.losses.hcd import sublogit_divergence as sublogit_divergence
 from crossdistill.losses.infonce import info_nce_loss as info_nce_loss
 from crossdistill.losses.kd import kd_loss as kd_loss
 from crossdistill.losses.kd import standardise_logits as standardise_logits

@@ -1,11 +1,11 @@
 """HCD's terms on sub-logits."""
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from crossdistill.losses._context import full_precision
+from crossdistill.losses.kd import kd_loss
 from crossdistill.losses.ofa import hard_labels
 
 
@@ -39,28 +39,37 @@ def orthogonality_loss(
 
 
 @full_precision
-def sublogit_losses(
-    fused: Float[Tensor, "batch parts classes"],
-    student_logits: Float[Tensor, "batch classes"],
+def sublogit_cross_entropy(
+    sublogits: Float[Tensor, "batch parts classes"],
     target: Shaped[Tensor, "batch ..."],
     *,
-    temperature: float = 1.0,
     label_smoothing: float = 0.1,
-) -> Float[Tensor, " 2"]:
-    """Classify with every fused sub-logit, and let the student follow every one of them.
+) -> Float[Tensor, ""]:
+    """Classify with every sub-logit: the mean cross entropy over batch and sub-logits.
 
-    Gives two scalars, each the mean over batch and sub-logits, in nats: the cross entropy of
-    softmax(fused) with the target, and T^2 * KL(softmax(fused / T) || softmax(student / T)). Fused
-    sub-logits (B, n, K), student logits (B, K), any float dtype; target (B,) class numbers (then
-    smoothed) or (B, K) probabilities (taken as meant); computed in float32 or wider.
+    Sub-logits (B, n, K), any float dtype; target (B,) class numbers (then smoothed) or (B, K)
+    probabilities (taken as meant); computed in float32 or wider. In nats.
 
     Source: HCD, AAAI 2026, arXiv 2511.10942.
     """
-    parts = fused.shape[1]
-    flat = fused.flatten(0, 1)
     smoothing = label_smoothing if target.ndim == 1 else 0.0
-    cross_entropy = F.cross_entropy(flat, target.repeat_interleave(parts, dim=0), label_smoothing=smoothing)
-    towards = F.log_softmax(fused / temperature, dim=2)
-    student = F.log_softmax(student_logits / temperature, dim=1).unsqueeze(1).expand_as(towards)
-    divergence = F.kl_div(student.flatten(0, 1), towards.flatten(0, 1), log_target=True, reduction="batchmean")
-    return torch.stack([cross_entropy, divergence * temperature**2])
+    repeated = target.repeat_interleave(sublogits.shape[1], dim=0)
+    return F.cross_entropy(sublogits.flatten(0, 1), repeated, label_smoothing=smoothing)
+
+
+@full_precision
+def sublogit_divergence(
+    sublogits: Float[Tensor, "batch parts classes"],
+    student_logits: Float[Tensor, "batch classes"],
+    *,
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Let the student follow every sub-logit: the mean of T^2 * KL(softmax(F / T) || softmax(p_s / T)).
+
+    Sub-logits (B, n, K), student logits (B, K), any float dtype; computed in float32 or wider; the
+    mean over batch and sub-logits. At least 0, in nats times T squared.
+
+    Source: HCD, AAAI 2026, arXiv 2511.10942.
+    """
+    student = student_logits.unsqueeze(1).expand_as(sublogits)
+    return kd_loss(student.flatten(0, 1), sublogits.flatten(0, 1), temperature=temperature)

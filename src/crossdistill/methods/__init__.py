@@ -58,7 +58,9 @@ def make_options(name: str, options: dict[str, Any]) -> Any:
         kind = known[option].type
         fits = type(value) in (int, float) if kind is float else kind not in (bool, int, str) or type(value) is kind
         if not fits:
-            raise UserError(f"option {option!r} of method {name!r} is {value!r}; it must be of type {kind}")
+            raise UserError(
+                f"option {option!r} of method {name!r} is {value!r}; it must be of type {known[option].type}"
+            )
         if kind is float:
             made[option] = float(value)
         elif isinstance(value, list):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from crossdistill.errors import UserError, unknown
-from crossdistill.losses.hcd import orthogonality_loss, sublogit_losses
+from crossdistill.losses.hcd import orthogonality_loss, sublogit_cross_entropy, sublogit_divergence
 from crossdistill.losses.kd import kd_loss
 from crossdistill.methods.base import Method, comparable
 from crossdistill.methods.projectors import StageProjectors, check_stages
@@ -139,18 +139,13 @@ class HCD(Method):
         stages = fused.shape[1]
         # All losses are means over batch, stages and parts; a sum over stages is that times their number.
         factor = stages if o.reduction == "sum" else 1
-        settings = {"temperature": o.temperature, "label_smoothing": o.label_smoothing}
         flat = fused.flatten(1, 2)
-        cross_entropy, divergence = sublogit_losses(flat, student.logits, targets, **settings)
-        if o.detach or o.standardise:
-            followed = flat.detach() if o.detach else flat
-            led, leading = comparable(student.logits, followed, o.standardise)
-            _, divergence = sublogit_losses(leading, led, targets, **settings)
+        led, leading = comparable(student.logits, flat.detach() if o.detach else flat, o.standardise)
         ours, theirs = comparable(student.logits, teacher.logits, o.standardise)
         terms = {
             "kd": kd_loss(ours, theirs, temperature=o.temperature),
-            "hcd_ce": factor * cross_entropy,
-            "hcd_kl": factor * divergence,
+            "hcd_ce": factor * sublogit_cross_entropy(flat, targets, label_smoothing=o.label_smoothing),
+            "hcd_kl": factor * sublogit_divergence(leading, led, temperature=o.temperature),
         }
         if o.parts > 1:
             each = fused.flatten(0, 1)
