@@ -236,6 +236,23 @@ def teacher(argv: Sequence[str]) -> int:
     return _report_run(run, accuracy_table, config if stored else teacher_config(config), made.resume)
 
 
+def cache(argv: Sequence[str]) -> int:
+    """Store what the teacher says of every view of the training images, for all runs to come (fit --cache auto)."""
+    parser = _run_parser("cache", str(cache.__doc__))
+    config, _ = _config(parser, argv)
+    from crossdistill.training.cached import write_cache
+
+    result, progress = _consoles()
+    stored = write_cache(config, progress)
+    size = stored.format.bytes(stored.views) / 2**20
+    result.print(
+        f"cache: {stored.folder}\n{stored.views} views of {stored.format.images} images, {size:.1f} MiB",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return 0
+
+
 def _report_run(run: Callable[..., Path], table: Callable[..., Any], config: RunConfig, resume: bool) -> int:
     from crossdistill.training.engine import is_first_process
 
@@ -309,6 +326,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "teacher": teacher,
     "fit": fit,
+    "cache": cache,
     "compare": compare,
     "eval": evaluate,
     "models": models,

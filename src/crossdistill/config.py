@@ -9,6 +9,8 @@ from crossdistill.errors import UserError, unknown
 
 STEMS = ("auto", "native", "small")
 PRECISIONS = ("32", "bf16", "16")
+CACHE_DTYPES = ("float16", "float32")
+_MOST_VIEWS = 10
 _C = TypeVar("_C")
 CROPS = ("auto", "resized", "padded", "none")
 
@@ -58,7 +60,14 @@ class LoaderConfig:
     batch_size: int = 128
     """Images per step on each device."""
     workers: int = 0
-    """Processes that decode images; 0 decodes in the training process."""
+    """Processes that decode images; 0 decodes in the training process. Unused for resident images."""
+    resident: bool | None = None
+    """Keep the images on the device as bytes and augment them there, a batch at a time; null does so for images of at
+    most 64 px where padded crops and flips are all the augmentation there is."""
+    views: int | None = None
+    """Different augmented views of each image, which take turns over the epochs; null makes new ones in every epoch."""
+    view_seed: int = 0
+    """Seed of a limited number of views; apart from `seed`, so that runs of several seeds share a teacher cache."""
     val_fraction: float = 0.1
     """Share of the training split held out to choose the model, where the data has no validation split of its own."""
     split_seed: int = 0
@@ -78,7 +87,8 @@ class LoaderConfig:
 
     def __post_init__(self) -> None:
         _at_least("loader.", {"batch_size": self.batch_size, "max_train": self.max_train}, 2)
-        _at_least("loader.", {"workers": self.workers}, 0)
+        _at_least("loader.", {"workers": self.workers, "view_seed": self.view_seed}, 0)
+        _at_least("loader.", {"views": self.views}, 1)
         if not 0 < self.val_fraction < 1:
             raise UserError(f"loader.val_fraction is {self.val_fraction}; it must lie between 0 and 1")
         if self.in_chans not in (None, 1, 3):
@@ -213,6 +223,13 @@ class RunConfig:
     """Options by method, e.g. --options.rsd.kappa 0.02; see `crossdistill methods NAME`."""
     teacher_training: dict[str, Any] = field(default_factory=dict)
     """What differs from this config when the teacher itself is trained, by dotted name, e.g. {epochs: 50}."""
+    cache: str = "off"
+    """Teacher cache: "off" runs the teacher in every step; "auto" finds or makes the one that fits under runs/cache;
+    else the folder of one. Without loader.views it holds as many views as there are epochs, at most 10."""
+    cache_top_k: int | None = None
+    """Logits stored per view, with the mass of all others; null stores all. For 1000 classes and more."""
+    cache_dtype: str = "float16"
+    """What the cache stores numbers in: float16 or float32."""
     trust_teacher: bool = False
     """Go on with a teacher whose accuracy on held-out images is near chance."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -230,9 +247,26 @@ class RunConfig:
         count = max(len(names), len(checkpoints))
         return list(zip(names or [None] * count, checkpoints or [None] * count, strict=True))
 
+    @property
+    def cached(self) -> bool:
+        """Whether the teacher's outputs are stored and replayed."""
+        return self.cache != "off"
+
+    @property
+    def views(self) -> int | None:
+        """Number of different views of each image; None for a new one in every epoch."""
+        return min(self.epochs, _MOST_VIEWS) if self.cached and self.loader.views is None else self.loader.views
+
     def __post_init__(self) -> None:
         _at_least("", {"epochs": self.epochs, "img_size": self.img_size}, 1)
         _at_least("", {"seed": self.seed}, 0)
+        if self.cache_dtype not in CACHE_DTYPES:
+            raise unknown("value of cache_dtype", self.cache_dtype, CACHE_DTYPES)
+        if self.cached and (self.augment.mixup or self.augment.cutmix):
+            raise UserError(
+                "mixup and CutMix cannot be had with a teacher cache: what the teacher says of a mixed image is not "
+                "the mixture of what it says of the two; turn them off, or the cache (--cache off)"
+            )
         if (self.augment.mixup or self.augment.cutmix) and self.loader.batch_size % 2:
             raise UserError(
                 f"mixup and CutMix pair the images of a batch; loader.batch_size {self.loader.batch_size} is odd"

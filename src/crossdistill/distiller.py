@@ -10,7 +10,7 @@ from crossdistill.backbones import Backbone
 from crossdistill.errors import UserError
 from crossdistill.methods import create_method, find_method
 from crossdistill.methods.base import Method
-from crossdistill.teacher import Teacher, TeacherGroup
+from crossdistill.teacher import Teacher, TeacherGroup, make_teacher
 from crossdistill.types import BackboneOutput, StepResult
 
 
@@ -43,6 +43,15 @@ class Distiller(nn.Module):
         """The frozen teacher, or group of them; None for a method without one."""
         return self._guests[0]
 
+    def release_teacher(self) -> None:
+        """Let the teacher go: from now on every step is given its stored output.
+
+        The method keeps what it runs of it itself (FBT: last stage and head); the rest of the teacher's
+        weights may be freed, so it cannot be used elsewhere afterwards.
+        """
+        self.method.release_teacher()
+        self._guests = (None,)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
         if self.teacher is not None:
             self.teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -66,7 +75,7 @@ class Distiller(nn.Module):
         elif teacher_output is None:
             if self.teacher is None:
                 raise ValueError("this distiller was made without a teacher; pass teacher_output")
-            teacher_output = self.teacher(images, stages=method.teacher_stages)
+            teacher_output = self.teacher(images, stages=bool(method.teacher_stages))
         smoothing = self.label_smoothing if targets.ndim == 1 else 0.0
         task = F.cross_entropy(output.logits.float(), targets, label_smoothing=smoothing)
         terms = {"task": task, **method(output, teacher_output, targets)}
@@ -105,18 +114,15 @@ def create_distiller(
         raise UserError("no parameter of the student asks for a gradient; was it a teacher before?")
     for model in teachers:
         check_pair(student, model)
-    guests = [Teacher(model, student.spec) for model in teachers] if find_method(method).uses_teacher else []
-    guest: Teacher | TeacherGroup | None = None
-    if guests:
-        guest = guests[0] if len(guests) == 1 else TeacherGroup(guests, teacher_weights)
+    guest = make_teacher(teachers, student.spec, teacher_weights) if find_method(method).uses_teacher else None
     built = create_method(method, student.spec, None if guest is None else guest.spec, options)
-    if len(guests) > 1 and built.one_teacher:
-        raise UserError(f"method {method!r} with these options takes one teacher, {len(guests)} were given")
-    built.bind(student, guests[0].backbone if guests else None)
+    if isinstance(guest, TeacherGroup) and built.one_teacher:
+        raise UserError(f"method {method!r} with these options takes one teacher, {len(teachers)} were given")
+    built.bind(student, teachers[0] if guest is not None else None)
     if built.student_stages:
         student.require_stages()
     if built.teacher_stages:
-        guests[0].backbone.require_stages()
+        teachers[0].require_stages()
     return Distiller(student, built, guest, task_weight=task_weight, label_smoothing=label_smoothing)
 
 

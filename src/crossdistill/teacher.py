@@ -109,6 +109,16 @@ class TeacherGroup(nn.Module):
         return BackboneOutput(mixed, torch.cat([output.embedding for output in outputs], dim=1))
 
 
+def make_teacher(
+    backbones: Sequence[Backbone], student: BackboneSpec, weights: Sequence[float] | str | None = None
+) -> Teacher | TeacherGroup | None:
+    """Make a teacher of a student of one backbone, or a group of several; None of none."""
+    teachers = [Teacher(backbone, student) for backbone in backbones]
+    if len(teachers) > 1:
+        return TeacherGroup(teachers, weights)
+    return teachers[0] if teachers else None
+
+
 def renormalisation(
     mean: Sequence[float], std: Sequence[float], new_mean: Sequence[float], new_std: Sequence[float]
 ) -> tuple[Tensor, Tensor]:

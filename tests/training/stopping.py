@@ -4,6 +4,7 @@ import os
 import signal
 
 from crossdistill.methods import Method
+from crossdistill.methods.rsd import RSD
 
 
 class Stopping(Method):
@@ -20,3 +21,13 @@ class Stopping(Method):
         if self.seen == int(os.environ.get("STOP_AT", "-1")):
             signal.raise_signal(signal.SIGTERM)
         return {}
+
+
+class StoppingRSD(RSD):
+    seen = 0
+
+    def forward(self, student, teacher, targets):
+        self.seen += 1
+        if self.seen == int(os.environ.get("STOP_AT", "-1")):
+            signal.raise_signal(signal.SIGTERM)
+        return super().forward(student, teacher, targets)

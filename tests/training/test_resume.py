@@ -27,7 +27,8 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
 ):
     config = replace(
         config,
-        loader=LoaderConfig(batch_size=64, max_train=320, workers=workers),
+        # With workers the images are read one by one, without they live on the device.
+        loader=LoaderConfig(batch_size=64, max_train=320, workers=workers, resident=False if workers else None),
         engine=EngineConfig(accelerator="cpu", threads=1, log_every=2, accumulate=accumulate),
         optim=OptimConfig(lr=2e-3, warmup_epochs=1, ema=0.9),
     )

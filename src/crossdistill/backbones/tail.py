@@ -171,6 +171,15 @@ class Tail:
             for stub in self._stubs:
                 stub.like = torch.empty(0)
 
+    def release_front(self) -> None:
+        """Free the weights of the backbone that the tail does not run; the backbone itself can then run no more."""
+        if self.own is not None:
+            return
+        kept = {id(tensor) for tensor in (*self._tail.parameters(), *self._tail.buffers())}
+        for tensor in (*self.backbone.parameters(), *self.backbone.buffers()):
+            if id(tensor) not in kept:
+                tensor.data = tensor.new_empty(0)
+
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move what is not shared (buffers) like the backbone; parameters follow by themselves."""
         if self.own is None:

@@ -1,28 +1,43 @@
-"""Batches of (images, labels, indices), the same whatever the worker count, device count or resume."""
+"""Batches of (images, labels, indices), the same whatever the worker count, device count or resume.
+
+Where the teacher's outputs are stored, a fourth entry holds those of the batch.
+"""
 
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from crossdistill.data.datasets import Images
 
 
-class Views(Dataset[tuple[Any, int, int]]):
-    """Transformed pictures by (index, view).
+class Stored(Protocol):
+    """Outputs of a teacher by (index, view)."""
+
+    def read(self, keys: list[tuple[int, int]]) -> dict[str, Tensor]:
+        """Give the stored tensors of a batch, by name."""
+        ...
+
+
+class Views(Dataset[Any]):
+    """Transformed pictures by (index, view), for each (image, label, index); a list of keys gives a batch.
 
     The randomness of a view comes from seed, image and view number alone, so the same view comes
     out whichever worker makes it, in whatever order.
     """
 
-    def __init__(self, images: Images, transform: Callable[..., Any], seed: int | None = None) -> None:
+    def __init__(
+        self, images: Images, transform: Callable[..., Any], seed: int | None = None, stored: Stored | None = None
+    ) -> None:
         self.images = images
         self.transform = transform
         self.seed = seed
+        self.stored = stored
 
     def __len__(self) -> int:
         return len(self.images)
@@ -32,6 +47,11 @@ class Views(Dataset[tuple[Any, int, int]]):
         image = self.images.read(index)
         with nullcontext() if self.seed is None else _seeded(self.seed, index, view):
             return self.transform(image), int(self.images.labels[index]), index
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Any, ...]:
+        """Give a batch: images, labels, indices, and stored outputs."""
+        batch = tuple(default_collate([self[key] for key in keys]))
+        return batch if self.stored is None else (*batch, self.stored.read(keys))
 
 
 def mix_seed(*numbers: int) -> int:
@@ -59,14 +79,24 @@ def _seeded(*numbers: int) -> Iterator[None]:
 
 
 class ViewSampler(Sampler[tuple[int, int]]):
-    """Keys (index, view) of one process's share of an epoch; the view is the epoch.
+    """Keys (index, view) of one process's share of an epoch.
 
-    Shuffled by seed and epoch where `seed` is given; then only whole global batches are given, so
-    that all processes take the same number of equal steps. Unshuffled, every image comes exactly
-    once. `start_batch` skips the batches that an interrupted epoch has already seen.
+    The view is the epoch; with `views`, so many views take turns. Shuffled by seed and epoch where
+    `seed` is given; then only whole global batches are given, so that all processes take the same
+    number of equal steps. Unshuffled, every image comes exactly once. `start_batch` skips the batches
+    that an interrupted epoch has already seen.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int | None = None, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        views: int | None = None,
+    ) -> None:
+        self.views = views
         self.size, self.batch_size, self.seed, self.rank, self.world = size, batch_size, seed, rank, world
         self.epoch = 0
         self.start_batch = 0
@@ -92,7 +122,8 @@ class ViewSampler(Sampler[tuple[int, int]]):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
         mine = order[self.rank : self._count() * self.world : self.world]
         start, self.start_batch = self.start_batch, 0
-        yield from ((int(index), self.epoch) for index in mine[start * self.batch_size :])
+        view = self.epoch if self.views is None else self.epoch % self.views
+        yield from ((int(index), view) for index in mine[start * self.batch_size :])
 
 
 def make_loader(
@@ -106,11 +137,24 @@ def make_loader(
     world: int = 1,
 ) -> DataLoader[Any]:
     """Make a loader: shuffled, seeded views where `seed` is given, else every image once in order."""
+    return load_views(
+        Views(images, transform, seed), ViewSampler(len(images), batch_size, seed, rank, world), workers=workers
+    )
+
+
+def load_views(views: Dataset[Any], sampler: "ViewSampler", *, workers: int = 0) -> DataLoader[Any]:
+    """Make a loader of a dataset that gives whole batches for lists of keys."""
     return DataLoader(
-        Views(images, transform, seed),
-        batch_size=batch_size,
-        sampler=ViewSampler(len(images), batch_size, seed, rank, world),
+        views,
+        batch_size=sampler.batch_size,
+        sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available() and isinstance(views, Views),
+        collate_fn=as_it_is,
     )
+
+
+def as_it_is(batch: Any) -> Any:
+    """Leave a batch as the dataset made it."""
+    return batch

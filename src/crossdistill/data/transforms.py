@@ -13,11 +13,21 @@ SMALL_IMAGE = 64
 """Side in pixels up to which images count as small: cropped after padding, looked at whole."""
 
 
+def crop_kind(config: AugmentConfig, img_size: int) -> str:
+    """Say how training images are cropped: "resized", "padded" or "none"."""
+    if config.crop != "auto":
+        return config.crop
+    return "padded" if img_size <= SMALL_IMAGE else "resized"
+
+
+def padding(img_size: int) -> int:
+    """Give the pixels that a padded crop adds on each side."""
+    return max(1, img_size // 8)
+
+
 def train_transform(config: AugmentConfig, spec: BackboneSpec, img_size: int) -> Callable[..., Any]:
     """Make the random transform of training images: PIL image in, tensor (C, H, W) normalised for the student out."""
-    crop = config.crop
-    if crop == "auto":
-        crop = "padded" if img_size <= SMALL_IMAGE else "resized"
+    crop = crop_kind(config, img_size)
     # timm gives its pipeline as three parts: geometry, colour, tensor.
     geometry, colour, tensor = create_transform(
         (spec.in_chans, img_size, img_size),
@@ -36,7 +46,7 @@ def train_transform(config: AugmentConfig, spec: BackboneSpec, img_size: int) ->
     if crop != "resized":
         steps: list[Any] = [T.Resize((img_size, img_size), T.InterpolationMode.BICUBIC)]
         if crop == "padded":
-            steps.append(T.RandomCrop(img_size, padding=max(1, img_size // 8)))
+            steps.append(T.RandomCrop(img_size, padding=padding(img_size)))
         if config.hflip > 0:
             steps.append(T.RandomHorizontalFlip(config.hflip))
         geometry = T.Compose(steps)

@@ -39,7 +39,8 @@ class Method(nn.Module):
     """Whether the method looks into its teacher, and so takes no group of them."""
     student_stages: bool = False
     """Whether the student's four stage maps are needed; an option may ask for them."""
-    teacher_stages: bool = False
+    teacher_stages: tuple[int, ...] = ()
+    """The teacher's stages, 1 to 4, whose maps are read."""
 
     weights: dict[str, float]
 
@@ -53,6 +54,9 @@ class Method(nn.Module):
         Weights shared with a model must not be registered here. Raises UserError for a pair that cannot
         be served.
         """
+
+    def release_teacher(self) -> None:
+        """Let go of those parts of the teacher that its stored outputs make superfluous."""
 
     def forward(self, student: BackboneOutput, teacher: BackboneOutput | None, targets: Tensor) -> dict[str, Tensor]:
         """Give the method's terms, unweighted scalars by name."""

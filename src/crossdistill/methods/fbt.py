@@ -141,7 +141,7 @@ class FBT(Method):
         if front == "auto":
             front = "teacher" if is_convolutional(teacher) and not is_convolutional(student) else "student"
         self.front_is_teacher = front == "teacher"
-        self.teacher_stages = self.front_is_teacher
+        self.teacher_stages = (_FRONT_STAGE,) if self.front_is_teacher else ()
         ahead, behind = (teacher, student) if self.front_is_teacher else (student, teacher)
         sides = []
         for model in (ahead, behind):
@@ -159,6 +159,11 @@ class FBT(Method):
             widths = {"student": student, "teacher": teacher, "fused": behind}
             for name, model in widths.items():
                 self.project[name] = linear_map(model.spec.embedding_dim, self.options.width)
+
+    @override
+    def release_teacher(self) -> None:
+        if not self.front_is_teacher:
+            self._tail[0].release_front()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FBT":
         for tail in self._tail:

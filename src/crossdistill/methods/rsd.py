@@ -92,7 +92,7 @@ class RSD(Method):
             self.decoupler = _decoupler(options, student_dim, teacher_dim)
         self.cells: nn.Module | None = None
         if options.spatial:
-            self.teacher_stages = self.one_teacher = True
+            self.teacher_stages, self.one_teacher = (STAGES,), True
             self.weights["rsd_spatial"] = options.spatial_weight
             self.cells = linear_map(student.channels(STAGES), teacher.channels(STAGES))
 

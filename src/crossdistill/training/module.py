@@ -18,6 +18,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from crossdistill.backbones import Backbone
+from crossdistill.cache import TeacherCache
 from crossdistill.config import RunConfig
 from crossdistill.data.loaders import mix_seed
 from crossdistill.distiller import Distiller
@@ -46,6 +47,8 @@ class DistillModule(L.LightningModule):
         if self.ema is not None:
             # DDP waits for the gradient of everything that asks for one.
             self.ema.requires_grad_(False)
+        self.stored: TeacherCache | None = None
+        """The teacher's stored outputs, of which every batch then brings its rows."""
         self.top1 = MulticlassAccuracy(num_classes, average="micro")
         self.val_loss = MeanMetric()
 
@@ -67,13 +70,14 @@ class DistillModule(L.LightningModule):
         np.random.seed(seed)
         random.seed(seed)
 
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
+    def training_step(self, batch: tuple[Any, ...], batch_idx: int) -> dict[str, Any]:
         """Run one batch; gives the loss, and the terms for the log."""
-        images, targets, _ = batch
+        images, targets, _, *rows = batch
         images = self._layout(images)
+        replayed = self.stored.unpack(rows[0]) if self.stored is not None else None
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
-        step = self.distiller(images, targets)
+        step = self.distiller(images, targets, replayed)
         terms = {"loss": step.loss, **step.terms}
         return {"loss": step.loss, "terms": {name: value.detach() for name, value in terms.items()}}
 

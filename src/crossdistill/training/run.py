@@ -13,33 +13,30 @@ from crossdistill.backbones import Backbone, create_backbone
 from crossdistill.backbones.checkpoint import load_weights, read_weights
 from crossdistill.config import RunConfig, override
 from crossdistill.data import ImageData, load_data
-from crossdistill.data.datasets import Part
 from crossdistill.data.loaders import make_loader
 from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError
 from crossdistill.evaluation.accuracy import evaluate
 from crossdistill.evaluation.cost import count_macs, count_parameters, images_per_second
 from crossdistill.evaluation.samples import save_samples
-from crossdistill.evaluation.teacher_check import check_teacher
 from crossdistill.export.timm_folder import save_student
 from crossdistill.files import write_whole
 from crossdistill.report.page import write_run_page
-from crossdistill.teacher import Teacher
+from crossdistill.teacher import Teacher, TeacherGroup, make_teacher
+from crossdistill.training.cached import look_at_teacher, prepare_cache
 from crossdistill.training.callbacks import LAST
 from crossdistill.training.datamodule import DataModule
 from crossdistill.training.engine import make_trainer
 from crossdistill.training.module import DistillModule
 from crossdistill.training.setup import (
     METRICS_NAME,
+    Pair,
     build_pair,
     check_names,
     check_space,
     claim_folder,
     write_config,
 )
-
-_TEACHER_SAMPLE = 512
-"""Held-out images the teacher is judged by before training, or five per class where that is more."""
 
 
 def default_out(config: RunConfig) -> Path:
@@ -77,6 +74,7 @@ def teacher_config(config: RunConfig) -> RunConfig:
         img_size=config.model.teacher_img_size or config.img_size,
         teacher=None,
         teacher_checkpoint=None,
+        cache="off",
         method="none",
         options={},
         teacher_training={},
@@ -136,9 +134,13 @@ def fit(config: RunConfig, *, resume: bool = False, console: Console | None = No
     device = trainer.strategy.root_device
     if distiller.teacher is not None and trainer.is_global_zero:
         for member in distiller.teacher.members:
-            accuracy = _look_at_teacher(config, member, data, datamodule, device)
+            accuracy = look_at_teacher(config, member, data, datamodule, device)
             say(f"teacher {member.spec.name}: {100 * accuracy:.1f}% on held-out images", highlight=False)
     write_config(config, out)
+    if config.cached and distiller.teacher is not None:
+        datamodule.stored = module.stored = prepare_cache(config, distiller, datamodule, device, console)
+        distiller.release_teacher()
+        pair = Pair(student, [])
     _place(distiller, config)
     trainer.fit(module, datamodule, ckpt_path=last if going_on else None, weights_only=True)
     if trainer.is_global_zero:
@@ -151,7 +153,11 @@ def fit(config: RunConfig, *, resume: bool = False, console: Console | None = No
             "training_only_parameters": trained - count_parameters(student),
             "global_batch": config.loader.batch_size * trainer.world_size * config.engine.accumulate,
         }
-        _finish(config, out, kept.to(device).eval(), distiller, data, datamodule, training)
+        teacher = distiller.teacher
+        if module.stored is not None:
+            # Only now is the whole teacher wanted again.
+            teacher = make_teacher(build_pair(config, data).teachers, student.spec, config.teacher_weights)
+        _finish(config, out, kept.to(device).eval(), teacher, data, datamodule, training)
     return out
 
 
@@ -169,22 +175,11 @@ def _place(distiller: Distiller, config: RunConfig) -> None:
             member.backbone.compile()
 
 
-def _look_at_teacher(
-    config: RunConfig, teacher: Teacher, data: ImageData, datamodule: DataModule, device: torch.device
-) -> float:
-    wanted = min(len(data.val), max(_TEACHER_SAMPLE, 5 * data.num_classes))
-    chosen = torch.linspace(0, len(data.val) - 1, wanted).round().long().tolist()
-    workers = config.loader.workers
-    loader = make_loader(Part(data.val, chosen), datamodule.eval_transform, config.loader.batch_size, workers=workers)
-    teacher.to(device)
-    return check_teacher(teacher, loader, insist=config.trust_teacher)
-
-
 def _finish(
     config: RunConfig,
     out: Path,
     student: Backbone,
-    distiller: Distiller,
+    teacher: Teacher | TeacherGroup | None,
     data: ImageData,
     datamodule: DataModule,
     training: dict[str, Any],
@@ -192,7 +187,6 @@ def _finish(
     """Export the student, look at the test split once, write the metrics and the page."""
     save_student(student, out, data.class_names)
     device = next(student.parameters()).device
-    teacher = distiller.teacher
     loader = make_loader(data.test, datamodule.eval_transform, config.loader.batch_size, workers=config.loader.workers)
     metrics: dict[str, Any] = {
         "method": config.method,

@@ -1,0 +1,227 @@
+import json
+import os
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+import crossdistill as cd
+from crossdistill import UserError
+from crossdistill.cache import TeacherCache
+from crossdistill.cache.build import check_fits
+from crossdistill.cache.fingerprint import short_name
+from crossdistill.cache.store import missing_shards
+from crossdistill.config import AugmentConfig, LoaderConfig
+from tests.cache.conftest import CONFIG, Pair
+from tests.processes import in_two_processes
+
+KEYS = [(0, 0), (49, 1), (17, 0), (17, 1), (16, 1), (15, 0)]
+
+
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_what_is_read_is_what_the_teacher_says_of_these_views(pair, written):
+    stored = written.unpack(written.read(KEYS))
+    images = pair.views.__getitems__(KEYS)[0]
+    live = pair.teacher(images)
+    torch.testing.assert_close(stored.logits, live.logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(stored.embedding, live.embedding, rtol=1e-3, atol=1e-3)
+    assert stored.stages is None
+
+
+def test_a_batch_brings_its_rows(pair, written):
+    pair.views.stored = written
+    try:
+        *_, rows = pair.views.__getitems__(KEYS)
+    finally:
+        pair.views.stored = None
+    assert torch.equal(rows["logits"], written.read(KEYS)["logits"])
+
+
+def test_every_byte_counts(folder, tmp_path):
+    shard = next(copy(folder, tmp_path).glob("view-001-00002.bin"))
+    whole = shard.read_bytes()
+    for place in (0, len(whole) // 2, len(whole) - 1):
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=r"view-001-00002.bin' is not as it was written"):
+            TeacherCache(tmp_path / "copy", 2)
+        TeacherCache(tmp_path / "copy", 1)  # the other view is whole
+    shard.write_bytes(whole[:-2])
+    with pytest.raises(UserError, match="its checksum or size differs"):
+        TeacherCache(tmp_path / "copy", 2, verify=False)
+    shard.write_bytes(whole)
+    TeacherCache(tmp_path / "copy", 2)
+
+
+def test_a_missing_shard_is_said_and_made_again(pair, folder, tmp_path):
+    other = copy(folder, tmp_path)
+    (other / "view-000-00001.json").unlink()
+    with pytest.raises(UserError, match=r"lacks 1 of 8 shards of 2 views; `crossdistill cache`"):
+        TeacherCache(other, 2)
+    pair.build(other)
+    for name in ("view-000-00001.bin", "view-001-00003.bin"):
+        assert (other / name).read_bytes() == (folder / name).read_bytes()
+    with pytest.raises(UserError, match="lacks 4 of 12 shards of 3 views"):
+        TeacherCache(other, 3)
+
+
+def test_an_interrupted_build_goes_on(pair, folder, tmp_path, monkeypatch):
+    forward, calls = type(pair.teacher).forward, []
+
+    def stopping(self, images, stages=False):
+        calls.append(len(images))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return forward(self, images, stages)
+
+    monkeypatch.setattr(type(pair.teacher), "forward", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        pair.build(tmp_path / "cut")
+    assert len(missing_shards(tmp_path / "cut", pair.format, 2)) == 7
+    calls.extend([0] * 10)
+    pair.build(tmp_path / "cut")
+    # 100 views of images were seen once, but for the shard that was cut.
+    assert sum(calls) == 100 + 8 + 8
+    assert (tmp_path / "cut" / "view-001-00003.bin").read_bytes() == (folder / "view-001-00003.bin").read_bytes()
+    assert not list((tmp_path / "cut").glob("view-*.lock"))
+    assert not list((tmp_path / "cut").glob("*.partial"))
+
+
+def build_here(rank, folder):
+    pair = Pair()
+    seen = []
+    pair.teacher.register_forward_hook(lambda m, inputs, o: seen.append(len(inputs[0])))
+    pair.build(folder)
+    return sum(seen)
+
+
+def test_two_processes_share_the_work(folder, tmp_path):
+    shared = tmp_path / "shared"
+    seen = in_two_processes(build_here, shared)
+    assert sum(seen) == 100
+    for shard in folder.glob("*.bin"):
+        assert (shared / shard.name).read_bytes() == shard.read_bytes()
+
+
+def test_a_full_disk_stops_cleanly(pair, tmp_path):
+    folder = pair.build(tmp_path / "full")
+    before = (folder / "view-000-00000.bin").read_bytes()
+    for name in ("view-001-00002.bin", "view-001-00002.json"):
+        (folder / name).unlink()
+    # The one device that is always full.
+    os.symlink("/dev/full", folder / "view-001-00002.partial")
+    with pytest.raises(UserError, match="is full; the shards written so far are whole"):
+        pair.build(folder)
+    assert not os.path.lexists(folder / "view-001-00002.partial")
+    assert (folder / "view-000-00000.bin").read_bytes() == before
+    pair.build(folder)
+    TeacherCache(folder, 2)
+
+
+def test_too_little_room_is_said_before_the_work(pair, tmp_path):
+    with pytest.raises(UserError, match=r"MiB free, the rest of .* needs \d{6,} MiB: fewer --loader.views"):
+        pair.build(tmp_path / "huge", images=10**12, shard_images=10**12)
+
+
+def changed_teacher():
+    pair = Pair()
+    with torch.no_grad():
+        next(pair.backbone.parameters()).view(-1)[0] += 1e-6
+    return pair
+
+
+def with_teacher(name, size=32):
+    teacher = cd.create_backbone(name, 10, size, in_chans=1)
+    if name == "test_resnet":
+        teacher.load_state_dict(Pair().backbone.state_dict())
+    return Pair(teacher=teacher)
+
+
+def with_augment(**changes):
+    return Pair(replace(CONFIG, augment=AugmentConfig(**changes)))
+
+
+def with_loader(**changes):
+    return Pair(replace(CONFIG, loader=replace(CONFIG.loader, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (changed_teacher, "another teacher: weights differ"),
+        (lambda: with_teacher("resnet10t"), "another teacher: name was 'test_resnet', is now 'resnet10t'"),
+        (lambda: with_teacher("test_resnet", 48), r"another teacher: img_size was \[32\], is now \[48\]"),
+        (lambda: with_augment(hflip=0.25), r"another transform: hflip was 0.5, is now 0.25"),
+        (lambda: with_augment(hflip=0.5, crop="none"), "another transform: crop was 'padded', is now 'none'"),
+        (lambda: with_loader(view_seed=1), "another transform: seed was 0, is now 1"),
+        (lambda: with_loader(resident=False), "another transform: resident was True, is now False"),
+        (lambda: with_loader(max_train=49), "another data: images was 50, is now 49"),
+        (lambda: with_loader(split_seed=5), "another data: labels differ"),
+    ],
+)
+def test_a_stale_cache_is_refused_with_the_reason(pair, folder, other, reason):
+    other = other()
+    with pytest.raises(UserError, match=f"was made with {reason}; give another folder, or --cache auto"):
+        check_fits(folder, pair.format, other.record)
+    assert short_name(other.record) != short_name(pair.record)
+
+
+def test_other_contents_and_another_version_are_refused(pair, folder, tmp_path):
+    with pytest.raises(UserError, match=r"other contents: top_k was None, is now 3"):
+        check_fits(folder, replace(pair.format, top_k=3), pair.record)
+    other = copy(folder, tmp_path)
+    manifest = json.loads((other / "cache.json").read_text())
+    manifest["fingerprint"]["version"] = 0
+    (other / "cache.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"another version of this code \(0, this is \d+\)"):
+        check_fits(other, pair.format, pair.record)
+    (other / "cache.json").write_text("{")
+    with pytest.raises(UserError, match="holds no readable teacher cache"):
+        TeacherCache(other, 2)
+
+
+def test_one_changed_pixel_of_a_small_set_is_noticed(pair):
+    other = Pair()
+    inner = other.data.train
+    while hasattr(inner, "indices"):
+        inner = inner.images
+    before = other.record["data"]["pixels"]
+    inner.pixels[int(other.data.train.images.indices[other.data.train.indices[0]])][0, 0] ^= 1
+    assert other.record["data"]["pixels"] != before == pair.record["data"]["pixels"]
+
+
+def test_another_student_of_the_same_views_shares_the_cache(pair, folder):
+    """Its normalisation is its own affair; what the teacher sees is the same picture."""
+    other = Pair(student="resnet10t", teacher=pair.backbone)
+    assert other.student.spec.mean != pair.student.spec.mean
+    check_fits(folder, pair.format, other.record)
+    live = other.teacher(other.views.__getitems__(KEYS)[0])
+    stored = TeacherCache(folder, 2).unpack(TeacherCache(folder, 2).read(KEYS))
+    torch.testing.assert_close(stored.logits, live.logits, rtol=1e-3, atol=1e-3)
+
+
+def test_views_read_image_by_image_do_not_depend_on_workers(tmp_path):
+    config = replace(
+        CONFIG,
+        loader=LoaderConfig(batch_size=16, max_train=20, views=2, resident=False),
+        augment=AugmentConfig(hflip=0.5, auto_augment="rand-m9-mstd0.5", erasing=0.5),
+    )
+    pair = Pair(config)
+    from crossdistill.cache import build_cache
+
+    for workers in (0, 2):
+        build_cache(
+            tmp_path / str(workers),
+            pair.format,
+            pair.record,
+            2,
+            pair.teacher,
+            pair.views,
+            batch_size=8,
+            workers=workers,
+        )
+    for shard in (tmp_path / "0").glob("*.bin"):
+        assert shard.read_bytes() == (tmp_path / "2" / shard.name).read_bytes()

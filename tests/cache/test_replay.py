@@ -1,0 +1,171 @@
+"""Training on stored outputs is training with the teacher, to the precision stored."""
+
+import copy
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import crossdistill as cd
+from crossdistill import UserError
+from crossdistill.cache import CacheFormat
+from crossdistill.cli import main
+from crossdistill.config import AugmentConfig, LoaderConfig, RunConfig
+from crossdistill.training.run import fit
+from tests.methods.test_distiller import METHODS, build
+
+PAIRS = [("cnn", "plain_vit"), ("plain_vit", "cnn"), ("mlp", "hierarchical_vit"), ("hybrid", "mlp")]
+
+
+@pytest.mark.parametrize(("student", "teacher"), PAIRS)
+def test_every_method_gives_the_same_losses_from_what_is_stored(student, teacher):
+    import numpy as np
+
+    images, targets = torch.randn(8, 3, 32, 32), torch.arange(8) % 5
+    pair = build(student), build(teacher)
+    for method, options in METHODS:
+        if method == "none":
+            continue
+        torch.manual_seed(1)
+        online = cd.create_distiller(
+            method, student=copy.deepcopy(pair[0]), teacher=copy.deepcopy(pair[1]), **options
+        ).train()
+        cached = copy.deepcopy(online)
+        output = online.teacher(images, stages=True)
+        shapes = tuple((n, tuple(output.stages[n - 1].shape[1:])) for n in online.method.teacher_stages)
+        fmt = CacheFormat(8, output.embedding.shape[1], 5, stages=shapes)
+        rows = np.empty(8, dtype=fmt.row)
+        fmt.pack(output, rows)
+        stored = {name: torch.from_numpy(np.ascontiguousarray(rows[name])) for name in fmt.row.names}
+        cached.release_teacher()
+        assert cached.teacher is None
+        steps = online(images, targets), cached(images, targets, fmt.unpack(stored))
+        for name, value in steps[0].terms.items():
+            torch.testing.assert_close(
+                steps[1].terms[name], value, rtol=4e-3, atol=1e-4, msg=f"{method} {options} {name}"
+            )
+        for step in steps:
+            step.loss.backward()
+        grads = [torch.cat([p.grad.flatten() for p in d.student.parameters()]) for d in (online, cached)]
+        cosine = torch.nn.functional.cosine_similarity(*grads, dim=0)
+        assert cosine > 0.999, (method, options)
+
+
+def test_a_distiller_without_its_teacher_says_what_it_needs():
+    distiller = cd.create_distiller("kd", student=build("cnn"), teacher=build("mlp"))
+    distiller.release_teacher()
+    with pytest.raises(ValueError, match="pass teacher_output"):
+        distiller(torch.randn(2, 3, 32, 32), torch.zeros(2, dtype=torch.long))
+
+
+def test_fbt_keeps_of_the_teacher_only_its_last_stage_and_head():
+    teacher = build("plain_vit")
+    whole = sum(p.numel() for p in teacher.parameters())
+    last = [*teacher.model.blocks[-1].parameters(), *teacher.model.norm.parameters(), *teacher.model.head.parameters()]
+    distiller = cd.create_distiller("fbt", student=build("cnn"), teacher=teacher)
+    distiller.release_teacher()
+    freed = [*teacher.model.patch_embed.parameters(), *teacher.model.blocks[:-1].parameters()]
+    assert all(p.numel() == 0 for p in freed)
+    assert all(p.numel() > 0 for p in last)
+    assert sum(p.numel() for p in teacher.parameters()) < whole / 5
+    distiller.to(torch.float64)
+    assert all(p.dtype == torch.float64 for p in last)
+
+
+@pytest.fixture
+def config(quick, teacher_run, tmp_path):
+    return replace(
+        quick,
+        method="rsd",
+        epochs=3,
+        teacher_checkpoint=str(teacher_run),
+        loader=LoaderConfig(batch_size=64, max_train=320, views=2),
+        cache=str(tmp_path / "cache"),
+    )
+
+
+def losses(run):
+    with open(run / "logs" / "0" / "metrics.csv") as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+@pytest.mark.parametrize(("method", "resident"), [("rsd", None), ("fbt", None), ("hcd", None), ("kd", False)])
+def test_a_cached_run_is_the_online_run_to_half_precision(config, silent, tmp_path, method, resident):
+    augment = AugmentConfig(hflip=0.5) if resident is None else AugmentConfig(auto_augment="rand-m5", erasing=0.3)
+    config = replace(config, method=method, loader=replace(config.loader, resident=resident), augment=augment)
+    cached = fit(replace(config, out=str(tmp_path / "cached")), console=silent)
+    online = fit(replace(config, cache="off", out=str(tmp_path / "online")), console=silent)
+    assert losses(cached) == pytest.approx(losses(online), rel=5e-3)
+    assert len(losses(cached)) >= 6
+    # The teacher comes back for the report.
+    metrics = [json.loads((run / "metrics.json").read_text()) for run in (cached, online)]
+    assert metrics[0]["teacher"]["test"] == metrics[1]["teacher"]["test"]
+
+
+def test_other_seeds_and_methods_share_the_cache_and_do_not_run_the_teacher_in_training(
+    config, silent, tmp_path, monkeypatch
+):
+    fit(replace(config, out=str(tmp_path / "first")), console=silent)
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.bin")}
+    from crossdistill.distiller import Distiller
+
+    teachers = []
+    forward = Distiller.forward
+    monkeypatch.setattr(
+        Distiller, "forward", lambda self, *a, **k: teachers.append(self.teacher) or forward(self, *a, **k)
+    )
+    fit(replace(config, method="kd", seed=5, out=str(tmp_path / "second")), console=silent)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.bin")} == stamps
+    assert len(teachers) == 15
+    assert set(teachers) == {None}
+
+
+def test_an_interrupted_cached_run_ends_as_if_nothing_had_happened(config, silent, tmp_path, monkeypatch):
+    config = replace(config, method="tests.training.stopping:StoppingRSD")
+    whole = fit(replace(config, out=str(tmp_path / "whole")), console=silent)
+    monkeypatch.setenv("STOP_AT", "7")
+    from crossdistill.training.callbacks import Interrupted
+
+    with pytest.raises(Interrupted):
+        fit(replace(config, out=str(tmp_path / "cut")), console=silent)
+    monkeypatch.delenv("STOP_AT")
+    cut = fit(replace(config, out=str(tmp_path / "cut")), resume=True, console=silent)
+    last = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (whole, cut)]
+    assert all(torch.equal(value, last[1][name]) for name, value in last[0].items())
+
+
+def test_a_cache_of_other_views_is_refused_by_a_run(config, silent, tmp_path):
+    fit(replace(config, out=str(tmp_path / "first")), console=silent)
+    other = replace(config, augment=AugmentConfig(hflip=0.3), out=str(tmp_path / "second"))
+    with pytest.raises(UserError, match=r"another transform: hflip was 0.0, is now 0.3"):
+        fit(other, console=silent)
+    shard = next((tmp_path / "cache").glob("*.bin"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match="is not as it was written"):
+        fit(replace(config, out=str(tmp_path / "third")), console=silent)
+
+
+def test_mixed_images_are_refused():
+    for augment in (AugmentConfig(mixup=0.2), AugmentConfig(cutmix=1.0)):
+        with pytest.raises(UserError, match="mixup and CutMix cannot be had with a teacher cache"):
+            RunConfig(cache="auto", augment=augment)
+
+
+def test_the_command_writes_and_fit_finds_it(teacher_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    common = ["--recipe", "demo", "--teacher", "null", "--teacher-checkpoint", str(teacher_run)]
+    common += ["--loader.max-train", "128", "--loader.views", "2", "--cache-top-k", "4", "--epochs", "2"]
+    assert main(["cache", *common]) == 0
+    said = capsys.readouterr()
+    assert "2 views of 128 images, 0 MiB, 2 of 2 shards to write" in said.err
+    assert "cache: runs/cache/digits-test_resnet-" in said.out
+    assert main(["fit", *common, "--method", "kd", "--cache", "auto", "--out", "run"]) == 0
+    assert "0 of 2 shards to write" in capsys.readouterr().err
+    assert main(["cache", *common, "--method", "none"]) == 2
+    assert "uses no teacher, so there is nothing to store" in capsys.readouterr().err
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    assert main(["cache", *common, "--cache", "photos"]) == 2
+    assert "is no teacher cache and not empty" in capsys.readouterr().err
