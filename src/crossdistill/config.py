@@ -175,7 +175,7 @@ class EngineConfig:
     precision: str = "32"
     """32, bf16 or 16 (mixed)."""
     compile: bool = False
-    """torch.compile for student and teacher."""
+    """torch.compile for the training step: student, teacher and method as one graph."""
     channels_last: bool = False
     accumulate: int = 1
     """Batches per optimiser step."""

@@ -136,7 +136,7 @@ def _write_shard(
             output = teacher(images.to(device, non_blocking=True), stages=bool(fmt.stages))
         fmt.pack(output, rows[place : place + len(images)])
         place += len(images)
-    content = rows.view(np.uint8)
+    content = rows.view(np.uint8).data
     path = folder / f"{shard_name(view, shard)}.bin"
     partial = path.with_suffix(".partial")
     try:

@@ -2,7 +2,8 @@
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ParamSpec
 
 import torch
 import torch.distributed as dist
@@ -22,13 +23,19 @@ def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()]
         dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
 
-        def raised(value: object) -> object:
-            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            return loss(*map(raised, args), **{k: raised(v) for k, v in kwargs.items()})  # type: ignore[arg-type]
+        with _without_autocast(tensors[0].device.type):
+            raised = {name: _raised(value, dtype) for name, value in kwargs.items()}
+            return loss(*[_raised(value, dtype) for value in args], **raised)  # type: ignore[arg-type]
 
     return run
+
+
+def _raised(value: object, dtype: torch.dtype) -> object:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def global_sum(tensor: Tensor) -> Tensor:

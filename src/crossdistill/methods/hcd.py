@@ -70,19 +70,35 @@ class HCDOptions:
             raise unknown("value of hcd's option 'reduction'", self.reduction, _REDUCTIONS)
 
 
-class ComplementaryMapper(nn.Module):
-    """CFM: a student stage's vector and the teacher's embedding, (B, D) and (B, D_t), as sub-logits (B, n, K)."""
+class ComplementaryMappers(nn.Module):
+    """CFM of all stages at once: their vectors and the teacher's embedding become sub-logits.
 
-    def __init__(self, width: int, teacher_dim: int, parts: int, num_classes: int) -> None:
+    (S, B, D) and (B, D_t) give (B, S, n, K). Each stage has its own two linear layers, initialised as
+    torch's; they are kept side by side so that a step takes two batched products, whatever S is.
+    """
+
+    def __init__(self, stages: int, width: int, teacher_dim: int, parts: int, num_classes: int) -> None:
         super().__init__()
-        self.parts = parts
-        self.mix = nn.Linear(width + teacher_dim, teacher_dim)
-        self.classify = nn.Linear(teacher_dim, parts * num_classes)
+        self.stages, self.parts = stages, parts
+        self.mix, self.mix_bias = _linears(stages, width + teacher_dim, teacher_dim)
+        self.classify, self.classify_bias = _linears(stages, teacher_dim, parts * num_classes)
 
     @override
-    def forward(self, stage: Tensor, teacher: Tensor) -> Tensor:
-        mixed = F.relu(self.mix(torch.cat([stage, teacher.to(stage.dtype)], dim=1)))
-        return self.classify(mixed).unflatten(1, (self.parts, -1))
+    def forward(self, vectors: Tensor, teacher: Tensor) -> Tensor:
+        again = teacher.to(vectors.dtype).expand(self.stages, -1, -1)
+        mixed = F.relu(self._apart(torch.cat([vectors, again], dim=2), self.mix, self.mix_bias))
+        shared = self._apart(mixed, self.classify, self.classify_bias)
+        return shared.transpose(0, 1).unflatten(2, (self.parts, -1))
+
+    def _apart(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.baddbmm(bias.view(self.stages, 1, -1), inputs, weight)
+
+
+def _linears(count: int, inputs: int, outputs: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """Give the weights (count, inputs, outputs) and biases of linear layers; biases flat, so that they do not decay."""
+    layers = [nn.Linear(inputs, outputs) for _ in range(count)]
+    weight = torch.stack([layer.weight.detach().T for layer in layers])
+    return nn.Parameter(weight), nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]))
 
 
 class HCD(Method):
@@ -117,17 +133,15 @@ class HCD(Method):
             del self.weights["hcd_orthogonality"]
         width = max(student.embedding_dim, teacher.embedding_dim)
         self.projectors = StageProjectors(student, options.stages, width)
-        self.mappers = nn.ModuleList(
-            ComplementaryMapper(width, teacher.embedding_dim, options.parts, student.num_classes)
-            for _ in options.stages
+        self.mappers = ComplementaryMappers(
+            len(options.stages), width, teacher.embedding_dim, options.parts, student.num_classes
         )
 
     def fused(self, student: BackboneOutput, teacher: BackboneOutput) -> Tensor:
         """Give the fused sub-logits of all stages, (B, S, n, K), in float32."""
         assert student.stages is not None
         vectors = self.projectors(student.stages)
-        shared = [mapper(vector, teacher.embedding) for mapper, vector in zip(self.mappers, vectors, strict=True)]
-        sublogits = torch.stack(shared, dim=1).float()
+        sublogits = self.mappers(torch.stack(list(vectors)), teacher.embedding).float()
         logits = teacher.logits.float()[:, None, None]
         return self.options.student_fusion * sublogits + self.options.teacher_fusion * logits
 

@@ -49,7 +49,7 @@ def run_curves(run: RunRecord) -> str:
         return _svg(figure)
 
 
-_NOT_TERMS = ("lr", "images_per_second", "loss")
+_NOT_TERMS = ("lr", "images_per_second", "wait_percent", "loss")
 
 
 def comparison(groups: Mapping[str, Sequence[RunRecord]], teacher_top1: float | None) -> str:

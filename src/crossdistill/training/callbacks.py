@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.profilers import Profiler
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
@@ -97,14 +98,36 @@ class BestCheckpoint(ModelCheckpoint):
         super().load_state_dict(moved)
 
 
-class StepLog(L.Callback):
-    """Log each loss term (the mean since the last row), the learning rate and images per second over all devices.
+class DataWait(Profiler):
+    """Add up the seconds that Lightning waits for training batches."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def start(self, action_name: str) -> None:
+        """Start the clock at the right moment."""
+        if action_name.endswith("train_dataloader_next"):
+            self._since = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        """Stop it."""
+        if action_name.endswith("train_dataloader_next"):
+            self.seconds += time.perf_counter() - self._since
+
+
+class StepLog(L.Callback):
+    """Log each loss term (the mean since the last row), the learning rate, speed, and waiting.
+
+    Speed is in images per second over all devices; waiting is the percentage of the time in which the
+    training process asked for the next batch and had not got it.
     Sums stay on the device between two rows, so logging does not make it wait.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
+        self.wait = DataWait()
         self.latest: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
         self._batches = self._images = 0
@@ -131,7 +154,8 @@ class StepLog(L.Callback):
         self._restart()
 
     def _restart(self) -> None:
-        self._sums, self._batches, self._images, self._since = {}, 0, 0, time.perf_counter()
+        self._sums, self._batches, self._images = {}, 0, 0
+        self._since, self.wait.seconds = time.perf_counter(), 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the time of validation out."""
@@ -149,7 +173,9 @@ class StepLog(L.Callback):
         if not (trainer.is_last_batch or (stepped and trainer.global_step % self.every == 0)):
             return
         row = {f"train/{name}": float(value) / self._batches for name, value in self._sums.items()}
-        row["train/images_per_second"] = self._images / max(time.perf_counter() - self._since, 1e-9)
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        row["train/images_per_second"] = self._images / seconds
+        row["train/wait_percent"] = 100 * self.wait.seconds / seconds
         row["train/lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         for logger in trainer.loggers:
             logger.log_metrics(row, step=max(trainer.global_step - 1, 0))

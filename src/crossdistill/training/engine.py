@@ -56,6 +56,7 @@ def make_trainer(config: RunConfig, out: Path, console: Console, title: str) -> 
                 BestCheckpoint(**common, filename="best", monitor="val/top1", mode="max"),
                 BestCheckpoint(**common, filename=LAST.removesuffix(".ckpt"), save_on_train_epoch_end=True),
             ],
+            profiler=log.wait,
             log_every_n_steps=engine.log_every,
             use_distributed_sampler=False,
             enable_progress_bar=False,

@@ -14,7 +14,7 @@ from crossdistill.backbones.checkpoint import load_weights, read_weights
 from crossdistill.config import RunConfig, override
 from crossdistill.data import ImageData, load_data
 from crossdistill.data.loaders import make_loader
-from crossdistill.distiller import Distiller, create_distiller
+from crossdistill.distiller import create_distiller
 from crossdistill.errors import UserError
 from crossdistill.evaluation.accuracy import evaluate
 from crossdistill.evaluation.cost import count_macs, count_parameters, images_per_second
@@ -141,7 +141,10 @@ def fit(config: RunConfig, *, resume: bool = False, console: Console | None = No
         datamodule.stored = module.stored = prepare_cache(config, distiller, datamodule, device, console)
         distiller.release_teacher()
         pair = Pair(student, [])
-    _place(distiller, config)
+    if config.engine.channels_last:
+        distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.engine.compile:
+        distiller.compile()
     trainer.fit(module, datamodule, ckpt_path=last if going_on else None, weights_only=True)
     if trainer.is_global_zero:
         best = out / "checkpoints" / "best.ckpt"
@@ -163,16 +166,6 @@ def fit(config: RunConfig, *, resume: bool = False, console: Console | None = No
 
 def _without_args(recipe: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in recipe.items() if key != "model_args"}
-
-
-def _place(distiller: Distiller, config: RunConfig) -> None:
-    teacher = distiller.teacher
-    if config.engine.channels_last:
-        distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.engine.compile:
-        distiller.student.compile()
-        for member in () if teacher is None else teacher.members:
-            member.backbone.compile()
 
 
 def _finish(

@@ -1,0 +1,60 @@
+"""A training step is one graph: no graph breaks, no recompilation, the same numbers."""
+
+import copy
+
+import pytest
+import torch
+
+import crossdistill as cd
+from tests.methods.test_distiller import METHODS, build
+
+CORE = [("rsd", {}), ("ofa", {}), ("hcd", {}), ("fbt", {})]
+PAIRS = [
+    pytest.param("cnn", "plain_vit", CORE),
+    pytest.param("plain_vit", "cnn", [("fbt", {})]),
+    *(
+        pytest.param(*pair, METHODS, marks=pytest.mark.slow)
+        for pair in (("cnn", "plain_vit"), ("plain_vit", "cnn"), ("mlp", "hierarchical_vit"), ("hybrid", "mlp"))
+    ),
+]
+
+
+@pytest.mark.parametrize(("student", "teacher", "methods"), PAIRS)
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_a_step_is_one_graph_with_the_same_numbers(student, teacher, methods):
+    pair = build(student), build(teacher)
+    targets = torch.arange(8) % 5
+    for method, options in methods:
+        torch._dynamo.reset()
+        plain = cd.create_distiller(method, student=copy.deepcopy(pair[0]), teacher=pair[1], **options).train()
+        twin = copy.deepcopy(plain)
+        compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+        for step in range(2):
+            images = torch.randn(8, 3, 32, 32)
+            with torch._dynamo.config.patch(error_on_recompile=step > 0):
+                results = plain(images, targets), compiled(images, targets)
+            for name, value in results[0].terms.items():
+                torch.testing.assert_close(results[1].terms[name], value, rtol=1e-4, atol=1e-5)
+            for distiller, result in zip((plain, twin), results, strict=True):
+                distiller.zero_grad()
+                result.loss.backward()
+            with torch.no_grad():
+                for ours, theirs in zip(plain.parameters(), twin.parameters(), strict=True):
+                    assert (ours.grad is None) == (theirs.grad is None)
+                    if ours.grad is not None:
+                        torch.testing.assert_close(theirs.grad, ours.grad, rtol=1e-3, atol=1e-4)
+                        ours -= 1e-3 * ours.grad
+                        theirs.copy_(ours)
+
+
+def test_a_step_looks_at_no_value():
+    """On the meta device there are none: whatever waits for one, on a GPU, fails here."""
+    for families in (("cnn", "plain_vit"), ("plain_vit", "cnn")):
+        pair = tuple(build(family) for family in families)
+        for method, options in METHODS:
+            distiller = cd.create_distiller(
+                method, student=copy.deepcopy(pair[0]), teacher=copy.deepcopy(pair[1]), **options
+            )
+            distiller.to("meta").train()
+            step = distiller(torch.randn(8, 3, 32, 32, device="meta"), torch.zeros(8, dtype=torch.long, device="meta"))
+            step.loss.backward()
