@@ -51,16 +51,19 @@ def test_golden_values_and_gradients(golden):
     assert checked >= 4 * len(golden)
 
 
+# More images than dimensions and fewer: the two ways of summing the squares.
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9), (2, 12), (6, 6)])
 @pytest.mark.parametrize("kappa", [0.0, 0.01, 1.0])
-def test_loops_agree(kappa):
-    student, teacher = torch.randn(2, 9, 5, dtype=torch.float64)
+def test_loops_agree(kappa, shape):
+    student, teacher = torch.randn(2, *shape, dtype=torch.float64)
     assert rsd_loss(student, teacher, kappa=kappa).item() == pytest.approx(slow_rsd(student, teacher, kappa), rel=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
 @pytest.mark.parametrize("kappa", [0.0, 0.3])
-def test_gradcheck(kappa):
-    student = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
-    teacher = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+def test_gradcheck(kappa, shape):
+    student = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda s, t: rsd_loss(s, t, kappa=kappa), (student, teacher))
 
 
@@ -115,6 +118,12 @@ def test_bad_input_is_named(unchecked_shapes):
 def _batch():
     generator = torch.Generator().manual_seed(1)
     return torch.randn(2, 12, 8, dtype=torch.float64, generator=generator)
+
+
+def test_few_images_of_many_dimensions_stay_exact_in_float32():
+    student, teacher = torch.randn(2, 8, 512, dtype=torch.float64)
+    exact = rsd_loss(student, teacher, kappa=0.01).item()
+    assert rsd_loss(student.float(), teacher.float(), kappa=0.01).item() == pytest.approx(exact, rel=1e-5)
 
 
 def _decoupled_loss(student, teacher, kappa):

@@ -134,3 +134,18 @@ def test_nothing_shared_is_registered_twice():
     distiller.to(torch.float64)
     images, targets = torch.randn(2, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1])
     assert distiller(images, targets).loss.dtype == torch.float64
+
+
+@pytest.mark.parametrize(("side", "back"), [(2, 8), (8, 2), (7, 4), (4, 4)])
+def test_the_projector_may_embed_before_it_resizes(side, back):
+    """Where it does, the numbers are those of resizing first."""
+    from crossdistill.methods.fbt import LocalToGlobal
+
+    l2g = LocalToGlobal(6, side, 32, back, swin_block=True).double().eval()
+    features = torch.randn(2, 6, side, side, dtype=torch.float64)
+    first = features
+    if side % back:
+        first = torch.nn.functional.interpolate(features, (back, back), mode="bilinear", align_corners=False)
+    expected = l2g.mix(l2g.norm(l2g.embed(first).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+    assert expected.shape == (2, 32, back, back)
+    torch.testing.assert_close(l2g(features), expected, rtol=1e-10, atol=1e-10)

@@ -38,13 +38,18 @@ def _without_autocast(device: str) -> AbstractContextManager[Any]:
     return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
+def processes() -> int:
+    """Count the processes that share the batch."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def global_sum(tensor: Tensor) -> Tensor:
     """Sum a tensor over all processes, differentiably; the tensor itself where there is one process.
 
     The backward pass sums the gradients over processes as well. Together with DDP's mean over
     processes this gives the gradient of the one global loss.
     """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if processes() > 1:
         from torch.distributed.nn.functional import all_reduce
 
         summed: Tensor = all_reduce(tensor)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from crossdistill.losses._context import check_same_shape, full_precision
+from crossdistill.losses._context import check_same_shape, full_precision, processes
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
@@ -15,7 +15,7 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     The backward pass brings to every process the gradients that the others found for its rows. All
     processes must have equally many.
     """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if processes() > 1:
         from torch.distributed.nn.functional import all_gather
 
         return torch.cat(list(all_gather(rows.contiguous()))), dist.get_rank() * len(rows)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crossdistill.losses._context import check_same_shape, full_precision, global_sum
+from crossdistill.losses._context import check_same_shape, full_precision, global_sum, processes
 
 _EPS = 1e-5
 """Added to the standard deviation (not the variance), as in the paper's published behaviour."""
@@ -31,9 +31,9 @@ def rsd_loss(
 
     With P = teacher_hat^T @ student_hat / B over columns standardised over the batch, gives
     sum_i (P_ii - 1)^2 + kappa * sum_{i != j} P_ij^2. Two matrices (B, D), any float dtype; computed
-    in float32 or wider, in O(B D^2). At least 0; grows with D. Unchanged by a shift or a positive
-    scale of any column (up to the 1e-5 beside the standard deviation). `kappa` = 0 leaves the
-    invariance term alone, in O(B D).
+    in float32 or wider, in O(B D min(B, D)) in one process and O(B D^2) over several. At least 0;
+    grows with D. Unchanged by a shift or a positive scale of any column (up to the 1e-5 beside the
+    standard deviation). `kappa` = 0 leaves the invariance term alone, in O(B D).
 
     Both sums grow with D: `width` scales them to what they would be with that many dimensions of the
     same mean square, so that one weight fits all pairs (ours; the paper sums).
@@ -54,11 +54,19 @@ def rsd_loss(
     dims = student.shape[1]
     diagonal_scale = 1.0 if width is None else width / dims
     if kappa == 0:
-        diagonal = global_sum((teacher_hat * student_hat).sum(dim=0)) / count
-        return diagonal_scale * (diagonal - 1).square().sum()
-    correlation = global_sum(teacher_hat.T @ student_hat) / count
-    diagonal = correlation.diagonal()
+        return diagonal_scale * (_diagonal(student_hat, teacher_hat, count) - 1).square().sum()
+    if len(student) < dims and processes() == 1:
+        # |T'S|^2 = <TT', SS'>: with fewer images than dimensions the images' Gram matrices are the smaller ones.
+        squares = ((teacher_hat @ teacher_hat.T) * (student_hat @ student_hat.T)).sum() / count.square()
+        diagonal = _diagonal(student_hat, teacher_hat, count)
+    else:
+        correlation = global_sum(teacher_hat.T @ student_hat) / count
+        squares, diagonal = correlation.square().sum(), correlation.diagonal()
     # The off-diagonal sum as a difference: no mask and no identity of size D^2 is built.
-    off_diagonal = correlation.square().sum() - diagonal.square().sum()
+    off_diagonal = squares - diagonal.square().sum()
     off_scale = 1.0 if width is None else width * (width - 1) / max(dims * (dims - 1), 1)
     return diagonal_scale * (diagonal - 1).square().sum() + kappa * off_scale * off_diagonal
+
+
+def _diagonal(student_hat: Tensor, teacher_hat: Tensor, count: Tensor) -> Tensor:
+    return global_sum((teacher_hat * student_hat).sum(dim=0)) / count

@@ -84,7 +84,7 @@ class LocalToGlobal(nn.Module):
         super().__init__()
         self.side = back_side
         step = side // back_side if side % back_side == 0 else 1
-        self.resize = step * back_side != side
+        self.shrinks = step == 1 and side > back_side
         self.embed = nn.Conv2d(channels, back_channels, step, stride=step)
         self.norm = nn.LayerNorm(back_channels)
         heads = max(h for h in range(1, max(2, back_channels // 32 + 1)) if back_channels % h == 0)
@@ -94,10 +94,16 @@ class LocalToGlobal(nn.Module):
 
     @override
     def forward(self, features: Tensor) -> Tensor:
-        if self.resize:
-            features = F.interpolate(features, (self.side, self.side), mode="bilinear", align_corners=False)
-        rows = self.norm(self.embed(features).permute(0, 2, 3, 1))
+        # Embedding cell by cell and resizing commute: the cheaper order is the one with fewer cells to embed.
+        for step in (self._resized, self.embed) if self.shrinks else (self.embed, self._resized):
+            features = step(features)
+        rows = self.norm(features.permute(0, 2, 3, 1))
         return self.mix(rows).permute(0, 3, 1, 2)
+
+    def _resized(self, features: Tensor) -> Tensor:
+        if features.shape[-1] == self.side:
+            return features
+        return F.interpolate(features, (self.side, self.side), mode="bilinear", align_corners=False)
 
 
 class FBT(Method):

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
 from crossdistill.backbones.stages import STAGES
 from crossdistill.errors import UserError
-from crossdistill.losses._context import global_sum
+from crossdistill.losses._context import global_sum, processes
 from crossdistill.types import BackboneSpec
 
 
@@ -22,7 +21,7 @@ class _GlobalStatistics(nn.modules.batchnorm._BatchNorm):
 
     @override
     def forward(self, input: Tensor) -> Tensor:
-        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not (self.training and processes() > 1):
             return super().forward(input)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         dims = [d for d in range(x.ndim) if d != 1]
@@ -96,6 +95,12 @@ class StageProjector(nn.Sequential):
             layers.append(_separable_block(channels, out))
             channels = out
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        # Depthwise convolutions of small maps are several times faster in this layout.
+        out: Tensor = super().forward(input.contiguous(memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
+        return out
 
 
 def _separable_block(channels: int, out: int) -> nn.Sequential:

@@ -91,10 +91,19 @@ def build_pair(config: RunConfig, data: ImageData) -> Pair:
 def _build_teacher(name: str | None, checkpoint: str | None, config: RunConfig, data: ImageData) -> Backbone:
     model = config.model
     if checkpoint is not None and Path(checkpoint).is_dir():
-        for field in ("teacher_img_size", "teacher_args", "teacher_stages"):
-            if getattr(model, field):
-                raise UserError(f"model.{field} is given, but the run {checkpoint!r} brings its own; leave it out")
         teacher = load_backbone(checkpoint)
+        built = teacher.recipe
+        stored = {
+            "teacher_img_size": built.get("img_size"),
+            "teacher_args": built.get("model_args"),
+            "teacher_stages": built.get("stages"),
+        }
+        for field, value in stored.items():
+            given = getattr(model, field)
+            if given and given != value:
+                raise UserError(
+                    f"model.{field} is {given!r}, but the run {checkpoint!r} was built with {value!r}; leave it out"
+                )
         if name not in (None, teacher.spec.name):
             raise UserError(f"{checkpoint!r} holds a {teacher.spec.name!r}, but --teacher says {name!r}")
         check_class_order(checkpoint, data)

@@ -1,0 +1,148 @@
+"""The models that are measured, and the cases: student alone, each method online, each method on the cache."""
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from timm.optim import create_optimizer_v2
+
+import crossdistill as cd
+from crossdistill.cache import CacheFormat, TeacherCache, build_cache
+from crossdistill.config import AugmentConfig
+from crossdistill.data.datasets import Arrays
+from crossdistill.data.resident import ResidentViews
+from crossdistill.data.transforms import train_transform
+
+METHODS = [name for name in cd.list_methods() if name != "none"]
+CLASSES = 100
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of a family at one size."""
+
+    name: str
+    args: dict[str, Any]
+
+
+# Small: what two CPU cores carry at 32 px. Large: the classes of model that papers compare, at 224 px.
+MODELS = {
+    32: {
+        "cnn": Model("resnet10t", {}),
+        "vit": Model("test_vit", {"patch_size": 4}),
+        "mlp": Model("timm.models.mlp_mixer:MlpMixer", {"patch_size": 4, "embed_dim": 96, "num_blocks": 8}),
+        "hybrid": Model("mobilevitv2_050", {}),
+    },
+    224: {
+        "cnn": Model("resnet18", {}),
+        "vit": Model("vit_tiny_patch16_224", {}),
+        "mlp": Model("resmlp_12_224", {}),
+        "hybrid": Model("mobilevitv2_100", {}),
+    },
+}
+# A teacher is a size larger than the student where that matters.
+TEACHERS = {
+    32: MODELS[32],
+    224: {**MODELS[224], "cnn": Model("resnet50", {}), "vit": Model("vit_small_patch16_224", {})},
+}
+PAIRS = [("cnn", "vit"), ("vit", "cnn"), ("mlp", "cnn"), ("hybrid", "vit")]
+BATCH = {"cpu": {32: 64, 224: 8}, "cuda": {32: 512, 224: 128}}
+
+
+def build(model: Model, size: int) -> cd.backbones.Backbone:
+    return cd.create_backbone(model.name, CLASSES, size, **model.args)
+
+
+@dataclass
+class Case:
+    """One thing to time: `step` runs a whole training step, `distiller` and `optimizer` are what it moves."""
+
+    name: str
+    step: Callable[[], None]
+    distiller: Any
+    optimizer: Any
+
+
+class Bench:
+    """A pair of models with data on the device, a real cache on disk, and the cases."""
+
+    def __init__(self, student: Model, teacher: Model, size: int, batch: int, device: str, precision: str) -> None:
+        torch.manual_seed(0)
+        self.device, self.precision, self.batch = torch.device(device), precision, batch
+        self.student, self.teacher = build(student, size), build(teacher, size)
+        pixels = np.random.default_rng(0).integers(0, 256, (2 * batch, size, size, 3), dtype=np.uint8)
+        labels = (np.arange(2 * batch) % CLASSES).tolist()
+        plain = AugmentConfig(crop="none", hflip=0.0)
+        self.spec = self.student.spec
+        self.views = ResidentViews(
+            Arrays(pixels, labels),
+            train_transform(plain, self.spec, size),
+            self.spec,
+            AugmentConfig(crop="padded"),
+            device=self.device,
+        )
+        self.keys = [(index, 0) for index in range(batch)]
+
+    def autocast(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def distiller(self, method: str) -> Any:
+        options = {} if method == "none" else {"teacher": copy.deepcopy(self.teacher)}
+        made = cd.create_distiller(method, student=copy.deepcopy(self.student), **options)
+        return made.to(self.device).train()
+
+    def stored(self, method: str, folder: Path) -> TeacherCache:
+        """Write the cache that a method needs, of one view of the data."""
+        made = self.distiller(method)
+        with torch.no_grad():
+            output = made.teacher(self.views.__getitems__(self.keys[:2])[0], stages=True)
+        shapes = tuple((n, tuple(output.stages[n - 1].shape[1:])) for n in made.method.teacher_stages)
+        fmt = CacheFormat(len(self.views), output.embedding.shape[1], CLASSES, stages=shapes)
+        build_cache(
+            folder, fmt, {"version": 0}, 1, made.teacher, self.views, batch_size=self.batch, console=Console(quiet=True)
+        )
+        return TeacherCache(folder, 1)
+
+    def case(self, name: str, method: str, cache: TeacherCache | None = None) -> Case:
+        made = self.distiller(method)
+        if cache is not None:
+            made.release_teacher()
+        optimizer = create_optimizer_v2(made, "adamw", lr=1e-4, weight_decay=0.05, fused=True)
+
+        def step() -> None:
+            images, targets, _ = self.views.__getitems__(self.keys)
+            replayed = None
+            if cache is not None:
+                rows = cache.read(self.keys)
+                replayed = cache.unpack({k: v.to(self.device, non_blocking=True) for k, v in rows.items()})
+            with self.autocast():
+                result = made(images, targets, replayed)
+            result.loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return Case(name, step, made, optimizer)
+
+    def teacher_forward(self) -> Case:
+        made = self.distiller("kd")
+
+        def step() -> None:
+            images, *_ = self.views.__getitems__(self.keys)
+            with self.autocast():
+                made.teacher(images)
+
+        return Case("teacher forward", step, made, None)
+
+
+@contextmanager
+def caches(bench: Bench) -> Iterator[Callable[[str], TeacherCache]]:
+    """Give caches by method, in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield lambda method: bench.stored(method, Path(folder) / method)

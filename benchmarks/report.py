@@ -1,0 +1,83 @@
+"""The figures as tables."""
+
+from typing import Any
+
+TARGETS = {"kd": 1.05, "rsd": 1.05, "dkd": 1.05, "dist": 1.05, "hcd": 1.35, "fbt": 1.5}
+SMALL_TARGETS = {"kd": 1.15, "rsd": 1.15, "dkd": 1.15, "dist": 1.15, "hcd": 1.35, "fbt": 1.5}
+
+
+def target(method: str, size: int) -> float | None:
+    """The step on the cache against the student alone."""
+    return (SMALL_TARGETS if size <= 64 else TARGETS).get(method)
+
+
+def as_markdown(found: dict[str, Any]) -> str:
+    lines: list[str] = []
+    for pair in found.get("steps", []):
+        rows = []
+        for row in pair["rows"]:
+            method, _, how = row["case"].partition(" ")
+            wanted = target(method, pair["size"]) if how == "cached" else None
+            missed = " missed" if wanted is not None and row["ratio"] > wanted else ""
+            low, high = row["quartiles"]
+            both = row["ratio_to_student_and_teacher"]
+            rows.append(
+                [
+                    row["case"],
+                    f"{row['ratio']:.2f}",
+                    f"{low:.2f} to {high:.2f}",
+                    f"{row['floor']:.2f}",
+                    _number(wanted) + missed,
+                    _number(both),
+                    _number(row["memory"]),
+                    _number(row["trained"]),
+                ]
+            )
+        lines += [
+            f"### {pair['size']} px: {pair['student']} <- {pair['teacher']} ({pair['pair']}), batch {pair['batch']}",
+            "",
+        ]
+        header = ["case", "time", "middle half", "floor", "target", "time / (student + teacher)", "memory", "trained"]
+        lines += _table(header, rows)
+    if "losses" in found:
+        losses = found["losses"]
+        widths = sorted({row["width"] for row in losses["rsd"]})
+        rows = []
+        for batch in sorted({row["batch"] for row in losses["rsd"]}):
+            took = [row["seconds"] for row in losses["rsd"] if row["batch"] == batch]
+            rows.append([str(batch), *(f"{1000 * seconds:.2f}" for seconds in took)])
+        lines += ["### RSD's loss alone, forward and backward, ms", ""]
+        lines += _table(["batch", *(f"D = {width}" for width in widths)], rows)
+        lines += ["### Logit losses alone against classes, batch 128, ms", ""]
+        rows = [[str(r["classes"]), f"{1000 * r['kd']:.2f}", f"{1000 * r['ofa']:.2f}"] for r in losses["logits"]]
+        lines += _table(["classes", "kd", "ofa"], rows)
+        lines += [
+            f"RSD's loss is 1% of a step of {row['student']} at {row['size']} px at a width of "
+            f"{row['width_for_1_percent']:.0f}, by operations."
+            for row in losses["bend"]
+        ] + [""]
+    if "build" in found:
+        rows = [[r["teacher"], str(r["size"]), f"{r['ratio']:.2f}", str(r["bytes_per_view"])] for r in found["build"]]
+        lines += ["### Writing one view against the teacher's forward over it", ""]
+        lines += _table(["teacher", "px", "ratio", "bytes a view"], rows)
+    if "processes" in found:
+        row = found["processes"]
+        lines += [
+            f"Two gloo processes, RSD at {row['size']} px with {row['batch_per_process']} images each: "
+            f"{100 * row['efficiency']:.0f}% of twice the speed of one.",
+            "",
+        ]
+    if "waiting" in found:
+        rows = [[r["recipe"], r["images"], f"{r['wait_percent']:.1f}", f"{r['most']:.1f}"] for r in found["waiting"]]
+        lines += ["### Waiting for data, % of the time", ""]
+        lines += _table(["recipe", "images", "median", "most"], rows)
+    return "\n".join(lines) + "\n"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    cells = [header, ["---"] * len(header), *rows]
+    return [*(f"| {' | '.join(row)} |" for row in cells), ""]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

@@ -1,0 +1,137 @@
+"""Time and memory of a training step, as ratios to the step of the student alone."""
+
+import json
+import random
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.pairs import BATCH, METHODS, MODELS, PAIRS, TEACHERS, Bench, Case, caches
+
+_WARMUP = 2
+
+
+def seconds(device: torch.device) -> float:
+    """CPU time of this process (it has one thread), which other processes disturb little; on a GPU the wall's."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def paired(cases: list[Case], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Time one step of each case in turn, in a new order each time."""
+    times: dict[str, list[float]] = {case.name: [] for case in cases}
+    for turn in range(_WARMUP + repeats):
+        for case in random.Random(turn).sample(cases, len(cases)):
+            start = seconds(device)
+            case.step()
+            if turn >= _WARMUP:
+                times[case.name].append(seconds(device) - start)
+            else:
+                seconds(device)
+    return times
+
+
+def flops(case: Case) -> int:
+    """Count the multiplications and additions of a step, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        case.step()
+    return int(counter.get_total_flops())
+
+
+def peak_bytes(case: Case, device: torch.device) -> int:
+    """Measure the most a step holds: weights, gradients, optimiser, activations, and the teacher if there is one."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        case.step()
+        return int(torch.cuda.max_memory_allocated())
+    held = [*case.distiller.parameters(), *case.distiller.buffers()]
+    guests = case.distiller.teacher
+    held += [] if guests is None else [*guests.parameters(), *guests.buffers()]
+    # FBT runs the teacher's last stage, which is no submodule of anything that trains.
+    for tail in getattr(case.distiller.method, "_tail", ()):
+        held += [*tail._tail.parameters(), *tail._tail.buffers()]
+    for state in case.optimizer.state.values():
+        held += [value for value in state.values() if isinstance(value, torch.Tensor)]
+    resting = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values())
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        case.step()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        trace.export_chrome_trace(str(path))
+        events = [e for e in json.loads(path.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    level = highest = 0
+    for event in sorted(events, key=lambda e: e["ts"]):
+        level += event["args"]["Bytes"]
+        highest = max(highest, level)
+    return resting + highest
+
+
+def measure_pair(student: str, teacher: str, size: int, device: str, repeats: int, precision: str) -> dict[str, Any]:
+    """Measure all cases of one pair."""
+    batch = BATCH[device][size]
+    bench = Bench(MODELS[size][student], TEACHERS[size][teacher], size, batch, device, precision)
+    with caches(bench) as stored:
+        cases = [bench.case("student alone", "none"), bench.teacher_forward()]
+        for method in METHODS:
+            cases.append(bench.case(f"{method} online", method))
+            cases.append(bench.case(f"{method} cached", method, stored(method)))
+        times = paired(cases, repeats, bench.device)
+        alone = cases[0]
+        base_flops, base_bytes = flops(alone), peak_bytes(alone, bench.device)
+        base_trained = sum(p.numel() for p in alone.distiller.parameters())
+        rows = []
+        for case in cases:
+            forward_only = case.optimizer is None
+            ratios = [t / a for t, a in zip(times[case.name], times[alone.name], strict=True)]
+            both = [
+                t / (a + f)
+                for t, a, f in zip(times[case.name], times[alone.name], times["teacher forward"], strict=True)
+            ]
+            rows.append(
+                {
+                    "case": case.name,
+                    "seconds": median(times[case.name]),
+                    "ratio": median(ratios),
+                    "quartiles": _quartiles(ratios),
+                    "ratio_to_student_and_teacher": median(both) if case.name.endswith("online") else None,
+                    "floor": flops(case) / base_flops,
+                    "trained": None
+                    if forward_only
+                    else sum(p.numel() for p in case.distiller.parameters()) / base_trained,
+                    "memory": None if forward_only else peak_bytes(case, bench.device) / base_bytes,
+                }
+            )
+    return {
+        "student": bench.student.spec.name,
+        "teacher": bench.teacher.spec.name,
+        "pair": f"{student} <- {teacher}",
+        "size": size,
+        "batch": batch,
+        "repeats": repeats,
+        "peak_bytes_alone": base_bytes,
+        "flops_alone": base_flops,
+        "rows": rows,
+    }
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    ordered = sorted(values)
+    return [ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]]
+
+
+def measure(sizes: list[int], device: str, repeats: dict[int, int], precision: str, say: Any) -> list[dict[str, Any]]:
+    """Measure all pairs at all sizes."""
+    found = []
+    for size in sizes:
+        for student, teacher in PAIRS:
+            say(f"steps at {size} px: {student} <- {teacher}")
+            found.append(measure_pair(student, teacher, size, device, repeats[size], precision))
+    return found
