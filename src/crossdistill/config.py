@@ -9,6 +9,7 @@ from crossdistill.errors import UserError, unknown
 
 STEMS = ("auto", "native", "small")
 PRECISIONS = ("32", "bf16", "16")
+STRATEGIES = ("ddp", "fsdp")
 CACHE_DTYPES = ("float16", "float32")
 _MOST_VIEWS = 10
 _C = TypeVar("_C")
@@ -172,6 +173,10 @@ class EngineConfig:
     devices: int = 1
     """Devices per node; -1 takes all."""
     nodes: int = 1
+    strategy: str = "ddp"
+    """How several devices train: "ddp" (each holds all weights) or "fsdp" (what trains is divided over them)."""
+    shard_teacher: bool = False
+    """Divide the teacher's weights over the devices too; otherwise each holds the whole teacher."""
     precision: str = "32"
     """32, bf16 or 16 (mixed)."""
     compile: bool = False
@@ -189,6 +194,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise unknown("value of engine.precision", self.precision, PRECISIONS)
+        if self.strategy not in STRATEGIES:
+            raise unknown("value of engine.strategy", self.strategy, STRATEGIES)
         counts = {"nodes": self.nodes, "accumulate": self.accumulate, "log_every": self.log_every}
         _at_least("engine.", {**counts, "threads": self.threads}, 1)
         if self.accelerator == "cpu" and (self.precision == "16" or self.sync_batchnorm):
@@ -260,6 +267,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         _at_least("", {"epochs": self.epochs, "img_size": self.img_size}, 1)
         _at_least("", {"seed": self.seed}, 0)
+        if self.engine.strategy == "fsdp" and self.optim.ema is not None:
+            raise UserError("optim.ema keeps a whole copy of the student; with engine.strategy fsdp leave it out")
         if self.cache_dtype not in CACHE_DTYPES:
             raise unknown("value of cache_dtype", self.cache_dtype, CACHE_DTYPES)
         if self.cached and (self.augment.mixup or self.augment.cutmix):

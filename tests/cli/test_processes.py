@@ -1,6 +1,8 @@
 """The command line as its own process, and as several."""
 
+import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,12 +11,14 @@ import time
 import pytest
 
 from crossdistill import load_backbone
+from crossdistill.cli import main
 from tests.cli.test_main import TINY
 
 
-def start(*words):
+def start(*words, env=None):
     command = [sys.executable, "-m", "crossdistill", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    everything = {**os.environ, **(env or {})}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=everything)
 
 
 def test_control_c_saves_and_resume_finishes(tmp_path):
@@ -51,7 +55,7 @@ def test_two_processes_train_and_one_writes(tmp_path):
     assert start("teacher", *words, "--out", teacher).wait(timeout=240) == 0
     run = start(
         "fit", *TINY, "--method", "rsd", "--teacher-checkpoint", teacher, "--out", out, "--optim.ema", "0.9",
-        "--engine.devices", "2", "--loader.batch-size", "32", "--loader.workers", "1",
+        "--engine.devices", "2", "--loader.batch-size", "32", "--cache", tmp_path / "cache",
     )  # fmt: skip
     _, err = run.communicate(timeout=240)
     assert run.returncode == 0, err
@@ -61,6 +65,55 @@ def test_two_processes_train_and_one_writes(tmp_path):
     assert metrics["teacher"]["test"]["top1"] > 60
     assert (out / "report.html").exists()
     load_backbone(out)
+
+
+def curve(run, name):
+    """Read a column over all attempts."""
+    found = []
+    for attempt in sorted((run / "logs").glob("[0-9]*")):
+        rows = csv.DictReader((attempt / "metrics.csv").read_text().splitlines())
+        found += [float(row[name]) for row in rows if row.get(name)]
+    return found
+
+
+TWO = ["--engine.devices", "2", "--loader.batch-size", "32", "--engine.log-every", "1"]
+
+
+def test_divided_weights_train_as_whole_ones_do_and_resume(teacher_run, tmp_path):
+    """FSDP on two processes, the teacher divided as well, stopped and resumed: the numbers of one process."""
+    stopping = "tests.training.stopping:StoppingRSD"
+    words = [*TINY, "--method", stopping, "--teacher-checkpoint", teacher_run, "--epochs", "3"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(["fit", *map(str, words), "--engine.log-every", "1", "--out", str(whole)]) == 0
+    divided = ["--engine.strategy", "fsdp", "--engine.shard-teacher", "true"]
+    stopped = start("fit", *words, *TWO, *divided, "--out", cut, env={"STOP_AT": "5"})
+    _, err = stopped.communicate(timeout=240)
+    assert stopped.returncode == 143, err
+    resumed = start("fit", "--out", cut, "--resume")
+    _, err = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, err
+    assert curve(cut, "train/loss") == pytest.approx(curve(whole, "train/loss"), rel=1e-3)
+    assert len(curve(whole, "train/loss")) == 9
+    load_backbone(cut)
+
+
+def test_a_run_of_one_process_goes_on_with_two(tmp_path, monkeypatch, capsys):
+    stopping = "tests.training.stopping:Stopping"
+    words = ["fit", *TINY, "--method", stopping, "--epochs", "3", "--engine.log-every", "1"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main([*words, "--out", str(whole)]) == 0
+    monkeypatch.setenv("STOP_AT", "5")
+    assert main([*words, "--out", str(cut)]) == 143
+    monkeypatch.delenv("STOP_AT")
+    capsys.readouterr()
+    two = start("fit", "--out", cut, "--resume", "--engine.devices", "2")
+    _, err = two.communicate(timeout=240)
+    assert two.returncode == 2
+    assert "took 64 images a step over all processes, now it would take 128: resume it with --loader.batch" in err
+    two = start("fit", "--out", cut, "--resume", *TWO)
+    _, err = two.communicate(timeout=240)
+    assert two.returncode == 0, err
+    assert curve(cut, "train/loss") == pytest.approx(curve(whole, "train/loss"), rel=1e-3)
 
 
 @pytest.mark.slow

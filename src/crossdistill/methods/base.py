@@ -42,6 +42,10 @@ class Method(nn.Module):
     teacher_stages: tuple[int, ...] = ()
     """The teacher's stages, 1 to 4, whose maps are read."""
 
+    runs_student: bool = False
+    """Whether the method runs modules of the student itself, beside the student's own forward."""
+    runs_teacher: bool = False
+
     weights: dict[str, float]
 
     def __init__(self, options: object, student: BackboneSpec, teacher: BackboneSpec | None) -> None:

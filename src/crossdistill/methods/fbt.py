@@ -138,7 +138,7 @@ class FBT(Method):
         self.l2g: nn.Module = nn.Identity()
         self.prefix: nn.Parameter | None = None
         self.project = nn.ModuleDict()
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(options.temperature))) if options.info_nce else None
+        self.log_temperature = nn.Parameter(torch.tensor([math.log(options.temperature)])) if options.info_nce else None
 
     @override
     def bind(self, student: Backbone, teacher: Backbone | None) -> None:
@@ -147,6 +147,7 @@ class FBT(Method):
         if front == "auto":
             front = "teacher" if is_convolutional(teacher) and not is_convolutional(student) else "student"
         self.front_is_teacher = front == "teacher"
+        self.runs_student, self.runs_teacher = self.front_is_teacher, not self.front_is_teacher
         self.teacher_stages = (_FRONT_STAGE,) if self.front_is_teacher else ()
         ahead, behind = (teacher, student) if self.front_is_teacher else (student, teacher)
         sides = []
@@ -180,7 +181,7 @@ class FBT(Method):
     def temperature(self) -> Tensor:
         """The temperature that InfoNCE has learned so far."""
         assert self.log_temperature is not None
-        return self.log_temperature.float().exp().clamp(0.01, 1.0)
+        return self.log_temperature[0].float().exp().clamp(0.01, 1.0)
 
     def fused(self, student: BackboneOutput, teacher: BackboneOutput) -> BackboneOutput:
         """Run L2G and the back on the front's stage-3 map, which its own forward has made."""

@@ -7,6 +7,7 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.profilers import Profiler
 from rich.console import Console
@@ -118,7 +119,7 @@ class DataWait(Profiler):
 
 
 class StepLog(L.Callback):
-    """Log each loss term (the mean since the last row), the learning rate, speed, and waiting.
+    """Log each loss term (the mean since the last row, over all devices), the learning rate, speed, and waiting.
 
     Speed is in images per second over all devices; waiting is the percentage of the time in which the
     training process asked for the next batch and had not got it.
@@ -172,7 +173,10 @@ class StepLog(L.Callback):
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not (trainer.is_last_batch or (stepped and trainer.global_step % self.every == 0)):
             return
-        row = {f"train/{name}": float(value) / self._batches for name, value in self._sums.items()}
+        means = torch.stack([value.float() for value in self._sums.values()]) / self._batches
+        over_all = trainer.strategy.reduce(means, reduce_op="mean")
+        assert isinstance(over_all, Tensor)
+        row = {f"train/{name}": value for name, value in zip(self._sums, over_all.tolist(), strict=True)}
         seconds = max(time.perf_counter() - self._since, 1e-9)
         row["train/images_per_second"] = self._images / seconds
         row["train/wait_percent"] = 100 * self.wait.seconds / seconds

@@ -1,20 +1,32 @@
 """Lightning's Trainer, assembled from the config."""
 
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
 
-from crossdistill.config import RunConfig
+from crossdistill.config import EngineConfig, RunConfig
 from crossdistill.errors import UserError, first_line
 from crossdistill.training.callbacks import LAST, BestCheckpoint, RunProgress, StepLog, StopOnSignal
 
+_QUIET = (
+    "many workers",
+    "LeafSpec",
+    "number of training batches",
+    "not resumable",
+    "not empty",
+    "in eval mode",
+    "sync_dist=True",
+)
 _PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "32": "32-true",
     "bf16": "bf16-mixed",
@@ -40,7 +52,7 @@ def make_trainer(config: RunConfig, out: Path, console: Console, title: str) -> 
             accelerator=engine.accelerator,
             devices=engine.devices,
             num_nodes=engine.nodes,
-            strategy="auto" if engine.devices == 1 and engine.nodes == 1 else "ddp",
+            strategy=_strategy(config),
             precision=_PRECISION[engine.precision],
             max_epochs=config.epochs,
             accumulate_grad_batches=engine.accumulate,
@@ -71,6 +83,22 @@ def make_trainer(config: RunConfig, out: Path, console: Console, title: str) -> 
     return trainer, log
 
 
+def _strategy(config: RunConfig) -> Any:
+    engine = config.engine
+    if engine.devices == 1 and engine.nodes == 1:
+        return "auto"
+    if engine.strategy == "ddp":
+        return "ddp"
+    world = int(os.environ.get("WORLD_SIZE", "0")) or engine.nodes * _devices(engine)
+    return ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+
+def _devices(engine: EngineConfig) -> int:
+    if engine.devices != -1:
+        return engine.devices
+    return max(1, torch.cuda.device_count())
+
+
 def is_first_process() -> bool:
     """Say whether this process is the one that writes, before and after Lightning runs."""
     return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
@@ -80,6 +108,5 @@ def quiet_lightning() -> None:
     """Keep Lightning's banners and tips out of the way of what the run has to say."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    quiet = ("many workers", "LeafSpec", "number of training batches", "not resumable", "not empty", "in eval mode")
-    for message in quiet:
+    for message in _QUIET:
         warnings.filterwarnings("ignore", message=f".*{message}.*")

@@ -9,6 +9,7 @@ import lightning.pytorch as L
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import ModelParallelStrategy
 from timm.data import Mixup
 from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2, get_optimizer_class
@@ -23,6 +24,7 @@ from crossdistill.cache import TeacherCache
 from crossdistill.config import RunConfig
 from crossdistill.data.loaders import mix_seed
 from crossdistill.distiller import Distiller
+from crossdistill.training.sharding import shard_teachers, shard_trained
 
 SCHEDULES = ("cosine", "tanh", "wsd", "constant", "none")
 
@@ -36,6 +38,7 @@ class DistillModule(L.LightningModule):
             # Not Lightning's flag: torch's converter drops the activation inside timm's norm layers.
             distiller.student.model = convert_sync_batchnorm(distiller.student.model)
         self.distiller = distiller
+        self._divided = False
         self.config = config
         num_classes = distiller.student.spec.num_classes
         augment, optim = config.augment, config.optim
@@ -52,6 +55,17 @@ class DistillModule(L.LightningModule):
         """The teacher's stored outputs, of which every batch then brings its rows."""
         self.top1 = MulticlassAccuracy(num_classes, average="micro")
         self.val_loss = MeanMetric()
+
+    def configure_model(self) -> None:
+        """Divide weights over the devices where that is asked for; Lightning calls this when they can talk."""
+        if self._divided or self.trainer.world_size == 1:
+            return
+        self._divided = True
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy):
+            shard_trained(self.distiller, strategy.device_mesh["data_parallel"])
+        if self.config.engine.shard_teacher:
+            shard_teachers(self.distiller, strategy.root_device)
 
     @property
     def deployed(self) -> Backbone:

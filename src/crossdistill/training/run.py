@@ -32,6 +32,7 @@ from crossdistill.training.setup import (
     METRICS_NAME,
     Pair,
     build_pair,
+    check_global_batch,
     check_names,
     check_space,
     claim_folder,
@@ -100,6 +101,7 @@ def fit(config: RunConfig, *, resume: bool = False, console: Console | None = No
     last = out / "checkpoints" / LAST
     going_on = resume and last.exists()
     if going_on:
+        check_global_batch(config, out, trainer.world_size)
         read_weights(last)
     data = load_data(config.data, config.loader)
     torch.manual_seed(config.seed)
@@ -136,7 +138,7 @@ def fit(config: RunConfig, *, resume: bool = False, console: Console | None = No
         for member in distiller.teacher.members:
             accuracy = look_at_teacher(config, member, data, datamodule, device)
             say(f"teacher {member.spec.name}: {100 * accuracy:.1f}% on held-out images", highlight=False)
-    write_config(config, out)
+    write_config(config, out, trainer.world_size)
     if config.cached and distiller.teacher is not None:
         datamodule.stored = module.stored = prepare_cache(config, distiller, datamodule, device, console)
         distiller.release_teacher()
@@ -157,7 +159,7 @@ def fit(config: RunConfig, *, resume: bool = False, console: Console | None = No
             "global_batch": config.loader.batch_size * trainer.world_size * config.engine.accumulate,
         }
         teacher = distiller.teacher
-        if module.stored is not None:
+        if module.stored is not None or (config.engine.shard_teacher and trainer.world_size > 1):
             # Only now is the whole teacher wanted again.
             teacher = make_teacher(build_pair(config, data).teachers, student.spec, config.teacher_weights)
         _finish(config, out, kept.to(device).eval(), teacher, data, datamodule, training)

@@ -150,7 +150,7 @@ def claim_folder(config: RunConfig, out: Path, *, resume: bool) -> None:
         if resume and not stored.exists():
             raise UserError(f"{str(out)!r} holds no run to resume")
         if resume:
-            check_unchanged(config, out)
+            check_unchanged(config, out, elsewhere=True)
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
         probe.write_bytes(bytes(4096))
@@ -160,15 +160,18 @@ def claim_folder(config: RunConfig, out: Path, *, resume: bool) -> None:
 
 
 @rank_zero_only
-def write_config(config: RunConfig, out: Path) -> None:
+def write_config(config: RunConfig, out: Path, processes: int) -> None:
     """Write what the run can be started from again, and what it is made with."""
     settings = yaml.safe_dump(to_dict(replace(config, out=str(out))), sort_keys=False)
-    write_whole(out / "environment.json", json.dumps(environment(), indent=2))
+    write_whole(out / "environment.json", json.dumps({**environment(), "processes": processes}, indent=2))
     write_whole(out / CONFIG_NAME, settings)
 
 
-def check_unchanged(config: RunConfig, out: Path) -> None:
-    """Refuse to resume a run under another config (other than how it is executed). Raises UserError."""
+def check_unchanged(config: RunConfig, out: Path, *, elsewhere: bool = False) -> None:
+    """Refuse to go on with a run under another config (other than how it is executed). Raises UserError.
+
+    With `elsewhere` it may go on with other devices; `check_global_batch` then sees to the batch.
+    """
     before = yaml.safe_load((out / CONFIG_NAME).read_text())
     now = yaml.safe_load(yaml.safe_dump(to_dict(config)))
     for settings in (before, now):
@@ -176,12 +179,32 @@ def check_unchanged(config: RunConfig, out: Path) -> None:
         for free in ("accelerator", "compile", "channels_last", "threads", "log_every"):
             settings["engine"].pop(free)
         settings["loader"].pop("workers")
+        if elsewhere:
+            settings["loader"].pop("batch_size")
+            for free in ("devices", "nodes", "strategy", "shard_teacher"):
+                settings["engine"].pop(free, None)
     changed = [key for key in now if now[key] != before.get(key)]
     if changed:
         key = changed[0]
         raise UserError(
             f"--resume goes on with the run as it was, but {key} is now {now[key]!r} and was {before.get(key)!r}; "
             "start another --out for another config"
+        )
+
+
+@rank_zero_only
+def check_global_batch(config: RunConfig, out: Path, processes: int) -> None:
+    """Refuse to resume with another batch over all processes: steps, schedule and order of images hang on it.
+
+    Raises UserError, with the batch size that fits.
+    """
+    before = yaml.safe_load((out / CONFIG_NAME).read_text())["loader"]["batch_size"]
+    before *= json.loads((out / "environment.json").read_text())["processes"]
+    now = config.loader.batch_size * processes
+    if now != before:
+        fits = f"--loader.batch-size {before // processes}" if before % processes == 0 else "another number of devices"
+        raise UserError(
+            f"the run took {before} images a step over all processes, now it would take {now}: resume it with {fits}"
         )
 
 
