@@ -34,7 +34,7 @@ METHODS = [("none", {}), ("kd", {"temperature": 4.0}), ("rsd", {}), ("rsd", {"on
 METHODS += [("rsd", {"decoupler": "linear"}), ("rsd", {"on": "logits", "decoupler": "none"})]
 METHODS += [("rsd", {"on": "stages"}), ("rsd", {"spatial": 2, "reference_width": 512})]
 METHODS += [("ofa", {"eps": 1.2}), ("hcd", {}), ("hcd", {"stages": [3, 4], "parts": 2})]
-METHODS += [("fbt", {})]
+METHODS += [("dkd", {"temperature": 4.0}), ("dist", {"standardise": True}), ("fbt", {})]
 
 
 @pytest.mark.parametrize("teacher", FAMILIES)
@@ -147,6 +147,9 @@ def test_dropping_the_decoupler_leaves_a_plain_model(batch):
         ("ofa", {"eps": 0.5}, "eps is 0.5"),
         ("rsd", {"decoupler": "none"}, "student's embedding has 96 and the teacher's 64"),
         ("kd", {"temperature": 0.0}, "must be positive"),
+        ("dkd", {"temperature": -1.0}, "temperature is -1.0; it must be positive"),
+        ("dkd", {"beta": -1.0}, "beta is -1.0; it must not be negative"),
+        ("dist", {"gamma": -0.5}, "gamma is -0.5; it must not be negative"),
         ("tests.nowhere:Method", {}, "cannot be imported"),
     ],
 )
@@ -237,7 +240,7 @@ def test_soft_labels_in_every_precision(method, options, dtype):
     assert all(torch.isfinite(p.grad).all() for p in distiller.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("method", ["kd", "ofa", "hcd", "fbt"])
+@pytest.mark.parametrize("method", ["kd", "dkd", "dist", "ofa", "hcd", "fbt"])
 def test_standardised_logits_forget_the_teachers_range(method, batch):
     images, targets = batch
     student, teacher = build("cnn"), build("plain_vit")

@@ -9,6 +9,8 @@ from tests.processes import in_two_processes
 
 CASES = [
     ("kd", {}),
+    ("dkd", {}),
+    ("dist", {}),
     ("rsd", {}),
     ("rsd", {"on": "stages"}),
     ("rsd", {"spatial": 2}),

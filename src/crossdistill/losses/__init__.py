@@ -1,5 +1,7 @@
 """The losses, as pure functions on tensors."""
 
+from crossdistill.losses.dist import dist_loss as dist_loss
+from crossdistill.losses.dkd import dkd_loss as dkd_loss
 from crossdistill.losses.hcd import orthogonality_loss as orthogonality_loss
 from crossdistill.losses.hcd import sublogit_cross_entropy as sublogit_cross_entropy
 from crossdistill.losses.hcd import sublogit_divergence as sublogit_divergence

@@ -6,6 +6,8 @@ from typing import Any
 
 from crossdistill.errors import UserError, unknown
 from crossdistill.methods.base import Method as Method
+from crossdistill.methods.dist import DIST
+from crossdistill.methods.dkd import DKD
 from crossdistill.methods.fbt import FBT
 from crossdistill.methods.hcd import HCD
 from crossdistill.methods.kd import KD
@@ -17,6 +19,8 @@ from crossdistill.types import BackboneSpec
 METHODS: dict[str, type[Method]] = {
     "none": Plain,
     "kd": KD,
+    "dkd": DKD,
+    "dist": DIST,
     "ofa": OFA,
     "rsd": RSD,
     "hcd": HCD,

@@ -1,0 +1,50 @@
+"""Decoupled knowledge distillation: what is said of the true class apart from what is said of the others."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from crossdistill.losses._context import check_same_shape, full_precision
+from crossdistill.losses.ofa import hard_labels
+
+
+@full_precision
+def dkd_loss(
+    student_logits: Float[Tensor, "batch classes"],
+    teacher_logits: Float[Tensor, "batch classes"],
+    target: Shaped[Tensor, "batch ..."],
+    *,
+    alpha: float = 1.0,
+    beta: float = 2.0,
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Alpha * TCKD + beta * NCKD.
+
+    TCKD is the divergence between the two sides' (true class, all others), NCKD that between their
+    predictions among the other classes alone; both of softened logits, teacher || student. Logits
+    (B, K), K >= 2, any float dtype; target (B,) class numbers or (B, K) soft (its likeliest class
+    counts); computed in float32 or wider from logarithms, finite at any gap between logits. At least
+    0, in nats times `temperature` squared; the mean over the batch. Raises ValueError for shapes
+    that differ or a temperature that is not positive.
+
+    Source: Zhao et al., CVPR 2022, arXiv 2203.08679, eq. 7.
+    """
+    check_same_shape(student_logits, teacher_logits)
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be positive")
+    labels = hard_labels(target).unsqueeze(1)
+    columns = torch.arange(student_logits.shape[1] - 1, device=labels.device)
+    others = columns + (columns >= labels).long()
+    ours, our_rest = _apart(student_logits / temperature, labels, others)
+    theirs, their_rest = _apart(teacher_logits / temperature, labels, others)
+    target_class = F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
+    other_classes = F.kl_div(our_rest, their_rest, log_target=True, reduction="batchmean")
+    return (alpha * target_class + beta * other_classes) * temperature**2
+
+
+def _apart(logits: Tensor, labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Give log-probabilities of (true class, others), (B, 2), and among the others, (B, K - 1)."""
+    rest = logits.gather(1, others)
+    pair = torch.cat([logits.gather(1, labels), rest.logsumexp(dim=1, keepdim=True)], dim=1)
+    return pair.log_softmax(dim=1), rest.log_softmax(dim=1)
