@@ -241,9 +241,12 @@ def cache(argv: Sequence[str]) -> int:
     parser = _run_parser("cache", str(cache.__doc__))
     config, _ = _config(parser, argv)
     from crossdistill.training.cached import write_cache
+    from crossdistill.training.engine import is_first_process
 
     result, progress = _consoles()
     stored = write_cache(config, progress)
+    if not is_first_process():
+        return 0
     size = stored.format.bytes(stored.views) / 2**20
     result.print(
         f"cache: {stored.folder}\n{stored.views} views of {stored.format.images} images, {size:.1f} MiB",

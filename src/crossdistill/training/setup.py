@@ -172,8 +172,13 @@ def check_unchanged(config: RunConfig, out: Path, *, elsewhere: bool = False) ->
 
     With `elsewhere` it may go on with other devices; `check_global_batch` then sees to the batch.
     """
-    before = yaml.safe_load((out / CONFIG_NAME).read_text())
+    stored = yaml.safe_load((out / CONFIG_NAME).read_text())
     now = yaml.safe_load(yaml.safe_dump(to_dict(config)))
+    # A run of an earlier release knows fewer settings: it ran with what are the defaults now.
+    before = {
+        key: {**value, **stored.get(key, {})} if isinstance(value, dict) else stored.get(key, value)
+        for key, value in yaml.safe_load(yaml.safe_dump(to_dict(RunConfig()))).items()
+    }
     for settings in (before, now):
         settings.pop("out")
         for free in ("accelerator", "compile", "channels_last", "threads", "log_every"):
@@ -183,13 +188,22 @@ def check_unchanged(config: RunConfig, out: Path, *, elsewhere: bool = False) ->
             settings["loader"].pop("batch_size")
             for free in ("devices", "nodes", "strategy", "shard_teacher"):
                 settings["engine"].pop(free, None)
-    changed = [key for key in now if now[key] != before.get(key)]
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"--resume goes on with the run as it was, but {key} is now {now[key]!r} and was {before.get(key)!r}; "
-            "start another --out for another config"
-        )
+    after, earlier = _flat(now), _flat(before)
+    for name in {**after, **earlier}:
+        value, was = after.get(name), earlier.get(name)
+        if value != was:
+            raise UserError(
+                f"--resume goes on with the run as it was, but {name} is now {value!r} and was {was!r}; "
+                "start another --out for another config"
+            )
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Give sections' settings by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat.update({f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value})
+    return flat
 
 
 @rank_zero_only
