@@ -11,6 +11,9 @@ from torch import Tensor
 from crossdistill.errors import UserError
 from crossdistill.teacher import Teacher, renormalisation
 
+_HALF = 0.5
+_UNIFORM = 0.95
+"""Share of the largest entropy from which predictions look like those of a fresh head."""
 _NORMALISATIONS = {
     "mean and std 0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "ImageNet's mean and std": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
@@ -40,29 +43,30 @@ def teacher_accuracy(
 
 
 def check_teacher(teacher: Teacher, batches: Iterable[Any], *, insist: bool = False) -> float:
-    """Give the teacher's accuracy on a sample of held-out images; refuse one near chance.
+    """Give the teacher's accuracy on a sample of held-out images; refuse one near chance, or with a fresh head.
 
     `batches`, which can be gone through again, hold images normalised for the student, as the teacher
     will get them in training.
     Raises UserError, with the likely cause, for an accuracy that always answering the commonest
-    class could give, unless `insist`.
+    class could give, or for less than half right and almost uniform predictions (a fresh head on
+    good features is often right by luck), unless `insist`.
     """
     accuracy, logits, targets = teacher_accuracy(teacher, batches)
     chance = float(torch.bincount(targets).max()) / len(targets)
     near = chance + 4 * math.sqrt(chance * (1 - chance) / len(targets))
-    if accuracy > min(near, 0.99) or insist:
+    lucky = accuracy < _HALF and _uniformity(logits) > _UNIFORM
+    if (accuracy > min(near, 0.99) and not lucky) or insist:
         return accuracy
     raise UserError(
-        f"the teacher gets {100 * accuracy:.1f}% of {len(targets)} held-out images right, near chance "
-        f"({100 * chance:.1f}%): {_likely_cause(teacher, batches, logits, targets, near)}. To go on all the same: "
+        f"the teacher gets {100 * accuracy:.1f}% of {len(targets)} held-out images right (chance is "
+        f"{100 * chance:.1f}%): {_likely_cause(teacher, batches, logits, targets, near)}. To go on all the same: "
         "--trust-teacher true"
     )
 
 
 def _likely_cause(teacher: Teacher, batches: Iterable[Any], logits: Tensor, targets: Tensor, near: float) -> str:
     accuracy = float((logits.argmax(dim=1) == targets).float().mean())
-    entropy = float(-(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()) / math.log(logits.shape[1])
-    if entropy > 0.95:
+    if _uniformity(logits) > _UNIFORM:
         return (
             "its predictions are almost uniform, so its head looks fresh; train it on this data first "
             "(`crossdistill teacher`) or give its --teacher-checkpoint"
@@ -82,6 +86,12 @@ def _likely_cause(teacher: Teacher, batches: Iterable[Any], logits: Tensor, targ
         if other > max(near, accuracy + 0.1):
             return f"its input normalisation is wrong; with {name} it gets {100 * other:.0f}% right"
     return "it seems to have been trained on other data, or not at all; fine-tune it first (`crossdistill teacher`)"
+
+
+def _uniformity(logits: Tensor) -> float:
+    """Give the mean entropy of predictions as a share of the largest possible."""
+    entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+    return float(entropy) / math.log(logits.shape[1])
 
 
 def _accuracy_after_renaming(logits: Tensor, targets: Tensor) -> float:
