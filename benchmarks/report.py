@@ -49,10 +49,11 @@ def as_markdown(found: dict[str, Any]) -> str:
         lines += ["### RSD's loss alone, forward and backward, ms", ""]
         lines += _table(["batch", *(f"D = {width}" for width in widths)], rows)
         lines += ["### Logit losses alone against classes, batch 128, ms", ""]
-        rows = [[str(r["classes"]), f"{1000 * r['kd']:.2f}", f"{1000 * r['ofa']:.2f}"] for r in losses["logits"]]
-        lines += _table(["classes", "kd", "ofa"], rows)
+        kinds = ["kd", "dkd", "dist", "ofa"]
+        rows = [[str(r["classes"]), *(f"{1000 * r[kind]:.2f}" for kind in kinds)] for r in losses["logits"]]
+        lines += _table(["classes", *kinds], rows)
         lines += [
-            f"RSD's loss is 1% of a step of {row['student']} at {row['size']} px at a width of "
+            f"RSD's loss is 1% of a step of {row['student']} at {row['size']} px, batch {row['batch']}, at a width of "
             f"{row['width_for_1_percent']:.0f}, by operations."
             for row in losses["bend"]
         ] + [""]

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.pairs import BATCH, CLASSES, MODELS, TEACHERS, Bench
 from benchmarks.steps import flops, seconds
 from crossdistill.cache import CacheFormat, build_cache
-from crossdistill.losses import info_nce_loss, kd_loss, ofa_loss, rsd_loss
+from crossdistill.losses import dist_loss, dkd_loss, info_nce_loss, kd_loss, ofa_loss, rsd_loss
 
 _BATCHES = (32, 128, 512)
 _WIDTHS = (64, 192, 512, 1024, 2048)
@@ -33,6 +33,14 @@ def _timed(run: Any, device: torch.device, repeats: int = 5) -> float:
     return median(times)
 
 
+def rsd_flops(batch: int, width: int) -> int:
+    """Count what RSD's loss must multiply and add: forward, and backward to the student.
+
+    Products of B x D matrices, through D x D, or through B x B where that is smaller.
+    """
+    return 4 * batch * width * width if width <= batch else 6 * batch * batch * width
+
+
 def losses(device: str) -> dict[str, Any]:
     """Time forward and backward of losses alone against batch size, teacher width and classes."""
     where = torch.device(device)
@@ -45,13 +53,14 @@ def losses(device: str) -> dict[str, Any]:
         for width in _WIDTHS:
             ours, theirs = pair(batch, width)
             took = _timed(lambda o=ours, t=theirs: rsd_loss(o, t, kappa=0.01).backward(), where)
-            # Forward 2BD^2 and twice that for the backward pass, of which only the student's half is needed.
-            found["rsd"].append({"batch": batch, "width": width, "seconds": took, "flops": 4 * batch * width**2})
+            found["rsd"].append({"batch": batch, "width": width, "seconds": took, "flops": rsd_flops(batch, width)})
     for classes in _CLASSES:
         ours, theirs = pair(128, classes)
         target = torch.arange(128, device=where) % classes
         row: dict[str, Any] = {"classes": classes, "batch": 128}
         row["kd"] = _timed(lambda o=ours, t=theirs: kd_loss(o, t, temperature=4.0).backward(), where)
+        row["dkd"] = _timed(lambda o=ours, t=theirs, y=target: dkd_loss(o, t, y).backward(), where)
+        row["dist"] = _timed(lambda o=ours, t=theirs: dist_loss(o, t).backward(), where)
         row["ofa"] = _timed(lambda o=ours, t=theirs, y=target: ofa_loss(o, t, y, eps=1.0).backward(), where)
         found["logits"].append(row)
     ours, theirs = pair(512, 128)
@@ -113,7 +122,8 @@ def _train(rank: int, world: int, rendezvous: str, size: int, steps: int, result
 
 def processes(size: int, steps: int) -> dict[str, Any]:
     """Time a step of RSD with a full batch on each of 1 and 2 gloo processes, by the wall's clock."""
-    context = multiprocessing.get_context("fork")
+    # Not forked: autograd on a GPU does not outlive that.
+    context = multiprocessing.get_context("spawn")
     found: dict[str, Any] = {"size": size, "batch_per_process": BATCH["cpu"][size]}
     for world in (1, 2):
         results = context.Queue()
@@ -137,5 +147,9 @@ def bend(student_size: int = 224) -> list[dict[str, Any]]:
     for size in (32, student_size):
         bench = Bench(MODELS[size]["cnn"], TEACHERS[size]["vit"], size, 8, "cpu", "32")
         each = flops(bench.case("student alone", "none")) / 8
-        found.append({"student": bench.spec.name, "size": size, "width_for_1_percent": (0.01 * each / 4) ** 0.5})
+        for batch in (128, 1024):
+            width = 1
+            while rsd_flops(batch, width) < 0.01 * each * batch:
+                width += 1
+            found.append({"student": bench.spec.name, "size": size, "batch": batch, "width_for_1_percent": width})
     return found

@@ -1,9 +1,12 @@
 """Time and memory of a training step, as ratios to the step of the student alone."""
 
+import gc
 import json
 import random
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.pairs import BATCH, METHODS, MODELS, PAIRS, TEACHERS, Bench, Case, caches
 
+ALONE, TEACHER = "student alone", "teacher forward"
 _WARMUP = 2
 
 
@@ -75,38 +79,35 @@ def peak_bytes(case: Case, device: torch.device) -> int:
 
 
 def measure_pair(student: str, teacher: str, size: int, device: str, repeats: int, precision: str) -> dict[str, Any]:
-    """Measure all cases of one pair."""
+    """Measure all cases of one pair: time in turns, then operations and memory of each alone."""
     batch = BATCH[device][size]
     bench = Bench(MODELS[size][student], TEACHERS[size][teacher], size, batch, device, precision)
     with caches(bench) as stored:
-        cases = [bench.case("student alone", "none"), bench.teacher_forward()]
+        makers: dict[str, Callable[[], Case]] = {
+            ALONE: lambda: bench.case(ALONE, "none"),
+            TEACHER: bench.teacher_forward,
+        }
         for method in METHODS:
-            cases.append(bench.case(f"{method} online", method))
-            cases.append(bench.case(f"{method} cached", method, stored(method)))
-        times = paired(cases, repeats, bench.device)
-        alone = cases[0]
-        base_flops, base_bytes = flops(alone), peak_bytes(alone, bench.device)
-        base_trained = sum(p.numel() for p in alone.distiller.parameters())
+            cache = stored(method)
+            makers[f"{method} online"] = partial(bench.case, f"{method} online", method)
+            makers[f"{method} cached"] = partial(bench.case, f"{method} cached", method, cache)
+        times = paired([make() for make in makers.values()], repeats, bench.device)
+        alone = costs(makers[ALONE], bench.device)
         rows = []
-        for case in cases:
-            forward_only = case.optimizer is None
-            ratios = [t / a for t, a in zip(times[case.name], times[alone.name], strict=True)]
-            both = [
-                t / (a + f)
-                for t, a, f in zip(times[case.name], times[alone.name], times["teacher forward"], strict=True)
-            ]
+        for name, make in makers.items():
+            ratios = [t / a for t, a in zip(times[name], times[ALONE], strict=True)]
+            both = [t / (a + f) for t, a, f in zip(times[name], times[ALONE], times[TEACHER], strict=True)]
+            cost = costs(make, bench.device)
             rows.append(
                 {
-                    "case": case.name,
-                    "seconds": median(times[case.name]),
+                    "case": name,
+                    "seconds": median(times[name]),
                     "ratio": median(ratios),
                     "quartiles": _quartiles(ratios),
-                    "ratio_to_student_and_teacher": median(both) if case.name.endswith("online") else None,
-                    "floor": flops(case) / base_flops,
-                    "trained": None
-                    if forward_only
-                    else sum(p.numel() for p in case.distiller.parameters()) / base_trained,
-                    "memory": None if forward_only else peak_bytes(case, bench.device) / base_bytes,
+                    "ratio_to_student_and_teacher": median(both) if name.endswith("online") else None,
+                    "floor": cost["flops"] / alone["flops"],
+                    "trained": cost["trained"] / alone["trained"] if cost["bytes"] else None,
+                    "memory": cost["bytes"] / alone["bytes"] if cost["bytes"] else None,
                 }
             )
     return {
@@ -116,10 +117,23 @@ def measure_pair(student: str, teacher: str, size: int, device: str, repeats: in
         "size": size,
         "batch": batch,
         "repeats": repeats,
-        "peak_bytes_alone": base_bytes,
-        "flops_alone": base_flops,
+        "alone": alone,
         "rows": rows,
     }
+
+
+def costs(make: Callable[[], Case], device: torch.device) -> dict[str, float]:
+    """Count operations, trained parameters and peak bytes of a case that is alone in memory; 0 bytes for a forward."""
+    case = make()
+    counted = {
+        # This step also makes the optimiser's state.
+        "flops": flops(case),
+        "trained": sum(p.numel() for p in case.distiller.parameters()),
+        "bytes": 0 if case.optimizer is None else peak_bytes(case, device),
+    }
+    del case
+    gc.collect()
+    return counted
 
 
 def _quartiles(values: list[float]) -> list[float]:

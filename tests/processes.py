@@ -27,7 +27,8 @@ def _work(rank: int, rendezvous: str, results: Any, function: Callable[..., Any]
 
 def in_two_processes(function: Callable[..., Any], *args: Any) -> list[Any]:
     """Call function(rank, *args) in two processes of one gloo group; give both results, by rank."""
-    context = multiprocessing.get_context("fork")
+    # With a GPU, autograd does not outlive a fork.
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
     results = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         processes = [

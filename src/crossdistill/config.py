@@ -230,11 +230,12 @@ class RunConfig:
     """Options by method, e.g. --options.rsd.kappa 0.02; see `crossdistill methods NAME`."""
     teacher_training: dict[str, Any] = field(default_factory=dict)
     """What differs from this config when the teacher itself is trained, by dotted name, e.g. {epochs: 50}."""
-    cache: str = "off"
-    """Teacher cache: "off" runs the teacher in every step; "auto" finds or makes the one that fits under runs/cache;
+    cache: str | None = None
+    """Teacher cache: null runs the teacher in every step; "auto" finds or makes the one that fits under runs/cache;
     else the folder of one. Without loader.views it holds as many views as there are epochs, at most 10."""
     cache_top_k: int | None = None
-    """Logits stored per view, with the mass of all others; null stores all. For 1000 classes and more."""
+    """Logits stored per view, with the mass of all others, which those share evenly; null stores all. For 1000 classes
+    and more. What is kept is exact for a softmax at temperature 1 only."""
     cache_dtype: str = "float16"
     """What the cache stores numbers in: float16 or float32."""
     trust_teacher: bool = False
@@ -257,7 +258,7 @@ class RunConfig:
     @property
     def cached(self) -> bool:
         """Whether the teacher's outputs are stored and replayed."""
-        return self.cache != "off"
+        return self.cache is not None
 
     @property
     def views(self) -> int | None:
@@ -274,7 +275,7 @@ class RunConfig:
         if self.cached and (self.augment.mixup or self.augment.cutmix):
             raise UserError(
                 "mixup and CutMix cannot be had with a teacher cache: what the teacher says of a mixed image is not "
-                "the mixture of what it says of the two; turn them off, or the cache (--cache off)"
+                "the mixture of what it says of the two; turn them off, or leave --cache out"
             )
         if (self.augment.mixup or self.augment.cutmix) and self.loader.batch_size % 2:
             raise UserError(

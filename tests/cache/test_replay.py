@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -96,7 +97,7 @@ def test_a_cached_run_is_the_online_run_to_half_precision(config, silent, tmp_pa
     augment = AugmentConfig(hflip=0.5) if resident is None else AugmentConfig(auto_augment="rand-m5", erasing=0.3)
     config = replace(config, method=method, loader=replace(config.loader, resident=resident), augment=augment)
     cached = fit(replace(config, out=str(tmp_path / "cached")), console=silent)
-    online = fit(replace(config, cache="off", out=str(tmp_path / "online")), console=silent)
+    online = fit(replace(config, cache=None, out=str(tmp_path / "online")), console=silent)
     assert losses(cached) == pytest.approx(losses(online), rel=5e-3)
     assert len(losses(cached)) >= 6
     # The teacher comes back for the report.
@@ -111,11 +112,20 @@ def test_other_seeds_and_methods_share_the_cache_and_do_not_run_the_teacher_in_t
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.bin")}
     from crossdistill.distiller import Distiller
 
-    teachers = []
-    forward = Distiller.forward
-    monkeypatch.setattr(
-        Distiller, "forward", lambda self, *a, **k: teachers.append(self.teacher) or forward(self, *a, **k)
-    )
+    teachers, alive = [], []
+    forward, release = Distiller.forward, Distiller.release_teacher
+
+    def watched_release(self):
+        alive.append(weakref.ref(self.teacher.backbone))
+        release(self)
+
+    def watched_forward(self, *args):
+        assert alive[0]() is None, "the teacher is still in memory"
+        teachers.append(self.teacher)
+        return forward(self, *args)
+
+    monkeypatch.setattr(Distiller, "release_teacher", watched_release)
+    monkeypatch.setattr(Distiller, "forward", watched_forward)
     fit(replace(config, method="kd", seed=5, out=str(tmp_path / "second")), console=silent)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.bin")} == stamps
     assert len(teachers) == 15
@@ -145,6 +155,21 @@ def test_a_cache_of_other_views_is_refused_by_a_run(config, silent, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     with pytest.raises(UserError, match="is not as it was written"):
         fit(replace(config, out=str(tmp_path / "third")), console=silent)
+
+
+def test_a_cache_with_more_serves_those_that_need_less(config, silent, tmp_path, monkeypatch):
+    """compare stores for all methods what the neediest one reads, and pays the teacher once."""
+    from crossdistill.training.compare import compare
+
+    monkeypatch.chdir(tmp_path)
+    config = replace(config, cache="auto", epochs=2, out=None, loader=replace(config.loader, max_train=128))
+    compare(config, ["kd", "fbt", "none"], [0], tmp_path / "out", silent)
+    (folder,) = (tmp_path / "runs" / "cache").iterdir()
+    assert folder.name.endswith("-stage3")
+    assert len(list(folder.glob("*.bin"))) == 2
+    # Another stage is not there: it gets a cache of its own.
+    compare(config, ["rsd{spatial=2}"], [0], tmp_path / "out", silent)
+    assert len(list((tmp_path / "runs" / "cache").iterdir())) == 2
 
 
 def test_mixed_images_are_refused():

@@ -73,8 +73,14 @@ def test_two_processes_share_an_epoch():
 
 
 def test_evaluation_sees_every_image_once():
-    shares = [list(ViewSampler(11, 4, rank=rank, world=2)) for rank in range(2)]
-    assert sorted(index for share in shares for index, _ in share) == list(range(11))
+    assert [index for index, _ in ViewSampler(11, 4)] == list(range(11))
+    for size, world in ((11, 2), (12, 2), (5, 4), (1, 2)):
+        samplers = [ViewSampler(size, 4, rank=rank, world=world) for rank in range(world)]
+        shares = [list(sampler) for sampler in samplers]
+        # All processes take as many steps; what is repeated for that does not count.
+        assert len({len(share) for share in shares}) == 1
+        counted = [index for s, share in zip(samplers, shares, strict=True) for index, _ in share[: s.own]]
+        assert sorted(counted) == list(range(size))
 
 
 def test_images_come_out_normalised_and_sized():

@@ -47,6 +47,20 @@ def test_a_step_is_one_graph_with_the_same_numbers(student, teacher, methods):
                         theirs.copy_(ours)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize("method", ["rsd", "fbt"])
+def test_a_cached_step_is_one_graph_as_well(method):
+    torch._dynamo.reset()
+    plain = cd.create_distiller(method, student=build("cnn"), teacher=build("plain_vit")).train()
+    images, targets = torch.randn(8, 3, 32, 32), torch.arange(8) % 5
+    stored = plain.teacher(images)
+    plain.release_teacher()
+    twin = copy.deepcopy(plain)
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    results = plain(images, targets, stored), compiled(images, targets, stored)
+    torch.testing.assert_close(results[1].loss, results[0].loss, rtol=1e-4, atol=1e-5)
+
+
 def test_a_step_looks_at_no_value():
     """On the meta device there are none: whatever waits for one, on a GPU, fails here."""
     for families in (("cnn", "plain_vit"), ("plain_vit", "cnn")):

@@ -156,6 +156,14 @@ def refused(match, config, silent, **kwargs):
         fit(config, console=silent, **kwargs)
 
 
+def test_more_processes_than_devices_are_refused(quick, silent, tmp_path, monkeypatch):
+    """Under torchrun, one device would train four times into one folder."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    config = replace(quick, method="none", out=str(tmp_path / "run"))
+    refused(r"torchrun started 4 processes, .* is 1: give --engine.devices 4", config, silent)
+
+
 def test_wrong_teachers_are_refused_before_training(quick, silent, teacher_run, tmp_path):
     out = {"out": str(tmp_path / "run")}
     fresh = replace(quick, method="kd", teacher="test_resnet", **out)

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from crossdistill.cache.fingerprint import difference
 from crossdistill.cache.store import (
+    LOCKS,
     MANIFEST,
     CacheFormat,
     missing_shards,
@@ -59,10 +61,13 @@ def build_cache(
     that is or gets full (nothing written is lost).
     """
     console = console or Console(stderr=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / "manifest.lock", wait=True):
+    # Locks stay when the work is done: another process may just be taking one.
+    locks = folder / LOCKS
+    locks.mkdir(parents=True, exist_ok=True)
+    with _locked(locks / "manifest", wait=True):
         if (folder / MANIFEST).exists():
             check_fits(folder, fmt, record)
+            fmt, _ = read_manifest(folder)
         else:
             write_manifest(folder, fmt, record)
     _check_space(folder, fmt, views)
@@ -72,7 +77,7 @@ def build_cache(
         while work:
             done = 0
             for view, shard in work:
-                with _locked(folder / f"{shard_name(view, shard)}.lock") as mine:
+                with _locked(locks / shard_name(view, shard)) as mine:
                     if mine and (view, shard) in missing_shards(folder, fmt, views):
                         _write_shard(folder, fmt, view, shard, teacher, dataset, device, batch_size, workers, precision)
                         done += 1
@@ -80,16 +85,20 @@ def build_cache(
             work = missing_shards(folder, fmt, views)
             if work and not done:
                 time.sleep(_WAIT_S)
-    for lock in folder.glob("view-*.lock"):
-        lock.unlink(missing_ok=True)
 
 
 def check_fits(folder: Path, fmt: CacheFormat, record: dict[str, Any]) -> None:
-    """Refuse a cache that was made with something else, or stores something else. Raises UserError."""
+    """Refuse a cache that was made with something else, or lacks something; more stage maps do no harm.
+
+    Raises UserError.
+    """
     stored, before = read_manifest(folder)
     reason = difference(before, record)
-    if reason is None and stored != fmt:
-        name = next(n for n in CacheFormat.__dataclass_fields__ if getattr(stored, n) != getattr(fmt, n))
+    wanted = replace(fmt, shard_images=stored.shard_images)
+    if set(fmt.stages) <= set(stored.stages):
+        wanted = replace(wanted, stages=stored.stages)
+    if reason is None and stored != wanted:
+        name = next(n for n in CacheFormat.__dataclass_fields__ if getattr(stored, n) != getattr(wanted, n))
         reason = f"other contents: {name} was {getattr(stored, name)!r}, is now {getattr(fmt, name)!r}"
     if reason is not None:
         raise UserError(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from torch.utils.data import Dataset
 
@@ -39,6 +40,8 @@ def fingerprint(
         "teacher": {
             "name": teacher.spec.name,
             "weights": _hash(_weights(teacher)),
+            "built": [_built(member) for member in teacher.members],
+            "timm": timm.__version__,
             "img_size": [member.backbone.img_size for member in teacher.members],
             "normalisation": [[list(m.spec.mean), list(m.spec.std)] for m in teacher.members],
             "mixed": _mixing(teacher),
@@ -102,6 +105,12 @@ def _weights(teacher: Teacher | TeacherGroup) -> Any:
         for name, tensor in member.backbone.state_dict().items():
             yield f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode()
             yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _built(member: Teacher) -> Any:
+    """Give what a model is built with beside its weights: the same weights can be run in other ways."""
+    recipe = member.backbone.recipe
+    return json.loads(json.dumps({key: recipe.get(key) for key in ("model_args", "small_images", "stages")}))
 
 
 def _mixing(teacher: Teacher | TeacherGroup) -> Any:

@@ -21,6 +21,7 @@ from crossdistill.files import write_whole
 from crossdistill.types import BackboneOutput
 
 MANIFEST = "cache.json"
+LOCKS = ".locks"
 KINDS = {"float16": np.float16, "float32": np.float32}
 
 
@@ -176,9 +177,12 @@ class TeacherCache:
     def _check(self, view: int, shard: int, verify: bool) -> None:
         path = self.folder / f"{shard_name(view, shard)}.bin"
         first, end = self.format.bounds(shard)
-        told = json.loads(path.with_suffix(".json").read_text())
+        try:
+            told = json.loads(path.with_suffix(".json").read_text())
+        except ValueError:
+            told = {}
         size = path.stat().st_size if path.exists() else -1
-        if size != (end - first) * self.format.row.itemsize or (verify and checksum(path) != told["sha256"]):
+        if size != (end - first) * self.format.row.itemsize or (verify and checksum(path) != told.get("sha256")):
             raise UserError(
                 f"{str(path)!r} is not as it was written (its checksum or size differs): delete it and its .json, and "
                 "`crossdistill cache` with the same settings makes it again"

@@ -83,8 +83,10 @@ class ViewSampler(Sampler[tuple[int, int]]):
 
     The view is the epoch; with `views`, so many views take turns. Shuffled by seed and epoch where
     `seed` is given; then only whole global batches are given, so that all processes take the same
-    number of equal steps. Unshuffled, every image comes exactly once. `start_batch` skips the batches
-    that an interrupted epoch has already seen.
+    number of equal steps. Unshuffled, every image comes once, in order; where the processes do not
+    divide them evenly, the first images come again at the end of the last ones, so that all take
+    as many steps, and `own` says how many of a process's keys count. `start_batch` skips the batches that an
+    interrupted epoch has already seen.
     """
 
     def __init__(
@@ -101,13 +103,18 @@ class ViewSampler(Sampler[tuple[int, int]]):
         self.epoch = 0
         self.start_batch = 0
 
+    @property
+    def own(self) -> int:
+        """Count this process's keys of an unshuffled epoch that are no repetition."""
+        return len(range(self.rank, self.size, self.world))
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; Lightning calls this."""
         self.epoch = epoch
 
     def _count(self) -> int:
         if self.seed is None:
-            return len(range(self.rank, self.size, self.world))
+            return -(-self.size // self.world)
         whole = self.batch_size * self.world
         # A set smaller than one batch is one smaller batch.
         return self.size // whole * self.batch_size if self.size >= whole else self.size // self.world
@@ -117,7 +124,7 @@ class ViewSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         if self.seed is None:
-            yield from ((index, 0) for index in range(self.rank, self.size, self.world))
+            yield from ((place % self.size, 0) for place in range(self.rank, self._count() * self.world, self.world))
             return
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
         mine = order[self.rank : self._count() * self.world : self.world]

@@ -12,7 +12,7 @@ from rich.console import Console
 from crossdistill.cache import CacheFormat, TeacherCache, build_cache, fingerprint
 from crossdistill.cache.build import check_fits
 from crossdistill.cache.fingerprint import short_name
-from crossdistill.cache.store import MANIFEST, missing_shards
+from crossdistill.cache.store import LOCKS, MANIFEST, missing_shards, read_manifest
 from crossdistill.config import RunConfig
 from crossdistill.data import ImageData, load_data
 from crossdistill.data.datasets import Part
@@ -26,6 +26,9 @@ from crossdistill.training.datamodule import DataModule
 from crossdistill.training.setup import build_pair, check_names
 
 _ROOT = Path("runs") / "cache"
+_SHARD_BYTES = 256 * 2**20
+_LEAST_IMAGES, _MOST_IMAGES = 64, 8192
+"""A shard is written from memory and lost when its writer dies: so many bytes, within these numbers of images."""
 _TEACHER_SAMPLE = 512
 """Held-out images the teacher is judged by before training, or five per class where that is more."""
 
@@ -37,6 +40,13 @@ def write_cache(config: RunConfig, console: Console) -> TeacherCache:
     """
     config = config if config.cached else replace(config, cache="auto")
     check_names(config)
+    if config.out is not None:
+        raise UserError(f"a cache is no run: give its folder as --cache {config.out}, not as --out")
+    if (config.engine.devices != 1 or config.engine.nodes != 1) and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            f"to write a cache with {config.engine.devices} devices, start the command under torchrun "
+            "--nproc-per-node: each process takes the shards that nobody is writing"
+        )
     if not find_method(config.method).uses_teacher:
         raise UserError(f"method {config.method!r} uses no teacher, so there is nothing to store")
     if config.engine.threads is not None:
@@ -44,33 +54,55 @@ def write_cache(config: RunConfig, console: Console) -> TeacherCache:
     data = load_data(config.data, config.loader)
     pair = build_pair(config, data)
     options = config.options.get(config.method, {})
-    distiller = create_distiller(config.method, student=pair.student, teacher=pair.teachers, **options)
+    distiller = create_distiller(
+        config.method,
+        student=pair.student,
+        teacher=pair.teachers,
+        teacher_weights=config.teacher_weights,
+        **options,
+    )
     datamodule = DataModule(data, config, pair.student.spec, pair.student.img_size)
     device = _device(config)
-    assert distiller.teacher is not None
-    for member in distiller.teacher.members:
-        accuracy = look_at_teacher(config, member, data, datamodule, device)
-        console.print(f"teacher {member.spec.name}: {100 * accuracy:.1f}% on held-out images", highlight=False)
+    look_at_teachers(config, distiller, data, datamodule, device, console)
     return prepare_cache(config, distiller, datamodule, device, console)
+
+
+def stages_to_store(config: RunConfig) -> int:
+    """Count the teacher's stage maps that a run would have stored."""
+    pair = build_pair(config, load_data(config.data, config.loader))
+    options = config.options.get(config.method, {})
+    return len(
+        create_distiller(config.method, student=pair.student, teacher=pair.teachers, **options).method.teacher_stages
+    )
 
 
 def _device(config: RunConfig) -> torch.device:
     """Choose this process's device: with torchrun, each its own."""
     if config.engine.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", _local_rank())
     return torch.device("cpu")
 
 
-def look_at_teacher(
-    config: RunConfig, teacher: Teacher, data: ImageData, datamodule: DataModule, device: torch.device
-) -> float:
-    """Give a teacher's accuracy on a sample of held-out images. Raises UserError, with the cause, near chance."""
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
+def look_at_teachers(
+    config: RunConfig,
+    distiller: Distiller,
+    data: ImageData,
+    datamodule: DataModule,
+    device: torch.device,
+    console: Console,
+) -> None:
+    """Say how accurate the teachers are on some held-out images. Raises UserError, with the cause, near chance."""
     wanted = min(len(data.val), max(_TEACHER_SAMPLE, 5 * data.num_classes))
     chosen = torch.linspace(0, len(data.val) - 1, wanted).round().long().tolist()
     workers = config.loader.workers
     loader = make_loader(Part(data.val, chosen), datamodule.eval_transform, config.loader.batch_size, workers=workers)
-    teacher.to(device)
-    return check_teacher(teacher, loader, insist=config.trust_teacher)
+    for member in () if distiller.teacher is None else distiller.teacher.members:
+        accuracy = check_teacher(member.to(device), loader, insist=config.trust_teacher)
+        console.print(f"teacher {member.spec.name}: {100 * accuracy:.1f}% on held-out images", highlight=False)
 
 
 def stored_format(config: RunConfig, distiller: Distiller, images: int) -> CacheFormat:
@@ -81,7 +113,9 @@ def stored_format(config: RunConfig, distiller: Distiller, images: int) -> Cache
     if distiller.method.teacher_stages:
         shapes = tuple((n, _stage_shape(teacher, n)) for n in sorted(distiller.method.teacher_stages))
     spec = teacher.spec
-    return CacheFormat(images, spec.embedding_dim, spec.num_classes, config.cache_top_k, shapes, config.cache_dtype)
+    fmt = CacheFormat(images, spec.embedding_dim, spec.num_classes, config.cache_top_k, shapes, config.cache_dtype)
+    fitting = min(_MOST_IMAGES, max(_LEAST_IMAGES, _SHARD_BYTES // fmt.row.itemsize))
+    return replace(fmt, shard_images=fitting)
 
 
 @torch.no_grad()
@@ -99,7 +133,7 @@ def prepare_cache(
 ) -> TeacherCache:
     """Find the cache that fits the run, write what is missing of it, and open it.
 
-    Every process of a run may call this: they share the work. Raises UserError for a folder that holds
+    Processes that call this at once (under torchrun) share the work. Raises UserError for a folder that holds
     another cache, one that was changed, and a disk without room.
     """
     teacher = distiller.teacher
@@ -110,6 +144,9 @@ def prepare_cache(
     record = fingerprint(config, teacher, datamodule.data.train, views, datamodule.student)
     fmt = stored_format(config, distiller, len(datamodule.data.train))
     folder = _folder(config, teacher, fmt, record)
+    if (folder / MANIFEST).exists():
+        check_fits(folder, fmt, record)
+        fmt, _ = read_manifest(folder)
     say = rank_zero_only(console.print)
     todo = len(missing_shards(folder, fmt, config.views))
     say(
@@ -118,7 +155,7 @@ def prepare_cache(
         highlight=False,
         soft_wrap=True,
     )
-    if todo or not (folder / MANIFEST).exists():
+    if todo:
         start = time.perf_counter()
         build_cache(
             folder,
@@ -133,17 +170,23 @@ def prepare_cache(
             console=console,
         )
         say(f"teacher cache written in {time.perf_counter() - start:.1f} s", highlight=False)
-    check_fits(folder, fmt, record)
-    return TeacherCache(folder, config.views, verify=int(os.environ.get("LOCAL_RANK", "0")) == 0)
+    return TeacherCache(folder, config.views, verify=_local_rank() == 0)
 
 
 def _folder(config: RunConfig, teacher: Teacher | TeacherGroup, fmt: CacheFormat, record: dict[str, object]) -> Path:
-    if config.cache != "auto":
+    if config.cache is not None and config.cache != "auto":
         folder = Path(config.cache)
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+        others = [path for path in folder.iterdir() if path.name != LOCKS] if folder.is_dir() else []
+        if others and not (folder / MANIFEST).exists():
             raise UserError(f"{str(folder)!r} is no teacher cache and not empty; give another folder as --cache")
         if folder.is_file():
             raise UserError(f"{str(folder)!r} is a file; give a folder as --cache")
         return folder
-    name = f"{Path(config.data).name}-{teacher.spec.name}-{short_name({**record, 'format': asdict(fmt)})}"
-    return _ROOT / name.replace("/", "_").replace(":", "_").replace(" ", "")
+    # A cache with more stage maps serves as well as one without them, so they do not count in the number.
+    plain = asdict(replace(fmt, stages=(), shard_images=1))
+    name = f"{Path(config.data).name}-{teacher.spec.name}-{short_name({**record, 'format': plain})}"
+    name = name.replace("/", "_").replace(":", "_").replace(" ", "")
+    for manifest in sorted(_ROOT.glob(f"{name}*/{MANIFEST}")):
+        if set(fmt.stages) <= set(read_manifest(manifest.parent)[0].stages):
+            return manifest.parent
+    return _ROOT / "-stage".join([name, *(str(number) for number, _ in fmt.stages)])

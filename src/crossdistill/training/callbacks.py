@@ -15,6 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor
 
 LAST = "last.ckpt"
+_LONG_WAIT = 10.0
+"""Percent of the time waited for data from which that is said."""
 
 
 class Interrupted(BaseException):
@@ -235,6 +237,8 @@ class RunProgress(L.Callback):
             state += f"  loss {seen['train/loss']:.3f}"
         if "val/top1" in seen:
             state += f"  val {seen['val/top1']:.2f}%"
+        if (waited := seen.get("train/wait_percent", 0)) > _LONG_WAIT:
+            state += f"  waiting for data {waited:.0f}% (more --loader.workers?)"
         if self._bar is not None:
             self._bar.update(self._task, description=state)
         elif epoch == epochs or epoch % max(1, epochs // 10) == 0:

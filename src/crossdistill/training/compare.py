@@ -19,6 +19,7 @@ from crossdistill.report.page import (
     write_comparison_page,
     write_run_page,
 )
+from crossdistill.training.cached import stages_to_store, write_cache
 from crossdistill.training.run import fit, teacher_config
 from crossdistill.training.setup import CONFIG_NAME, METRICS_NAME, check_names, check_unchanged
 
@@ -49,6 +50,10 @@ def compare(
         # The run brings what its model was built with.
         model = replace(config.model, teacher_args={}, teacher_img_size=None, teacher_stages=None)
         config = replace(config, teacher_checkpoint=str(folder), model=model)
+    taught = [v for v in (_variant(config, m) for m in methods) if find_method(v.method).uses_teacher]
+    if config.cached and len(taught) > 1:
+        # One cache for all: that of the method which reads the most.
+        write_cache(replace(max(taught, key=stages_to_store), out=None), console)
     folders: dict[str, list[Path]] = {
         method: [out / f"{_plain(method)}-s{seed}" for seed in seeds] for method in methods
     }

@@ -37,6 +37,7 @@ class DataModule(L.LightningDataModule):
         self._plain = train_transform(replace(config.augment, crop="none", hflip=0.0), student, img_size)
         self.stored: Stored | None = None
         """The teacher's stored outputs, of which every training batch then brings its rows."""
+        self.val_sampler: ViewSampler | None = None
         self._views: dict[str, Dataset[Any]] = {}
 
     def batches_per_epoch(self, world: int) -> int:
@@ -92,7 +93,7 @@ class DataModule(L.LightningDataModule):
         """Give every held-out image once, over all processes."""
         trainer, config = self.trainer, self.config
         assert trainer is not None
-        sampler = ViewSampler(
+        sampler = self.val_sampler = ViewSampler(
             len(self.data.val), config.loader.batch_size, rank=trainer.global_rank, world=trainer.world_size
         )
         if not self.resident:

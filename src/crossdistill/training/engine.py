@@ -41,6 +41,12 @@ def make_trainer(config: RunConfig, out: Path, console: Console, title: str) -> 
     """
     quiet_lightning()
     engine = config.engine
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if "TORCHELASTIC_RUN_ID" in os.environ and engine.devices != -1 and started != engine.devices * engine.nodes:
+        raise UserError(
+            f"torchrun started {started} processes, but engine.devices {engine.devices} x engine.nodes {engine.nodes} "
+            f"is {engine.devices * engine.nodes}: give --engine.devices {started // engine.nodes}"
+        )
     logs = out / "logs"
     # Lightning's CSV logger deletes what its folder holds, so a resumed run logs into the next one.
     attempt = len(list(logs.glob("[0-9]*")))

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.strategies import ModelParallelStrategy
 from timm.data import Mixup
-from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -34,9 +33,6 @@ class DistillModule(L.LightningModule):
 
     def __init__(self, distiller: Distiller, config: RunConfig) -> None:
         super().__init__()
-        if config.engine.sync_batchnorm:
-            # Not Lightning's flag: torch's converter drops the activation inside timm's norm layers.
-            distiller.student.model = convert_sync_batchnorm(distiller.student.model)
         self.distiller = distiller
         self._divided = False
         self.config = config
@@ -106,6 +102,12 @@ class DistillModule(L.LightningModule):
         """Look at one batch of the held-out split."""
         images, targets, _ = batch
         logits = self.deployed(self._layout(images)).logits.float()
+        # Behind its own images a process may have one that another counts.
+        sampler = self.trainer.datamodule.val_sampler  # type: ignore[attr-defined]
+        own = sampler.own - batch_idx * sampler.batch_size
+        if own <= 0:
+            return
+        logits, targets = logits[:own], targets[:own]
         self.top1.update(logits, targets)
         self.val_loss.update(F.cross_entropy(logits, targets, reduction="mean"), weight=len(targets))
 

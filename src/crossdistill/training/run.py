@@ -1,5 +1,6 @@
 """One run from config to finished folder."""
 
+import gc
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
+from timm.layers import convert_sync_batchnorm
 
 from crossdistill.backbones import Backbone, create_backbone
 from crossdistill.backbones.checkpoint import load_weights, read_weights
@@ -23,7 +25,7 @@ from crossdistill.export.timm_folder import save_student
 from crossdistill.files import write_whole
 from crossdistill.report.page import write_run_page
 from crossdistill.teacher import Teacher, TeacherGroup, make_teacher
-from crossdistill.training.cached import look_at_teacher, prepare_cache
+from crossdistill.training.cached import look_at_teachers, prepare_cache
 from crossdistill.training.callbacks import LAST
 from crossdistill.training.datamodule import DataModule
 from crossdistill.training.engine import make_trainer
@@ -75,7 +77,7 @@ def teacher_config(config: RunConfig) -> RunConfig:
         img_size=config.model.teacher_img_size or config.img_size,
         teacher=None,
         teacher_checkpoint=None,
-        cache="off",
+        cache=None,
         method="none",
         options={},
         teacher_training={},
@@ -107,6 +109,9 @@ def fit(config: RunConfig, *, resume: bool = False, console: Console | None = No
     torch.manual_seed(config.seed)
     pair = build_pair(config, data)
     student = pair.student
+    if config.engine.sync_batchnorm:
+        # Not Lightning's flag: torch's converter drops the activation inside timm's norm layers.
+        student.model = convert_sync_batchnorm(student.model)
     distiller = create_distiller(
         config.method,
         student=student,
@@ -134,15 +139,14 @@ def fit(config: RunConfig, *, resume: bool = False, console: Console | None = No
     module = DistillModule(distiller, config)
     datamodule = DataModule(data, config, student.spec, student.img_size)
     device = trainer.strategy.root_device
-    if distiller.teacher is not None and trainer.is_global_zero:
-        for member in distiller.teacher.members:
-            accuracy = look_at_teacher(config, member, data, datamodule, device)
-            say(f"teacher {member.spec.name}: {100 * accuracy:.1f}% on held-out images", highlight=False)
+    if trainer.is_global_zero:
+        look_at_teachers(config, distiller, data, datamodule, device, console)
     write_config(config, out, trainer.world_size)
     if config.cached and distiller.teacher is not None:
         datamodule.stored = module.stored = prepare_cache(config, distiller, datamodule, device, console)
         distiller.release_teacher()
         pair = Pair(student, [])
+        gc.collect()
     if config.engine.channels_last:
         distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.engine.compile:
@@ -160,7 +164,8 @@ def fit(config: RunConfig, *, resume: bool = False, console: Console | None = No
         }
         teacher = distiller.teacher
         if module.stored is not None or (config.engine.shard_teacher and trainer.world_size > 1):
-            # Only now is the whole teacher wanted again.
+            # Only now is the whole teacher wanted again; one without weights of its own comes from the seed.
+            torch.manual_seed(config.seed)
             teacher = make_teacher(build_pair(config, data).teachers, student.spec, config.teacher_weights)
         _finish(config, out, kept.to(device).eval(), teacher, data, datamodule, training)
     return out
