@@ -3,6 +3,7 @@
 import difflib
 import errno
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -196,14 +197,20 @@ def compare(argv: Sequence[str]) -> int:
 
 
 def _resumable(argv: Sequence[str]) -> list[str]:
-    """Let `--out DIR --resume` stand for the config stored in DIR."""
+    """Let `--out DIR --resume` stand for the config stored in DIR.
+
+    A command that SLURM or torchrun has started again goes on with what its first start left.
+    """
     words = list(argv)
-    if "--resume" in words and "--recipe" not in words:
-        outs = [words[i + 1] for i, w in enumerate(words[:-1]) if w == "--out"]
-        outs += [w.partition("=")[2] for w in words if w.startswith("--out=")]
-        if outs and (stored := Path(outs[-1]) / "config.yaml").is_file():
-            return ["--recipe", str(stored), *words]
-    return words
+    outs = [words[i + 1] for i, w in enumerate(words[:-1]) if w == "--out"]
+    outs += [w.partition("=")[2] for w in words if w.startswith("--out=")]
+    stored = Path(outs[-1]) / "config.yaml" if outs else None
+    if stored is None or not stored.is_file():
+        return words
+    if "--resume" in words:
+        return words if "--recipe" in words else ["--recipe", str(stored), *words]
+    again = any(int(os.environ.get(name, "0")) > 0 for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    return [*words, "--resume"] if again else words
 
 
 def fit(argv: Sequence[str]) -> int:

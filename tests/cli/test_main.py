@@ -243,6 +243,19 @@ def test_compare_and_the_same_command_again(capsys, tmp_path, teacher_folder):
     assert (code, "epochs is now 3 and was 2" in err) == (2, True)
 
 
+def test_a_command_that_is_started_again_goes_on(capsys, tmp_path, monkeypatch):
+    """As SLURM after a requeue and torchrun after a failure do: the same words, with a count."""
+    words = ["fit", *TINY, "--method", "tests.training.stopping:Stopping", "--out", tmp_path / "run"]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    monkeypatch.setenv("STOP_AT", "2")
+    assert run(capsys, *words)[0] == 143
+    monkeypatch.delenv("STOP_AT")
+    code, _, err = run(capsys, *words)
+    assert (code, "already holds a run" in err) == (2, True)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert run(capsys, *words)[0] == 0
+
+
 def test_two_teachers(capsys, tmp_path, teacher_folder):
     out = tmp_path / "run"
     words = ["fit", *TINY, "--epochs", "1", "--method", "rsd", "--out", out, "--teacher-checkpoint", teacher_folder]
