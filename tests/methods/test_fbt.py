@@ -149,3 +149,10 @@ def test_the_projector_may_embed_before_it_resizes(side, back):
     expected = l2g.mix(l2g.norm(l2g.embed(first).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
     assert expected.shape == (2, 32, back, back)
     torch.testing.assert_close(l2g(features), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_window_fits_the_grid():
+    from crossdistill.methods.fbt import _window
+
+    chosen = {side: _window(side) for side in (1, 2, 4, 7, 8, 9, 12, 13, 14, 16, 28)}
+    assert chosen == {1: 1, 2: 2, 4: 4, 7: 7, 8: 8, 9: 5, 12: 6, 13: 7, 14: 7, 16: 8, 28: 7}

@@ -90,7 +90,9 @@ class LocalToGlobal(nn.Module):
         heads = max(h for h in range(1, max(2, back_channels // 32 + 1)) if back_channels % h == 0)
         self.mix: nn.Module = nn.Identity()
         if swin_block:
-            self.mix = SwinTransformerBlock(back_channels, (back_side, back_side), heads, window_size=min(7, back_side))
+            self.mix = SwinTransformerBlock(
+                back_channels, (back_side, back_side), heads, window_size=_window(back_side)
+            )
 
     @override
     def forward(self, features: Tensor) -> Tensor:
@@ -104,6 +106,15 @@ class LocalToGlobal(nn.Module):
         if features.shape[-1] == self.side:
             return features
         return F.interpolate(features, (self.side, self.side), mode="bilinear", align_corners=False)
+
+
+def _window(side: int) -> int:
+    """Choose the Swin block's window, 5 to 8 cells (all of a smaller map), that needs the least padding.
+
+    7 for the grids of 224 px, as in Swin; on 8 cells a window of 7 would attend to three times as many, padded.
+    """
+    sizes = range(min(5, side), min(8, side) + 1)
+    return min(sizes, key=lambda size: (math.ceil(side / size) * size, -size))
 
 
 class FBT(Method):
