@@ -129,6 +129,10 @@ def test_other_seeds_and_methods_share_the_cache_and_do_not_run_the_teacher_in_t
     fit(replace(config, method="kd", seed=5, out=str(tmp_path / "second")), console=silent)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.bin")} == stamps
     assert len(teachers) == 15
+    # Its scores on the test split were kept as well.
+    (scores,) = json.loads((tmp_path / "cache" / "teacher-scores.json").read_text()).values()
+    for run in ("first", "second"):
+        assert json.loads((tmp_path / run / "metrics.json").read_text())["teacher"] == scores
     assert set(teachers) == {None}
 
 

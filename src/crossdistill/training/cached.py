@@ -1,10 +1,15 @@
 """The teacher cache of a run: found or made before the first step, and the teacher let go."""
 
+import hashlib
+import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
@@ -20,12 +25,14 @@ from crossdistill.data.loaders import make_loader
 from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError
 from crossdistill.evaluation.teacher_check import check_teacher
+from crossdistill.files import write_whole
 from crossdistill.methods import find_method
 from crossdistill.teacher import Teacher, TeacherGroup
 from crossdistill.training.datamodule import DataModule
 from crossdistill.training.setup import build_pair, check_names
 
 _ROOT = Path("runs") / "cache"
+SCORES = "teacher-scores.json"
 _SHARD_BYTES = 256 * 2**20
 _LEAST_IMAGES, _MOST_IMAGES = 64, 8192
 """A shard is written from memory and lost when its writer dies: so many bytes, within these numbers of images."""
@@ -171,6 +178,21 @@ def prepare_cache(
         )
         say(f"teacher cache written in {time.perf_counter() - start:.1f} s", highlight=False)
     return TeacherCache(folder, config.views, verify=_local_rank() == 0)
+
+
+def judged_once(
+    cache: TeacherCache, config: RunConfig, data: ImageData, judge: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Give the teacher's scores on the test split: those of an earlier run on this cache, or new ones, now kept."""
+    path = cache.folder / SCORES
+    labels = hashlib.sha256(np.asarray(data.test.labels, dtype=np.int64).tobytes()).hexdigest()[:16]
+    key = f"{data.name}, {len(data.test)} images, labels {labels}, crop_pct {config.augment.crop_pct}"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if key not in known:
+        known[key] = judge()
+        write_whole(path, json.dumps(known, indent=1))
+    scores: dict[str, Any] = known[key]
+    return scores
 
 
 def _folder(config: RunConfig, teacher: Teacher | TeacherGroup, fmt: CacheFormat, record: dict[str, object]) -> Path:

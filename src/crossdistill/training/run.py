@@ -13,6 +13,7 @@ from timm.layers import convert_sync_batchnorm
 
 from crossdistill.backbones import Backbone, create_backbone
 from crossdistill.backbones.checkpoint import load_weights, read_weights
+from crossdistill.cache import TeacherCache
 from crossdistill.config import RunConfig, override
 from crossdistill.data import ImageData, load_data
 from crossdistill.data.loaders import make_loader
@@ -25,7 +26,7 @@ from crossdistill.export.timm_folder import save_student
 from crossdistill.files import write_whole
 from crossdistill.report.page import write_run_page
 from crossdistill.teacher import Teacher, TeacherGroup, make_teacher
-from crossdistill.training.cached import look_at_teachers, prepare_cache
+from crossdistill.training.cached import judged_once, look_at_teachers, prepare_cache
 from crossdistill.training.callbacks import LAST
 from crossdistill.training.datamodule import DataModule
 from crossdistill.training.engine import make_trainer
@@ -167,7 +168,7 @@ def fit(config: RunConfig, *, resume: bool = False, console: Console | None = No
             # Only now is the whole teacher wanted again; one without weights of its own comes from the seed.
             torch.manual_seed(config.seed)
             teacher = make_teacher(build_pair(config, data).teachers, student.spec, config.teacher_weights)
-        _finish(config, out, kept.to(device).eval(), teacher, data, datamodule, training)
+        _finish(config, out, kept.to(device).eval(), teacher, data, datamodule, module.stored, training)
     return out
 
 
@@ -182,6 +183,7 @@ def _finish(
     teacher: Teacher | TeacherGroup | None,
     data: ImageData,
     datamodule: DataModule,
+    stored: TeacherCache | None,
     training: dict[str, Any],
 ) -> None:
     """Export the student, look at the test split once, write the metrics and the page."""
@@ -196,11 +198,13 @@ def _finish(
         "student": {**_describe(student), "test": evaluate(student, loader, data.num_classes, device)},
     }
     if teacher is not None:
-        teacher.to(device)
-        metrics["teacher"] = {
-            **_describe(*(member.backbone for member in teacher.members)),
-            "test": evaluate(teacher, loader, data.num_classes, device),
-        }
+        frozen = teacher.to(device)
+
+        def judged() -> dict[str, Any]:
+            members = _describe(*(member.backbone for member in frozen.members))
+            return {**members, "test": evaluate(frozen, loader, data.num_classes, device)}
+
+        metrics["teacher"] = judged() if stored is None else judged_once(stored, config, data, judged)
     save_samples(out, student, teacher, data, datamodule.eval_transform)
     # Written last but for the page: a folder with metrics is a finished run.
     write_whole(out / METRICS_NAME, json.dumps(metrics, indent=2))
