@@ -26,8 +26,9 @@ format: $(ENV)/ready
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-# Bytecode is compiled once here: importing torch and timm without it takes many times longer.
-$(ENV)/ready: $(LOCK)
+# Bytecode is compiled once here: importing torch and timm without it takes many times longer. The folder's name stands
+# for the lock, so a fresh checkout of the same lock finds the environment ready.
+$(ENV)/ready:
 	rm -rf $(ENV)
 	$(PYTHON) -m venv $(ENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check "uv>=0.9"
