@@ -39,7 +39,8 @@ class RSDOptions:
     """Student stages with an exit, for on="stages"."""
     reference_width: int = 0
     """Scale the term to what it would be at this teacher width, so that one lambda and kappa fit all pairs; 0 keeps the
-    paper's sums, which grow with the width. Ours."""
+    paper's sums, which grow with the width. Ours, and no gain so far: 512 hurt with teachers of 64 and 96
+    dimensions (docs/results.md)."""
     spatial: int = 0
     """Cells along a side of a second term that keeps spatial context: both last stage maps pooled to this grid, each
     cell a sample of the correlation, behind one linear map. 0 leaves it out. Ours."""
