@@ -100,14 +100,12 @@ def _augmented(pixels: Tensor, augment: AugmentConfig, seed: int, indices: Tenso
     size = pixels.shape[-1]
     around = padding(size) if crop_kind(augment, size) == "padded" else 0
     numbers = uniform(seed, indices, views, 3)
-    shifts = (numbers[:, :2] * (2 * around + 1)).long().clamp_(max=2 * around)
-    steps = torch.arange(size, device=pixels.device)
-    rows = shifts[:, :1] + steps
-    columns = shifts[:, 1:] + torch.where(numbers[:, 2:] < augment.hflip, steps.flip(0), steps)
-    padded = F.pad(pixels, (around, around, around, around))
-    whole = padded.shape[-1]
-    tall = padded.gather(2, rows[:, None, :, None].expand(-1, pixels.shape[1], -1, whole))
-    return tall.gather(3, columns[:, None, None, :].expand(-1, pixels.shape[1], size, -1))
+    top, left = (numbers[:, :2] * (2 * around + 1)).long().clamp_(max=2 * around).unbind(1)
+    windows = F.pad(pixels, (around, around, around, around)).unfold(2, size, 1).unfold(3, size, 1)
+    cropped = windows[torch.arange(len(pixels), device=pixels.device), :, top, left]
+    if not augment.hflip:
+        return cropped
+    return torch.where(numbers[:, 2, None, None, None] < augment.hflip, cropped.flip(3), cropped)
 
 
 def uniform(seed: int, indices: Tensor, views: Tensor, count: int) -> Tensor:
