@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import shutil
 import weakref
 from dataclasses import replace
 
@@ -171,8 +172,13 @@ def test_a_cache_with_more_serves_those_that_need_less(config, silent, tmp_path,
     (folder,) = (tmp_path / "runs" / "cache").iterdir()
     assert folder.name.endswith("-stage3")
     assert len(list(folder.glob("*.bin"))) == 2
-    # Another stage is not there: it gets a cache of its own.
+    # Finished runs are kept, and nothing is stored again for them.
+    shutil.rmtree(tmp_path / "runs" / "cache")
+    compare(config, ["kd", "fbt", "none"], [0], tmp_path / "out", silent)
+    assert not (tmp_path / "runs" / "cache").exists()
+    # One with another stage map does not serve.
     compare(config, ["rsd{spatial=2}"], [0], tmp_path / "out", silent)
+    compare(config, ["fbt"], [1], tmp_path / "out", silent)
     assert len(list((tmp_path / "runs" / "cache").iterdir())) == 2
 
 

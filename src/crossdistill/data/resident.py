@@ -58,7 +58,6 @@ class ResidentViews(Dataset[Any]):
         *,
         seed: int = 0,
         device: torch.device | str = "cpu",
-        stored: Stored | None = None,
     ) -> None:
         mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
         parts = []
@@ -69,7 +68,9 @@ class ResidentViews(Dataset[Any]):
         self.pixels = torch.cat(parts).to(device)
         self.labels = torch.as_tensor(images.labels).to(device)
         self.scale, self.shift = (1 / (255 * std)).to(device), (-mean / std).to(device)
-        self.augment, self.seed, self.stored = augment, seed, stored
+        self.augment, self.seed = augment, seed
+        self.stored: Stored | None = None
+        """The teacher's stored outputs, of which every batch then brings its rows."""
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -22,14 +22,14 @@ from crossdistill.config import RunConfig
 from crossdistill.data import ImageData, load_data
 from crossdistill.data.datasets import Part
 from crossdistill.data.loaders import make_loader
-from crossdistill.distiller import Distiller, create_distiller
+from crossdistill.distiller import Distiller
 from crossdistill.errors import UserError
 from crossdistill.evaluation.teacher_check import check_teacher
 from crossdistill.files import write_whole
 from crossdistill.methods import find_method
 from crossdistill.teacher import Teacher, TeacherGroup
 from crossdistill.training.datamodule import DataModule
-from crossdistill.training.setup import build_pair, check_names
+from crossdistill.training.setup import build_distiller, build_pair, check_names
 
 _ROOT = Path("runs") / "cache"
 SCORES = "teacher-scores.json"
@@ -59,15 +59,10 @@ def write_cache(config: RunConfig, console: Console) -> TeacherCache:
     if config.engine.threads is not None:
         torch.set_num_threads(config.engine.threads)
     data = load_data(config.data, config.loader)
+    # As `fit` does: a teacher without weights of its own comes from the seed.
+    torch.manual_seed(config.seed)
     pair = build_pair(config, data)
-    options = config.options.get(config.method, {})
-    distiller = create_distiller(
-        config.method,
-        student=pair.student,
-        teacher=pair.teachers,
-        teacher_weights=config.teacher_weights,
-        **options,
-    )
+    distiller = build_distiller(config, pair)
     datamodule = DataModule(data, config, pair.student.spec, pair.student.img_size)
     device = _device(config)
     look_at_teachers(config, distiller, data, datamodule, device, console)
@@ -77,10 +72,7 @@ def write_cache(config: RunConfig, console: Console) -> TeacherCache:
 def stages_to_store(config: RunConfig) -> int:
     """Count the teacher's stage maps that a run would have stored."""
     pair = build_pair(config, load_data(config.data, config.loader))
-    options = config.options.get(config.method, {})
-    return len(
-        create_distiller(config.method, student=pair.student, teacher=pair.teachers, **options).method.teacher_stages
-    )
+    return len(build_distiller(config, pair).method.teacher_stages)
 
 
 def _device(config: RunConfig) -> torch.device:

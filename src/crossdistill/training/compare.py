@@ -50,13 +50,14 @@ def compare(
         # The run brings what its model was built with.
         model = replace(config.model, teacher_args={}, teacher_img_size=None, teacher_stages=None)
         config = replace(config, teacher_checkpoint=str(folder), model=model)
-    taught = [v for v in (_variant(config, m) for m in methods) if find_method(v.method).uses_teacher]
-    if config.cached and len(taught) > 1:
-        # One cache for all: that of the method which reads the most.
-        write_cache(replace(max(taught, key=stages_to_store), out=None), console)
     folders: dict[str, list[Path]] = {
         method: [out / f"{_plain(method)}-s{seed}" for seed in seeds] for method in methods
     }
+    unfinished = [m for m in methods if not all((folder / METRICS_NAME).exists() for folder in folders[m])]
+    taught = [v for v in (_variant(config, m) for m in unfinished) if find_method(v.method).uses_teacher]
+    if config.cached and len(taught) > 1:
+        # One cache for all: that of the method which reads the most.
+        write_cache(replace(max(taught, key=stages_to_store), out=None), console)
     # Seed by seed, so that an early look at the table compares equal numbers of runs.
     for place, seed in enumerate(seeds):
         for method in methods:

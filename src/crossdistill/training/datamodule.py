@@ -38,7 +38,7 @@ class DataModule(L.LightningDataModule):
         self.stored: Stored | None = None
         """The teacher's stored outputs, of which every training batch then brings its rows."""
         self.val_sampler: ViewSampler | None = None
-        self._views: dict[str, Dataset[Any]] = {}
+        self._views: dict[str, ResidentViews] = {}
 
     def batches_per_epoch(self, world: int) -> int:
         """Count the training batches of one process."""
@@ -66,9 +66,7 @@ class DataModule(L.LightningDataModule):
     ) -> ResidentViews:
         if split not in self._views:
             self._views[split] = ResidentViews(images, plain, self.student, augment, seed=seed, device=device)
-        found = self._views[split]
-        assert isinstance(found, ResidentViews)
-        return found
+        return self._views[split]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Give seeded views; after a resume, first those that the interrupted epoch has not seen."""

@@ -17,7 +17,6 @@ from crossdistill.cache import TeacherCache
 from crossdistill.config import RunConfig, override
 from crossdistill.data import ImageData, load_data
 from crossdistill.data.loaders import make_loader
-from crossdistill.distiller import create_distiller
 from crossdistill.errors import UserError
 from crossdistill.evaluation.accuracy import evaluate
 from crossdistill.evaluation.cost import count_macs, count_parameters, images_per_second
@@ -34,6 +33,7 @@ from crossdistill.training.module import DistillModule
 from crossdistill.training.setup import (
     METRICS_NAME,
     Pair,
+    build_distiller,
     build_pair,
     check_global_batch,
     check_names,
@@ -113,15 +113,7 @@ def fit(config: RunConfig, *, resume: bool = False, console: Console | None = No
     if config.engine.sync_batchnorm:
         # Not Lightning's flag: torch's converter drops the activation inside timm's norm layers.
         student.model = convert_sync_batchnorm(student.model)
-    distiller = create_distiller(
-        config.method,
-        student=student,
-        teacher=pair.teachers,
-        teacher_weights=config.teacher_weights,
-        task_weight=config.optim.task_weight,
-        label_smoothing=config.optim.label_smoothing,
-        **config.options.get(config.method, {}),
-    )
+    distiller = build_distiller(config, pair)
     trained = count_parameters(distiller)
     check_space(out, trained)
     say = rank_zero_only(console.print)

@@ -20,6 +20,7 @@ from crossdistill.backbones.build import CONFIG_FILE
 from crossdistill.config import RunConfig, to_dict
 from crossdistill.data import ImageData
 from crossdistill.data.transforms import SMALL_IMAGE
+from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError, unknown
 from crossdistill.files import write_whole
 from crossdistill.methods import find_method, make_options
@@ -86,6 +87,19 @@ def build_pair(config: RunConfig, data: ImageData) -> Pair:
         return Pair(student, [])
     teachers = [_build_teacher(name, checkpoint, config, data) for name, checkpoint in config.teachers]
     return Pair(student, teachers)
+
+
+def build_distiller(config: RunConfig, pair: Pair) -> Distiller:
+    """Build the distiller of a run. Raises UserError for options or a pair that do not fit."""
+    return create_distiller(
+        config.method,
+        student=pair.student,
+        teacher=pair.teachers,
+        teacher_weights=config.teacher_weights,
+        task_weight=config.optim.task_weight,
+        label_smoothing=config.optim.label_smoothing,
+        **config.options.get(config.method, {}),
+    )
 
 
 def _build_teacher(name: str | None, checkpoint: str | None, config: RunConfig, data: ImageData) -> Backbone:
