@@ -17,10 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from rich.console import Console
 
-from benchmarks import plot, report, scaling, steps, waiting
-from crossdistill.training.setup import environment
+from benchmarks import layout, plot, report, scaling, steps, waiting
+from crossdistill.training.run_folder import environment
 
-PARTS = ("steps", "losses", "build", "processes", "waiting")
+PARTS = ("steps", "losses", "build", "processes", "waiting", "layout")
 
 
 def main() -> None:
@@ -55,6 +55,7 @@ def main() -> None:
         ],
         "processes": lambda: scaling.processes(32, 15),
         "waiting": lambda: waiting.waiting(given.cifar100),
+        "layout": lambda: layout.measure(device, precision, given.repeats or 9, console.print),
     }
     for part in PARTS:
         if part in wanted:

@@ -173,7 +173,10 @@ def compute(only: str) -> dict[str, Any]:
             if only not in name:
                 continue
             chosen = [] if teacher is None else ["cnn", "vit"] if teacher == "both" else [teacher]
-            given = [word for one in chosen for word in ("--teacher-checkpoint", str(root / one))]
+            folders = [str(root / one) for one in chosen]
+            given = (
+                ["--teacher-checkpoint", folders[0] if len(folders) == 1 else json.dumps(folders)] if folders else []
+            )
             if words[-1] == "--cache":
                 words = [*words, str(root / f"cache-{place}")]
             out = str(root / str(place))

@@ -14,11 +14,12 @@ from rich.console import Console
 from timm.optim import create_optimizer_v2
 
 import crossdistill as cd
-from crossdistill.cache import CacheFormat, TeacherCache, build_cache
+from crossdistill.cache import CacheFormat, TeacherCache, Work, build_cache
 from crossdistill.config import AugmentConfig
 from crossdistill.data.datasets import Arrays
+from crossdistill.data.loaders import WithTeacher
 from crossdistill.data.resident import ResidentViews
-from crossdistill.data.transforms import train_transform
+from crossdistill.data.transforms import resize_transform
 
 METHODS = [name for name in cd.list_methods() if name != "none"]
 CLASSES = 100
@@ -62,7 +63,7 @@ def build(model: Model, size: int) -> cd.backbones.Backbone:
 
 @dataclass
 class Case:
-    """One thing to time: `step` runs a whole training step, `distiller` and `optimizer` are what it moves."""
+    """One thing to time: `step` runs a whole training step of `distiller`, moved by `optimizer`."""
 
     name: str
     step: Callable[[], None]
@@ -79,15 +80,10 @@ class Bench:
         self.student, self.teacher = build(student, size), build(teacher, size)
         pixels = np.random.default_rng(0).integers(0, 256, (2 * batch, size, size, 3), dtype=np.uint8)
         labels = (np.arange(2 * batch) % CLASSES).tolist()
-        plain = AugmentConfig(crop="none", hflip=0.0)
+        augment = AugmentConfig(crop="padded")
         self.spec = self.student.spec
-        self.views = ResidentViews(
-            Arrays(pixels, labels),
-            train_transform(plain, self.spec, size),
-            self.spec,
-            AugmentConfig(crop="padded"),
-            device=self.device,
-        )
+        plain = resize_transform(augment, self.spec, size)
+        self.views = ResidentViews(Arrays(pixels, labels), plain, self.spec, augment, device=self.device)
         self.keys = [(index, 0) for index in range(batch)]
 
     def autocast(self) -> Any:
@@ -102,12 +98,11 @@ class Bench:
         """Write the cache that a method needs, of one view of the data."""
         made = self.distiller(method)
         with torch.no_grad():
-            output = made.teacher(self.views.__getitems__(self.keys[:2])[0], stages=True)
-        shapes = tuple((n, tuple(output.stages[n - 1].shape[1:])) for n in made.method.teacher_stages)
+            output = made.teacher(self.views.__getitems__(self.keys[:2]).images, stages=True)
+        shapes = tuple((n, tuple(output.stages[n - 1].shape[1:])) for n in made.needs.teacher.stages)
         fmt = CacheFormat(len(self.views), output.embedding.shape[1], CLASSES, stages=shapes)
-        build_cache(
-            folder, fmt, {"version": 0}, 1, made.teacher, self.views, batch_size=self.batch, console=Console(quiet=True)
-        )
+        work = Work(made.teacher, self.views, self.batch)
+        build_cache(folder, fmt, {"version": 0}, 1, work, Console(quiet=True))
         return TeacherCache(folder, 1)
 
     def case(self, name: str, method: str, cache: TeacherCache | None = None) -> Case:
@@ -115,15 +110,12 @@ class Bench:
         if cache is not None:
             made.release_teacher()
         optimizer = create_optimizer_v2(made, "adamw", lr=1e-4, weight_decay=0.05, fused=True)
+        views = self.views if cache is None else WithTeacher(self.views, cache)
 
         def step() -> None:
-            images, targets, _ = self.views.__getitems__(self.keys)
-            replayed = None
-            if cache is not None:
-                rows = cache.read(self.keys)
-                replayed = cache.unpack({k: v.to(self.device, non_blocking=True) for k, v in rows.items()})
+            batch = views.__getitems__(self.keys)
             with self.autocast():
-                result = made(images, targets, replayed)
+                result = made(batch.images, batch.targets, batch.teacher)
             result.loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -134,7 +126,7 @@ class Bench:
         made = self.distiller("kd")
 
         def step() -> None:
-            images, *_ = self.views.__getitems__(self.keys)
+            images = self.views.__getitems__(self.keys).images
             with self.autocast():
                 made.teacher(images)
 

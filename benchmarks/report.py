@@ -72,6 +72,13 @@ def as_markdown(found: dict[str, Any]) -> str:
         rows = [[r["recipe"], r["images"], f"{r['wait_percent']:.1f}", f"{r['most']:.1f}"] for r in found["waiting"]]
         lines += ["### Waiting for data, % of the time", ""]
         lines += _table(["recipe", "images", "median", "most"], rows)
+    if "layout" in found:
+        rows = [
+            [r["model"], str(r["size"]), f"{r['ratio']:.2f}", "{:.2f} to {:.2f}".format(*r["quartiles"])]
+            for r in found["layout"]
+        ]
+        lines += ["### A step with channels-last images and weights against the usual layout", ""]
+        lines += _table(["model", "px", "time", "middle half"], rows)
     return "\n".join(lines) + "\n"
 
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.pairs import BATCH, CLASSES, MODELS, TEACHERS, Bench
 from benchmarks.steps import flops, seconds
-from crossdistill.cache import CacheFormat, build_cache
+from crossdistill.cache import CacheFormat, Work, build_cache
 from crossdistill.losses import dist_loss, dkd_loss, info_nce_loss, kd_loss, ofa_loss, rsd_loss
 
 _BATCHES = (32, 128, 512)
@@ -81,19 +81,10 @@ def build(family: str, size: int, device: str, precision: str) -> dict[str, Any]
             start = seconds(bench.device)
             for batch in batches:
                 with torch.no_grad(), bench.autocast():
-                    teacher(bench.views.__getitems__(batch)[0])
+                    teacher(bench.views.__getitems__(batch).images)
             middle = seconds(bench.device)
-            build_cache(
-                Path(folder) / str(turn),
-                fmt,
-                {"version": 0},
-                1,
-                teacher,
-                bench.views,
-                batch_size=bench.batch,
-                precision=precision,
-                console=Console(quiet=True),
-            )
+            work = Work(teacher, bench.views, bench.batch, precision=precision)
+            build_cache(Path(folder) / str(turn), fmt, {"version": 0}, 1, work, Console(quiet=True))
             ratios.append((seconds(bench.device) - middle) / (middle - start))
     return {
         "teacher": teacher.spec.name,
@@ -112,8 +103,8 @@ def _train(rank: int, world: int, rendezvous: str, size: int, steps: int, result
     times = []
     for _ in range(steps + 2):
         start = time.perf_counter()
-        images, targets, _ = bench.views.__getitems__(bench.keys)
-        module(images, targets).loss.backward()
+        batch = bench.views.__getitems__(bench.keys)
+        module(batch.images, batch.targets).loss.backward()
         module.zero_grad()
         times.append(time.perf_counter() - start)
     results.put(median(times[2:]))

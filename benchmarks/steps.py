@@ -57,11 +57,10 @@ def peak_bytes(case: Case, device: torch.device) -> int:
         case.step()
         return int(torch.cuda.max_memory_allocated())
     held = [*case.distiller.parameters(), *case.distiller.buffers()]
-    guests = case.distiller.teacher
-    held += [] if guests is None else [*guests.parameters(), *guests.buffers()]
-    # FBT runs the teacher's last stage, which is no submodule of anything that trains.
-    for tail in getattr(case.distiller.method, "_tail", ()):
-        held += [*tail._tail.parameters(), *tail._tail.buffers()]
+    teacher = case.distiller.teacher
+    held += [] if teacher is None else [*teacher.parameters(), *teacher.buffers()]
+    # A stage of the teacher that a method runs is no submodule of anything that is trained.
+    held += [tensor for tail in case.distiller.borrowed for tensor in tail.tensors()]
     for state in case.optimizer.state.values():
         held += [value for value in state.values() if isinstance(value, torch.Tensor)]
     resting = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values())
@@ -103,7 +102,7 @@ def measure_pair(student: str, teacher: str, size: int, device: str, repeats: in
                     "case": name,
                     "seconds": median(times[name]),
                     "ratio": median(ratios),
-                    "quartiles": _quartiles(ratios),
+                    "quartiles": quartiles(ratios),
                     "ratio_to_student_and_teacher": median(both) if name.endswith("online") else None,
                     "floor": cost["flops"] / alone["flops"],
                     "trained": cost["trained"] / alone["trained"] if cost["bytes"] else None,
@@ -136,7 +135,8 @@ def costs(make: Callable[[], Case], device: torch.device) -> dict[str, float]:
     return counted
 
 
-def _quartiles(values: list[float]) -> list[float]:
+def quartiles(values: list[float]) -> list[float]:
+    """Return the lower and the upper quartile."""
     ordered = sorted(values)
     return [ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]]
 

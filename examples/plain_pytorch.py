@@ -12,7 +12,7 @@ targets = torch.tensor(digits.target)
 
 teacher = cd.create_backbone("test_resnet", num_classes=10, img_size=32, in_chans=1)  # yours: checkpoint="teacher.pth"
 student = cd.create_backbone("test_vit", num_classes=10, img_size=32, in_chans=1, patch_size=8)
-distiller = cd.create_distiller("rsd", student=student, teacher=teacher, kappa=0.01).train()
+distiller = cd.create_distiller("rsd", student=student, teacher=teacher, options={"kappa": 0.01}).train()
 optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-3)  # the teacher is not among them
 for indices in torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:1024].split(64):
     step = distiller(images[indices], targets[indices])

@@ -65,13 +65,14 @@ def silent():
 @pytest.fixture(scope="session")
 def teacher_run(tmp_path_factory, silent):
     """A real teacher of the digits, trained once for all tests."""
-    from crossdistill.training.run import fit
+    from crossdistill.training.fit import fit
 
     out = tmp_path_factory.mktemp("teacher") / "run"
     config = replace(
         QUICK,
         student="test_resnet",
         method="none",
+        role="teacher",
         epochs=6,
         out=str(out),
         model=ModelConfig(stem="native"),

@@ -3,86 +3,111 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from crossdistill.backbones import Backbone
+from crossdistill.backbones.tail import Tail
 from crossdistill.errors import UserError
-from crossdistill.methods import create_method, find_method
+from crossdistill.methods import create_method, find_method, parse_options
 from crossdistill.methods.base import Method
-from crossdistill.teacher import Teacher, TeacherGroup, make_teacher
-from crossdistill.types import BackboneOutput, StepResult
+from crossdistill.tasks import Classification
+from crossdistill.teacher import Teacher, TeacherWeights, make_teacher
+from crossdistill.types import BackboneOutput, Needs, StepResult
 
 
 class Distiller(nn.Module):
     """Task loss plus the method's weighted terms.
 
-    `parameters()` are exactly what trains: the student and the method's training-only parts. The
-    teacher moves with `.to()` but is no submodule: it is in no `state_dict`, no optimiser and no
-    DDP bucket, and `.train()` does not reach it.
+    `parameters()` are exactly what is trained: the student and the method's training-only parts. The teacher moves with
+    `.to()` but is no submodule: it is in no `state_dict`, no optimiser and no DDP bucket, and `.train()` does not reach
+    it. Without a method it is plain training.
     """
 
     def __init__(
         self,
         student: Backbone,
-        method: Method,
-        teacher: Teacher | TeacherGroup | None = None,
+        method: Method | None = None,
+        teacher: Teacher | None = None,
         *,
+        task: Classification | None = None,
         task_weight: float = 1.0,
-        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.student = student
         self.method = method
+        self.task = task or Classification()
         self.task_weight = task_weight
-        self.label_smoothing = label_smoothing
-        self._guests = (teacher,)
+        self.needs = Needs() if method is None else method.needs
+        """What is read of the student's and of the teacher's output."""
+        # Inside a tuple it is not registered as a submodule.
+        self._teacher = (teacher,)
 
     @property
-    def teacher(self) -> Teacher | TeacherGroup | None:
-        """The frozen teacher, or group of them; None for a method without one."""
-        return self._guests[0]
+    def teacher(self) -> Teacher | None:
+        """The frozen teacher; None where the method needs none, or after `release_teacher`."""
+        return self._teacher[0]
+
+    @property
+    def borrowed(self) -> tuple[Tail, ...]:
+        """Parts of the student and the teacher that the method runs itself."""
+        return () if self.method is None else self.method.borrowed
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Factors of the method's terms, by name."""
+        return {} if self.method is None else self.method.weights
 
     def release_teacher(self) -> None:
-        """Let the teacher go: from now on every step is given its stored output.
+        """Free the teacher; every later step needs its stored output.
 
-        The method keeps what it runs of it itself (FBT: last stage and head); the rest of the teacher's
-        weights may be freed, so it cannot be used elsewhere afterwards.
+        Parts that the method has borrowed stay. The other weights of the teacher are freed, so it cannot be used
+        elsewhere afterwards.
         """
-        self.method.release_teacher()
-        self._guests = (None,)
+        for tail in self.borrowed:
+            if self.teacher is not None and tail.backbone is self.teacher.backbone:
+                tail.release_front()
+        self._teacher = (None,)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
         if self.teacher is not None:
             self.teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for tail in self.borrowed:
+            tail.apply(fn)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that the student's architecture keeps free of weight decay (asked by timm.optim)."""
+        """Return the names of parameters that the student's architecture excludes from weight decay, for timm.optim."""
         return {f"student.{name}" for name in self.student.no_weight_decay()}
 
     def forward(self, images: Tensor, targets: Tensor, teacher_output: BackboneOutput | None = None) -> StepResult:
         """Run one step.
 
-        `images` (B, C, H, W), normalised for the student; `targets` (B,) class numbers or (B, K)
-        probabilities (label smoothing is applied to class numbers only: soft targets come as
-        meant). With `teacher_output` the teacher is not run.
+        `images` (B, C, H, W), normalised for the student; `targets` as the task takes them. With `teacher_output`, of
+        any float dtype, the teacher is not run. Raises ValueError where the teacher was released and no output is
+        given.
         """
-        method = self.method
-        output: BackboneOutput = self.student(images, stages=method.student_stages)
-        if not method.uses_teacher:
-            teacher_output = None
-        elif teacher_output is None:
-            if self.teacher is None:
-                raise ValueError("this distiller was made without a teacher; pass teacher_output")
-            teacher_output = self.teacher(images, stages=bool(method.teacher_stages))
-        smoothing = self.label_smoothing if targets.ndim == 1 else 0.0
-        task = F.cross_entropy(output.logits.float(), targets, label_smoothing=smoothing)
-        terms = {"task": task, **method(output, teacher_output, targets)}
-        loss = self.task_weight * task
-        for name, weight in method.weights.items():
+        student: BackboneOutput = self.student(images, stages=bool(self.needs.student.stages))
+        terms = {"task": self.task.loss(student, targets)}
+        if self.method is not None:
+            teacher = self._run_teacher(images, teacher_output) if self.needs.teacher else None
+            terms |= self.method(student, teacher, targets)
+        loss = self.task_weight * terms["task"]
+        for name, weight in self.weights.items():
             loss = loss + weight * terms[name]
-        return StepResult(loss=loss, logits=output.logits, terms=terms)
+        return StepResult(loss=loss, logits=student.require_logits(), terms=terms)
+
+    def _run_teacher(self, images: Tensor, stored: BackboneOutput | None) -> BackboneOutput:
+        if stored is not None:
+            return stored.map(_at_least_single)
+        if self.teacher is None:
+            raise ValueError("this distiller has no teacher; pass teacher_output")
+        output: BackboneOutput = self.teacher(images, stages=bool(self.needs.teacher.stages))
+        return output
+
+
+def _at_least_single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def create_distiller(
@@ -90,19 +115,30 @@ def create_distiller(
     *,
     student: Backbone,
     teacher: Backbone | Sequence[Backbone] | None = None,
-    teacher_weights: Sequence[float] | str | None = None,
+    options: Any = None,
+    teacher_weights: TeacherWeights = None,
     task_weight: float = 1.0,
     label_smoothing: float = 0.0,
-    **options: Any,
 ) -> Distiller:
-    """Build a distiller for a student and its teacher, or several.
+    """Build a distiller for a student and its teacher, or several teachers.
 
-    `method` is a name of `list_methods()` or "package.module:Class"; `options` are that method's
-    (see `crossdistill methods NAME`). Teachers are frozen in place; of several, `teacher_weights` says
-    how they are mixed (`TeacherGroup`). Raises UserError for an unknown method or option, a missing
-    teacher, or models whose classes or channels differ.
+    `method` is a name of `list_methods()` or "package.module:Class"; `options` are that method's, as a dict or as its
+    options object (see `crossdistill methods NAME`). Teachers are frozen in place; `teacher_weights` says how several
+    are mixed (`Ensemble`). `task_weight` and `label_smoothing` belong to the task loss. Raises UserError for an unknown
+    method or option, a missing teacher, or models that do not fit together.
     """
-    teachers = [] if teacher is None else [teacher] if isinstance(teacher, Backbone | nn.Module) else list(teacher)
+    teachers = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
+    _check_models(student, teachers)
+    found, parsed = find_method(method), parse_options(method, options)
+    uses_teacher = found is not None and bool(found.needs_of(parsed).teacher)
+    frozen = make_teacher(teachers, student, teacher_weights) if uses_teacher else None
+    built = create_method(method, parsed, student, None if frozen is None else frozen.backbone)
+    task = Classification(label_smoothing)
+    return Distiller(student, built, frozen, task=task, task_weight=task_weight)
+
+
+def _check_models(student: Backbone, teachers: Sequence[Backbone]) -> None:
+    """Raise UserError for what is no backbone, and for a student that cannot train or cannot share the images."""
     for role, model in (("student", student), *(("teacher", model) for model in teachers)):
         if not isinstance(model, Backbone):
             raise UserError(f"{role} is a {type(model).__name__}; build it with create_backbone")
@@ -111,31 +147,10 @@ def create_distiller(
             "teacher and student are the same object; copy.deepcopy one of them to distil a model into itself"
         )
     if not any(p.requires_grad for p in student.parameters()):
-        raise UserError("no parameter of the student asks for a gradient; was it a teacher before?")
+        raise UserError("no parameter of the student requires a gradient; was it used as a teacher before?")
     for model in teachers:
-        check_pair(student, model)
-    guest = make_teacher(teachers, student.spec, teacher_weights) if find_method(method).uses_teacher else None
-    built = create_method(method, student.spec, None if guest is None else guest.spec, options)
-    if isinstance(guest, TeacherGroup) and built.one_teacher:
-        raise UserError(f"method {method!r} with these options takes one teacher, {len(teachers)} were given")
-    built.bind(student, teachers[0] if guest is not None else None)
-    if built.student_stages:
-        student.require_stages()
-    if built.teacher_stages:
-        teachers[0].require_stages()
-    return Distiller(student, built, guest, task_weight=task_weight, label_smoothing=label_smoothing)
-
-
-def check_pair(student: Backbone, teacher: Backbone) -> None:
-    """Refuse two backbones that cannot look at the same images and classes. Raises UserError."""
-    ours, theirs = student.spec, teacher.spec
-    if ours.num_classes != theirs.num_classes:
-        raise UserError(
-            f"the teacher gives {theirs.num_classes} classes, the student {ours.num_classes}: fine-tune the teacher on "
-            "the student's classes first (`crossdistill teacher`)"
-        )
-    if ours.in_chans != theirs.in_chans:
-        raise UserError(
-            f"the teacher takes {theirs.in_chans} input channels, the student {ours.in_chans}; build both with "
-            "the same in_chans"
-        )
+        ours, theirs = student.spec.in_chans, model.spec.in_chans
+        if ours != theirs:
+            raise UserError(
+                f"the teacher has {theirs} input channels, the student {ours}; build both with the same in_chans"
+            )

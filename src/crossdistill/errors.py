@@ -1,4 +1,4 @@
-"""The one exception that is meant to be read by a person."""
+"""The exception whose text is written for the user."""
 
 import difflib
 from collections.abc import Iterable
@@ -22,5 +22,5 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def first_line(error: BaseException) -> str:
-    """Give the first line of another library's message, or the error's kind where it says nothing."""
+    """Return the first line of another library's message, or the error's type where it has none."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,13 +1,21 @@
-"""Files that are whole or not there."""
+"""Files that exist completely or not at all, and folders that git ignores."""
 
 import os
 from pathlib import Path
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for what a command writes, so that nothing of it is committed by accident."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ignore = folder / ".gitignore"
+    if not ignore.exists():
+        ignore.write_text("*\n", encoding="utf-8")
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader, also after a crash, finds the old one or the new one."""
+    """Write a text file (UTF-8) so that a reader, also after a crash, finds the old content or the new."""
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "w") as file:
+    with open(partial, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -1,7 +1,8 @@
-"""The teacher: a guest that is looked at and never changed."""
+"""The teacher: frozen, in eval mode, with its own normalisation and input size."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +12,15 @@ from crossdistill.backbones import Backbone
 from crossdistill.errors import UserError
 from crossdistill.types import BackboneOutput, BackboneSpec
 
+TeacherWeights = Sequence[float] | Literal["confidence"] | None
+
 
 class Teacher(nn.Module):
     """A frozen backbone that accepts the student's images.
 
-    Its parameters require no gradient and it stays in eval mode whatever calls `train`. It turns
-    images normalised for the student into its own normalisation and input size (bilinear,
-    antialiased). Outputs are made under `no_grad`, not `inference_mode`: they may enter the graph
-    of a method's projectors.
+    Its parameters require no gradient and it stays in eval mode whatever calls `train`. Images normalised for the
+    student are converted to its own normalisation and input size (bilinear, antialiased). Outputs are computed under
+    `no_grad`, not `inference_mode`, so that they can enter the graph of a method's projectors.
     """
 
     def __init__(self, backbone: Backbone, student: BackboneSpec) -> None:
@@ -35,15 +37,15 @@ class Teacher(nn.Module):
 
     @property
     def members(self) -> "tuple[Teacher, ...]":
-        """The one teacher."""
-        return (self,)
+        """The teachers that this one consists of: itself, or those of an ensemble."""
+        return self.backbone.teachers if isinstance(self.backbone, Ensemble) else (self,)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode."""
         return super().train(False)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Turn images normalised for the student into the teacher's normalisation and size."""
+        """Convert images normalised for the student to the teacher's normalisation and size."""
         if not self._same_normalisation:
             images = images * self.scale + self.shift
         size = (self.backbone.img_size, self.backbone.img_size)
@@ -53,77 +55,84 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, stages: bool = False) -> BackboneOutput:
-        """Look at images (B, C, H, W) normalised for the student."""
-        if self.backbone.training:  # whoever built it may still hold it
+        """Run images (B, C, H, W) normalised for the student."""
+        if self.backbone.training:  # the caller may still hold the backbone and call train() on it
             self.backbone.eval()
         output: BackboneOutput = self.backbone(self.prepare(images), stages=stages)
         return output
 
 
-class TeacherGroup(nn.Module):
-    """Several teachers as one: their embeddings side by side, their predictions mixed.
+class Ensemble(Backbone):
+    """Several teachers as one backbone: embeddings concatenated, predictions mixed.
 
-    The mixture's logits are log sum_k w_k softmax(p_k). `weights` are numbers (scaled to sum 1), None for
-    equal shares, or "confidence": each image trusts each teacher by its largest probability. There
-    are no common stages.
+    It accepts the student's images; each teacher converts them. The mixture's logits are log sum_k w_k softmax(p_k),
+    or None unless all teachers have the same classes. `weights` are numbers (scaled to sum 1), None for equal shares,
+    or "confidence": for each image, each teacher counts by its largest probability. There are no common stages. Raises
+    UserError for weights that do not match the teachers.
     """
 
-    def __init__(self, teachers: Sequence[Teacher], weights: Sequence[float] | str | None = None) -> None:
+    def __init__(self, backbones: Sequence[Backbone], student: Backbone, weights: TeacherWeights = None) -> None:
         super().__init__()
-        self.teachers = nn.ModuleList(teachers)
+        self.model = nn.ModuleList(Teacher(backbone, student.spec) for backbone in backbones)
         self.by_confidence = weights == "confidence"
         if isinstance(weights, str) and not self.by_confidence:
             raise UserError(f"teacher_weights is {weights!r}; it must be 'confidence', or a number for each teacher")
-        shares = [1.0] * len(teachers) if weights is None or isinstance(weights, str) else list(weights)
-        if len(shares) != len(teachers) or min(shares) < 0 or sum(shares) <= 0:
-            raise UserError(f"teacher_weights {shares} do not fit {len(teachers)} teachers: one number >= 0 for each")
+        shares = [1.0] * len(backbones) if weights is None or isinstance(weights, str) else list(weights)
+        if len(shares) != len(backbones) or min(shares) < 0 or sum(shares) <= 0:
+            raise UserError(f"teacher_weights {shares} do not fit {len(backbones)} teachers: one number >= 0 for each")
         self.log_shares: Tensor
         self.register_buffer("log_shares", (torch.tensor(shares) / sum(shares)).log(), persistent=False)
-        first = teachers[0].spec
+        specs = [backbone.spec for backbone in backbones]
+        classes = {spec.num_classes for spec in specs}
+        self.img_size = student.img_size
+        self.stage_problem = "several teachers have no common stages"
         self.spec = replace(
-            first,
-            name=" + ".join(teacher.spec.name for teacher in teachers),
-            embedding_dim=sum(teacher.spec.embedding_dim for teacher in teachers),
+            specs[0],
+            name=" + ".join(spec.name for spec in specs),
+            num_classes=classes.pop() if len(classes) == 1 else 0,
+            embedding_dim=sum(spec.embedding_dim for spec in specs),
             stage_channels=None,
             stage_strides=None,
+            mean=student.spec.mean,
+            std=student.spec.std,
         )
 
-    def train(self, mode: bool = True) -> "TeacherGroup":
-        """Stay in eval mode."""
-        return super().train(False)
+    @property
+    def teachers(self) -> tuple[Teacher, ...]:
+        """The teachers."""
+        return tuple(teacher for teacher in self.model.children() if isinstance(teacher, Teacher))
 
     @property
-    def members(self) -> tuple[Teacher, ...]:
-        """The teachers."""
-        return tuple(teacher for teacher in self.teachers if isinstance(teacher, Teacher))
+    def shares(self) -> list[float] | Literal["confidence"]:
+        """The weights of the teachers, which sum to 1, or "confidence"."""
+        return "confidence" if self.by_confidence else [round(v, 6) for v in self.log_shares.exp().tolist()]
 
-    @torch.no_grad()
     def forward(self, images: Tensor, stages: bool = False) -> BackboneOutput:
-        """Look at images (B, C, H, W) normalised for the student."""
+        """Run images (B, C, H, W) normalised for the student."""
         if stages:
-            raise UserError("several teachers have no common stages; this method takes one teacher")
+            self.require_stages()
         outputs = [teacher(images) for teacher in self.teachers]
-        logs = torch.stack([output.logits.float().log_softmax(dim=1) for output in outputs])
+        embedding = torch.cat([output.embedding for output in outputs], dim=1)
+        if self.spec.num_classes == 0:
+            return BackboneOutput(None, embedding)
+        logs = torch.stack([output.require_logits().float().log_softmax(dim=1) for output in outputs])
         shares = logs.amax(dim=2).log_softmax(dim=0) if self.by_confidence else self.log_shares.unsqueeze(1)
-        mixed = torch.logsumexp(logs + shares.unsqueeze(2), dim=0)
-        return BackboneOutput(mixed, torch.cat([output.embedding for output in outputs], dim=1))
+        return BackboneOutput(torch.logsumexp(logs + shares.unsqueeze(2), dim=0), embedding)
 
 
-def make_teacher(
-    backbones: Sequence[Backbone], student: BackboneSpec, weights: Sequence[float] | str | None = None
-) -> Teacher | TeacherGroup | None:
-    """Make a teacher of a student of one backbone, or a group of several; None of none."""
-    teachers = [Teacher(backbone, student) for backbone in backbones]
-    if len(teachers) > 1:
-        return TeacherGroup(teachers, weights)
-    return teachers[0] if teachers else None
+def make_teacher(backbones: Sequence[Backbone], student: Backbone, weights: TeacherWeights = None) -> Teacher | None:
+    """Make the teacher of a student from one backbone or several; None from none. Raises UserError."""
+    if not backbones:
+        return None
+    backbone = backbones[0] if len(backbones) == 1 else Ensemble(backbones, student, weights)
+    return Teacher(backbone, student.spec)
 
 
 def renormalisation(
     mean: Sequence[float], std: Sequence[float], new_mean: Sequence[float], new_std: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Give scale and shift (1, C, 1, 1) that turn images of one normalisation into another's."""
-    # new = ((x * std + mean) - new_mean) / new_std, as one multiply and one add per channel.
+    """Return scale and shift (1, C, 1, 1) that convert images from one normalisation to another."""
+    # new = ((x * std + mean) - new_mean) / new_std, as one multiply and one add for each channel.
     m, s, new_m, new_s = (
         torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (mean, std, new_mean, new_std)
     )

@@ -1,47 +1,103 @@
-"""What flows between the parts.
+"""The values that the parts of the package pass to each other.
 
-Letters of shapes, here and everywhere: B batch, C channels, H height, W width, D embedding width,
-K classes.
+Letters of shapes, here and everywhere: B batch, C channels, H height, W width, D embedding width, K classes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from crossdistill.errors import UserError
 
 
-@dataclass(frozen=True, slots=True)
-class BackboneOutput:
-    """What one forward of a backbone gives.
+class BackboneOutput(NamedTuple):
+    """What one forward pass of a backbone returns.
 
-    `logits` (B, K); `embedding` (B, D), the pooled penultimate features; `stages`, four maps
-    (B, C_i, H_i, W_i) from shallow to deep, or None where they were not asked for.
+    `logits` (B, K), or None where the network has no classifier; `embedding` (B, D), the pooled features before the
+    classifier; `stages`, four maps (B, C_i, H_i, W_i) from shallow to deep, or None where they were not asked for.
     """
 
-    logits: Tensor
+    logits: Tensor | None
     embedding: Tensor
     stages: tuple[Tensor, ...] | None = None
+
+    def require_logits(self) -> Tensor:
+        """Return the logits (B, K). Raises ValueError where there are none."""
+        if self.logits is None:
+            raise ValueError("this output has no logits: the network has no classifier, or they were not stored")
+        return self.logits
+
+    def require_stages(self) -> tuple[Tensor, ...]:
+        """Return the four stage maps. Raises ValueError where they were not computed."""
+        if self.stages is None:
+            raise ValueError("this output has no stage maps; call the backbone with stages=True")
+        return self.stages
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "BackboneOutput":
+        """Apply a function to every tensor."""
+        return BackboneOutput(
+            None if self.logits is None else function(self.logits),
+            function(self.embedding),
+            None if self.stages is None else tuple(function(stage) for stage in self.stages),
+        )
+
+
+class Batch(NamedTuple):
+    """What a loader yields and a training step receives.
+
+    `images` (B, C, H, W), normalised for the student; `targets` (B,) class numbers or (B, K) probabilities; `index`
+    (B,), the number of each image in its split; `teacher`, the teacher's stored output for exactly these views, or
+    None where the teacher is run.
+    """
+
+    images: Tensor
+    targets: Tensor
+    index: Tensor  # type: ignore[assignment]  # tuple has a method of this name
+    teacher: BackboneOutput | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """Which parts of a backbone's output are read."""
+
+    logits: bool = False
+    embedding: bool = False
+    stages: tuple[int, ...] = ()
+    """Numbers of the stage maps, from 1 (shallow) to 4 (deep)."""
+
+    def __bool__(self) -> bool:
+        return self.logits or self.embedding or bool(self.stages)
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a method reads of the student's and of the teacher's output."""
+
+    student: Reads = Reads()
+    teacher: Reads = Reads()
 
 
 @dataclass(frozen=True, slots=True)
 class BackboneSpec:
-    """What a backbone says of itself; read from the model, never from a table of names."""
+    """Facts about a backbone, read from the model and never from a table of names."""
 
     name: str
     num_classes: int
+    """0 where the network has no classifier."""
     embedding_dim: int
     stage_channels: tuple[int, ...] | None
     """Channels of the four stages; None where the stages cannot be read."""
     stage_strides: tuple[int, ...] | None
-    """Input pixels per stage cell."""
+    """Input pixels for each cell of a stage, along a side."""
     in_chans: int
     mean: tuple[float, ...]
-    """Per-channel mean the model expects its input to be normalised with, of pixels in [0, 1]."""
+    """Mean of each channel that the input is normalised with, for pixels in [0, 1]."""
     std: tuple[float, ...]
 
     def channels(self, stage: int) -> int:
-        """Give the channels of stage 1 to 4. Raises UserError where the stages cannot be read."""
+        """Return the channels of stage 1 to 4. Raises UserError where the stages cannot be read."""
         if self.stage_channels is None:
             raise UserError(f"stages of {self.name!r} cannot be read; name four of its modules (stages=[...])")
         return self.stage_channels[stage - 1]
@@ -49,7 +105,7 @@ class BackboneSpec:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One training step: `loss` scalar to minimise, student `logits` (B, K), `terms` unweighted scalars."""
+    """One training step: `loss` scalar to minimise, student `logits` (B, K), `terms` unweighted scalars by name."""
 
     loss: Tensor
     logits: Tensor

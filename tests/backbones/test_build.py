@@ -125,7 +125,7 @@ def test_hooks_follow_a_copy():
         (f"{HERE}:PlainNet", {"stages": ["block0", "block1"]}, "names 2 modules; it must name 4"),
         (f"{HERE}:PlainNet", {"stages": ["block0", "block1", "block2", "block9"]}, "did you mean 'block"),
         ("resnet18", {"no_such_option": 1}, "no_such_option"),
-        ("inception_v3", {}, "cannot look at images of 32 px"),
+        ("inception_v3", {}, "cannot run on images of 32 px"),
     ],
 )
 def test_bad_names_are_answered(name, kwargs, message):
@@ -157,7 +157,7 @@ def test_small_images_get_a_fitting_stem(name, strides):
 
 
 def test_small_images_are_refused_where_nothing_can_change():
-    with pytest.raises(UserError, match="takes no patch_size"):
+    with pytest.raises(UserError, match="has no argument patch_size"):
         create_backbone("mixer_s16_224", 5, 32, small_images=True)
 
 

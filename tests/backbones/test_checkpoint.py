@@ -72,7 +72,7 @@ def test_files_that_cannot_be_read(source, tmp_path):
         path = tmp_path / f"weights.{suffix}"
         save(source.model.state_dict(), path)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        refused(path, "cut short")
+        refused(path, "truncated")
     code = tmp_path / "code.pth"
     torch.save({"state_dict": source}, code)
     refused(code, "cannot be read")

@@ -4,9 +4,9 @@ from torch import nn
 from torch.utils._pytree import tree_flatten
 
 from crossdistill import UserError, create_backbone
+from crossdistill.backbones.build import outline
 from crossdistill.backbones.family import is_convolutional
 from crossdistill.backbones.tail import Tail, _place_of
-from crossdistill.report.listing import outline
 from tests.backbones.test_timm_walk import WALK
 
 # One of each kind of body; small ones, at small sizes.
@@ -92,7 +92,7 @@ def test_the_front_is_not_run():
         ran = []
         for name, module in backbone.named_modules():
             module.register_forward_hook(lambda m, i, o, name=name: ran.append(name))
-        for name, module in tail._tail.named_modules():
+        for name, module in tail.network.named_modules():
             module.register_forward_hook(lambda m, i, o, name=name: ran.append("tail " + name))
         tail(features)
     assert not [name for name in ran if not name.startswith("tail ")]

@@ -4,9 +4,8 @@ import pytest
 import timm
 import torch
 
-from crossdistill.backbones import create_backbone
-from crossdistill.backbones.base import probe_images
-from crossdistill.report.listing import outline
+from crossdistill.backbones import create_backbone, probe_images
+from crossdistill.backbones.build import outline
 
 # name -> side in pixels; one or two small models of each family, at the smallest size it takes.
 WALK = {
@@ -92,7 +91,7 @@ def test_the_head_runs_once_per_forward():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", timm.list_modules())
+@pytest.mark.parametrize("module", sorted(set(timm.list_modules()) - {"small_stem"}))  # ours
 def test_all_modules_of_timm(module):
     name = min(timm.list_models(module=module), key=len)
     outline(name, 7, None)

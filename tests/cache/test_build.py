@@ -5,15 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 import crossdistill as cd
 from crossdistill import UserError
-from crossdistill.cache import TeacherCache
+from crossdistill.cache import TeacherCache, Work, build_cache
 from crossdistill.cache.build import check_fits
 from crossdistill.cache.fingerprint import short_name
 from crossdistill.cache.store import missing_shards
 from crossdistill.config import AugmentConfig, LoaderConfig
-from tests.cache.conftest import CONFIG, Pair
+from crossdistill.data.loaders import WithTeacher
+from tests.cache.conftest import LOADER, Pair
 from tests.processes import in_two_processes
 
 KEYS = [(0, 0), (49, 1), (17, 0), (17, 1), (16, 1), (15, 0)]
@@ -24,21 +26,17 @@ def copy(folder, tmp_path):
 
 
 def test_what_is_read_is_what_the_teacher_says_of_these_views(pair, written):
-    stored = written.unpack(written.read(KEYS))
-    images = pair.views.__getitems__(KEYS)[0]
-    live = pair.teacher(images)
+    stored = written.read(KEYS).map(lambda tensor: tensor.float())
+    live = pair.teacher(pair.views.__getitems__(KEYS).images)
     torch.testing.assert_close(stored.logits, live.logits, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(stored.embedding, live.embedding, rtol=1e-3, atol=1e-3)
     assert stored.stages is None
 
 
-def test_a_batch_brings_its_rows(pair, written):
-    pair.views.stored = written
-    try:
-        *_, rows = pair.views.__getitems__(KEYS)
-    finally:
-        pair.views.stored = None
-    assert torch.equal(rows["logits"], written.read(KEYS)["logits"])
+def test_a_batch_brings_its_output(pair, written):
+    batch = WithTeacher(pair.views, written).__getitems__(KEYS)
+    assert torch.equal(batch.teacher.logits, written.read(KEYS).logits)
+    assert torch.equal(batch.images, pair.views.__getitems__(KEYS).images)
 
 
 def test_every_byte_counts(folder, tmp_path):
@@ -46,7 +44,7 @@ def test_every_byte_counts(folder, tmp_path):
     whole = shard.read_bytes()
     for place in (0, len(whole) // 2, len(whole) - 1):
         shard.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(UserError, match=r"view-001-00002.bin' is not as it was written"):
+        with pytest.raises(UserError, match=r"view-001-00002.bin' was changed after it was written"):
             TeacherCache(tmp_path / "copy", 2)
         TeacherCache(tmp_path / "copy", 1)  # the other view is whole
     shard.write_bytes(whole[:-2])
@@ -112,7 +110,7 @@ def test_a_full_disk_stops_cleanly(pair, tmp_path):
         (folder / name).unlink()
     # The one device that is always full.
     os.symlink("/dev/full", folder / "view-001-00002.partial")
-    with pytest.raises(UserError, match="is full; the shards written so far are whole"):
+    with pytest.raises(UserError, match="is full; the shards written so far are complete"):
         pair.build(folder)
     assert not os.path.lexists(folder / "view-001-00002.partial")
     assert (folder / "view-000-00000.bin").read_bytes() == before
@@ -142,16 +140,16 @@ def with_teacher(name, size=32):
 def with_stem():
     """The same weights, run in another way."""
     other = Pair()
-    other.backbone.recipe = {**other.backbone.recipe, "small_images": True}
+    other.backbone.args = replace(other.backbone.args, small_images=True)
     return other
 
 
 def with_augment(**changes):
-    return Pair(replace(CONFIG, augment=AugmentConfig(**changes)))
+    return Pair(augment=AugmentConfig(**changes))
 
 
 def with_loader(**changes):
-    return Pair(replace(CONFIG, loader=replace(CONFIG.loader, **changes)))
+    return Pair(loader=replace(LOADER, **changes))
 
 
 @pytest.mark.parametrize(
@@ -206,29 +204,31 @@ def test_another_student_of_the_same_views_shares_the_cache(pair, folder):
     assert other.student.spec.mean != pair.student.spec.mean
     check_fits(folder, pair.format, other.record)
     live = other.teacher(other.views.__getitems__(KEYS)[0])
-    stored = TeacherCache(folder, 2).unpack(TeacherCache(folder, 2).read(KEYS))
+    stored = TeacherCache(folder, 2).read(KEYS).map(lambda tensor: tensor.float())
     torch.testing.assert_close(stored.logits, live.logits, rtol=1e-3, atol=1e-3)
 
 
 def test_views_read_image_by_image_do_not_depend_on_workers(tmp_path):
-    config = replace(
-        CONFIG,
-        loader=LoaderConfig(batch_size=16, max_train=20, views=2, resident=False),
-        augment=AugmentConfig(hflip=0.5, auto_augment="rand-m9-mstd0.5", erasing=0.5),
+    pair = Pair(
+        LoaderConfig(batch_size=16, max_train=20, views=2, resident=False),
+        AugmentConfig(hflip=0.5, auto_augment="rand-m9-mstd0.5", erasing=0.5),
     )
-    pair = Pair(config)
-    from crossdistill.cache import build_cache
-
     for workers in (0, 2):
-        build_cache(
-            tmp_path / str(workers),
-            pair.format,
-            pair.record,
-            2,
-            pair.teacher,
-            pair.views,
-            batch_size=8,
-            workers=workers,
-        )
+        pair.build(tmp_path / str(workers), workers)
     for shard in (tmp_path / "0").glob("*.bin"):
         assert shard.read_bytes() == (tmp_path / "2" / shard.name).read_bytes()
+
+
+def test_a_teacher_without_a_classifier_stores_no_logits(tmp_path):
+    pair = Pair(teacher=cd.create_backbone("test_resnet", 0, 32, in_chans=1))
+    assert pair.format.row.names == ("embedding",)
+    stored = TeacherCache(pair.build(tmp_path), 2).read(KEYS)
+    assert stored.logits is None
+    live = pair.teacher(pair.views.__getitems__(KEYS).images)
+    torch.testing.assert_close(stored.embedding.float(), live.embedding, rtol=1e-3, atol=1e-3)
+
+
+def test_progress_is_said_where_there_is_no_terminal(pair, tmp_path, capsys):
+    work = Work(pair.teacher, pair.views, 8)
+    build_cache(tmp_path, pair.format, pair.record, 2, work, Console(stderr=True))
+    assert "teacher cache  8/8 shards" in capsys.readouterr().err

@@ -1,12 +1,13 @@
 import random
 
 import numpy as np
+import pytest
 import torch
 
-from crossdistill import create_backbone
+from crossdistill import BackboneOutput, Batch, UserError, create_backbone
 from crossdistill.config import AugmentConfig, LoaderConfig
 from crossdistill.data import load_data
-from crossdistill.data.loaders import ViewSampler, make_loader
+from crossdistill.data.loaders import Views, ViewSampler, WithTeacher, make_loader
 from crossdistill.data.transforms import eval_transform, train_transform
 
 SPEC = create_backbone("test_resnet", 10, 32, in_chans=1).spec
@@ -15,10 +16,11 @@ STRONG = AugmentConfig(auto_augment="rand-m9-mstd0.5", erasing=0.5, hflip=0.5)
 
 def views(workers, epoch=0, start=0, count=6, augment=STRONG, size=32):
     data = load_data("digits", LoaderConfig(max_train=count * 4))
-    loader = make_loader(data.train, train_transform(augment, SPEC, size), 4, seed=3, workers=workers)
-    loader.sampler.set_epoch(epoch)
-    loader.sampler.start_batch = start
-    return [(images.clone(), labels.tolist(), indices.tolist()) for images, labels, indices in loader]
+    sampler = ViewSampler(len(data.train), 4, seed=3)
+    loader = make_loader(Views(data.train, train_transform(augment, SPEC, size), 3), sampler, workers=workers)
+    sampler.set_epoch(epoch)
+    sampler.start_batch = start
+    return [(batch.images.clone(), batch.targets.tolist(), batch.index.tolist()) for batch in loader]
 
 
 def same(a, b):
@@ -56,7 +58,7 @@ def test_the_global_generators_are_left_alone():
     np.random.seed(1)
     torch.manual_seed(1)
     data = load_data("digits", LoaderConfig(max_train=8))
-    make_loader(data.train, train_transform(STRONG, SPEC, 32), 4, seed=0).dataset[(0, 0)]
+    Views(data.train, train_transform(STRONG, SPEC, 32), 0)[(0, 0)]
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
 
 
@@ -74,12 +76,12 @@ def test_two_processes_share_an_epoch():
 
 def test_evaluation_sees_every_image_once():
     assert [index for index, _ in ViewSampler(11, 4)] == list(range(11))
-    for size, world in ((11, 2), (12, 2), (5, 4), (1, 2)):
+    for size, world in ((11, 2), (12, 2), (5, 4), (1, 2), (1, 3), (3, 4), (7, 5)):
         samplers = [ViewSampler(size, 4, rank=rank, world=world) for rank in range(world)]
         shares = [list(sampler) for sampler in samplers]
-        # All processes take as many steps; what is repeated for that does not count.
+        # All processes take as many steps; a repeated image belongs to another process.
         assert len({len(share) for share in shares}) == 1
-        counted = [index for s, share in zip(samplers, shares, strict=True) for index, _ in share[: s.own]]
+        counted = [index for rank, share in enumerate(shares) for index, _ in share if index % world == rank]
         assert sorted(counted) == list(range(size))
 
 
@@ -97,3 +99,26 @@ def test_images_come_out_normalised_and_sized():
     assert train_transform(AugmentConfig(crop="resized"), SPEC, 96)(image).shape == (1, 96, 96)
     three = create_backbone("test_resnet", 10, 32).spec
     assert eval_transform(AugmentConfig(), three, 224)(image).shape == (3, 224, 224)
+
+
+def test_a_batch_has_names_and_brings_what_the_teacher_said():
+    data = load_data("digits", LoaderConfig(max_train=8))
+    views = Views(data.train, train_transform(STRONG, SPEC, 32), 0)
+
+    class Outputs:
+        def read(self, keys):
+            return BackboneOutput(None, torch.tensor(keys, dtype=torch.float16))
+
+    (batch, _) = make_loader(WithTeacher(views, Outputs()), ViewSampler(8, 4, seed=1))
+    assert isinstance(batch, Batch)
+    assert batch.images.shape == (4, 1, 32, 32)
+    assert batch.teacher.logits is None
+    assert batch.teacher.embedding[:, 0].tolist() == batch.index.tolist()
+    (plain, _) = make_loader(views, ViewSampler(8, 4, seed=1))
+    assert plain.teacher is None
+    assert torch.equal(plain.images, batch.images)
+
+
+def test_a_policy_that_timm_does_not_know_is_named():
+    with pytest.raises(UserError, match="augment: timm does not accept 'rnd-m9'"):
+        train_transform(AugmentConfig(auto_augment="rnd-m9"), SPEC, 32)

@@ -1,14 +1,11 @@
-from dataclasses import replace
-
-import pytest
 import torch
 import torch.nn.functional as F
 
-from crossdistill import UserError, create_backbone
+from crossdistill import create_backbone
 from crossdistill.config import AugmentConfig, LoaderConfig
 from crossdistill.data import load_data
-from crossdistill.data.loaders import ViewSampler, load_views
-from crossdistill.data.resident import ResidentViews, lives_on_device, uniform
+from crossdistill.data.loaders import ViewSampler, make_loader
+from crossdistill.data.resident import ResidentViews, uniform
 from crossdistill.data.transforms import train_transform
 
 SPEC = create_backbone("test_resnet", 10, 32, in_chans=1).spec
@@ -48,7 +45,7 @@ def test_the_numbers_are_those_of_splitmix64_and_look_random():
 
 def test_without_augmentation_it_is_the_transform():
     views = resident(None)
-    images, labels, indices = views.__getitems__([(i, 0) for i in (3, 0, 39)])
+    images, labels, indices, _ = views.__getitems__([(i, 0) for i in (3, 0, 39)])
     expected = torch.stack([train_transform(PLAIN, SPEC, 32)(DATA.train.read(i)) for i in (3, 0, 39)])
     torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
     assert labels.tolist() == [DATA.train.labels[i] for i in (3, 0, 39)]
@@ -82,7 +79,7 @@ def test_a_view_is_the_same_in_any_batch_and_another_for_another_seed():
 
 
 def test_a_loader_gives_its_batches_whole():
-    loader = load_views(resident(), ViewSampler(40, 16, seed=1))
+    loader = make_loader(resident(), ViewSampler(40, 16, seed=1))
     batches = list(loader)
     assert [len(images) for images, *_ in batches] == [16, 16]
     assert batches[0][0].shape == (16, 1, 32, 32)
@@ -95,18 +92,3 @@ def test_a_limited_number_of_views_takes_turns():
         sampler.set_epoch(epoch)
         seen.append({view for _, view in sampler})
     assert seen == [{0}, {1}, {2}, {0}, {1}]
-
-
-def test_who_lives_on_the_device():
-    loader = LoaderConfig()
-    assert lives_on_device(loader, FLIPS, 32, 3, 50_000)
-    assert not lives_on_device(loader, FLIPS, 224, 3, 1000)
-    assert lives_on_device(LoaderConfig(resident=True), FLIPS, 224, 3, 1000)
-    assert not lives_on_device(LoaderConfig(resident=False), FLIPS, 32, 3, 1000)
-    assert not lives_on_device(loader, FLIPS, 64, 3, 1_200_000)  # 14 GiB
-    strong = replace(FLIPS, auto_augment="rand-m9-mstd0.5")
-    assert not lives_on_device(loader, strong, 32, 3, 1000)
-    with pytest.raises(UserError, match=r"augment.auto_augment is 'rand-m9-mstd0.5', which is done image by image"):
-        lives_on_device(LoaderConfig(resident=True), strong, 32, 3, 1000)
-    with pytest.raises(UserError, match="crop is 'resized'"):
-        lives_on_device(LoaderConfig(resident=True), AugmentConfig(crop="resized"), 32, 3, 1000)

@@ -97,7 +97,11 @@ def test_the_whole_of_hcd_against_loops(options):
     torch.manual_seed(0)
     student = cd.create_backbone("test_resnet", 5, 32)
     teacher = cd.create_backbone("test_vit", 5, 32)
-    distiller = cd.create_distiller("hcd", student=student, teacher=teacher, temperature=2.0, **options).double().eval()
+    distiller = (
+        cd.create_distiller("hcd", student=student, teacher=teacher, options={"temperature": 2.0, **options})
+        .double()
+        .eval()
+    )
     images, targets = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 3, 1, 4])
     step = distiller(images, targets)
     with torch.no_grad():
@@ -132,7 +136,7 @@ def test_detach_keeps_the_divergence_from_the_mapper():
     images, targets = torch.randn(4, 3, 32, 32), torch.arange(4)
     for detach in (False, True):
         student, teacher = cd.create_backbone("test_resnet", 5, 32), cd.create_backbone("test_vit", 5, 32)
-        distiller = cd.create_distiller("hcd", student=student, teacher=teacher, detach=detach)
+        distiller = cd.create_distiller("hcd", student=student, teacher=teacher, options={"detach": detach})
         distiller(images, targets).terms["hcd_kl"].backward()
         reached = [p.grad is not None and bool(p.grad.any()) for p in distiller.method.mappers.parameters()]
         assert any(reached) is not detach

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from crossdistill.methods import Method
+from crossdistill import Method, Needs, Reads
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Agreement(Method):
     Options = AgreementOptions
     idea = "Equal logits."
     paper = "-"
+    needs = Needs(student=Reads(logits=True), teacher=Reads(logits=True))
 
     def __init__(self, options, student, teacher):
         super().__init__(options, student, teacher)

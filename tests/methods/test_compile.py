@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import crossdistill as cd
-from tests.methods.test_distiller import METHODS, build
+from tests.pairs import METHODS, build
 
 CORE = [("rsd", {}), ("ofa", {}), ("hcd", {}), ("fbt", {})]
 PAIRS = [
     pytest.param("cnn", "plain_vit", CORE),
     pytest.param("plain_vit", "cnn", [("fbt", {})]),
     *(
-        pytest.param(*pair, METHODS, marks=pytest.mark.slow)
+        pytest.param(*pair, list(METHODS.values()), marks=pytest.mark.slow)
         for pair in (("cnn", "plain_vit"), ("plain_vit", "cnn"), ("mlp", "hierarchical_vit"), ("hybrid", "mlp"))
     ),
 ]
@@ -26,7 +26,7 @@ def test_a_step_is_one_graph_with_the_same_numbers(student, teacher, methods):
     targets = torch.arange(8) % 5
     for method, options in methods:
         torch._dynamo.reset()
-        plain = cd.create_distiller(method, student=copy.deepcopy(pair[0]), teacher=pair[1], **options).train()
+        plain = cd.create_distiller(method, student=copy.deepcopy(pair[0]), teacher=pair[1], options=options).train()
         twin = copy.deepcopy(plain)
         compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
         for step in range(2):
@@ -65,9 +65,9 @@ def test_a_step_looks_at_no_value():
     """On the meta device there are none: whatever waits for one, on a GPU, fails here."""
     for families in (("cnn", "plain_vit"), ("plain_vit", "cnn")):
         pair = tuple(build(family) for family in families)
-        for method, options in METHODS:
+        for method, options in METHODS.values():
             distiller = cd.create_distiller(
-                method, student=copy.deepcopy(pair[0]), teacher=copy.deepcopy(pair[1]), **options
+                method, student=copy.deepcopy(pair[0]), teacher=copy.deepcopy(pair[1]), options=options
             )
             distiller.to("meta").train()
             step = distiller(torch.randn(8, 3, 32, 32, device="meta"), torch.zeros(8, dtype=torch.long, device="meta"))

@@ -3,11 +3,11 @@ import torch
 
 import crossdistill as cd
 from crossdistill.losses import info_nce_loss, ofa_loss
-from tests.methods.test_distiller import build
+from tests.pairs import build
 
 
 def make(student, teacher, **options):
-    return cd.create_distiller("fbt", student=build(student), teacher=build(teacher), **options)
+    return cd.create_distiller("fbt", student=build(student), teacher=build(teacher), options=options)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_the_front_runs_once_and_the_back_once_more(batch):
     blocks = []
     for place, block in enumerate(distiller.teacher.backbone.model.blocks):
         block.register_forward_hook(lambda m, i, o, place=place: blocks.append(place))
-    for module in distiller.method._tail[0]._tail.model.blocks:
+    for module in distiller.method.tail.network.model.blocks:
         module.register_forward_hook(lambda m, i, o: blocks.append(type(m).__name__))
     distiller(*batch)
     assert blocks.count("Block") == len(distiller.teacher.backbone.model.blocks) - 5 == 1

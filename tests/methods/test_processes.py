@@ -25,7 +25,7 @@ def make(method, options):
     # Norms over one image each: the student's own batch statistics are not the method's matter.
     student = cd.create_backbone("test_vit", 5, 32, patch_size=8)
     teacher = cd.create_backbone("test_convnext", 5, 32)
-    return cd.create_distiller(method, student=student, teacher=teacher, **options).double().train()
+    return cd.create_distiller(method, student=student, teacher=teacher, options=options).double().train()
 
 
 def batch():

@@ -10,7 +10,6 @@ from crossdistill.methods.rsd import RSD
 class Stopping(Method):
     idea = "Plain training that is told to stop at a batch, once."
     paper = "-"
-    uses_teacher = False
 
     def __init__(self, options, student, teacher):
         super().__init__(options, student, teacher)

@@ -4,25 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-import yaml
 
-from crossdistill import UserError, load_backbone
-from crossdistill.config import EngineConfig, LoaderConfig, ModelConfig, OptimConfig, to_dict
+from crossdistill import load_backbone
+from crossdistill.config import EngineConfig, LoaderConfig, ModelConfig, OptimConfig
 from crossdistill.report.records import read_run
 from crossdistill.training.callbacks import Interrupted
-from crossdistill.training.run import fit
-from crossdistill.training.setup import check_unchanged
-
-
-def test_a_run_of_an_earlier_release_can_be_resumed(quick, tmp_path):
-    settings = yaml.safe_load(yaml.safe_dump(to_dict(replace(quick, out=str(tmp_path)))))
-    del settings["cache"], settings["loader"]["views"], settings["engine"]["strategy"]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    check_unchanged(quick, tmp_path)
-    with pytest.raises(UserError, match=r"loader.views is now 2 and was None"):
-        check_unchanged(replace(quick, loader=replace(quick.loader, views=2)), tmp_path)
-    with pytest.raises(UserError, match=r"options.rsd is now {'kappa': 0.5} and was None"):
-        check_unchanged(replace(quick, options={"rsd": {"kappa": 0.5}}), tmp_path)
+from crossdistill.training.fit import fit
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import yaml
 from crossdistill import UserError, load_backbone
 from crossdistill.config import AugmentConfig, EngineConfig, LoaderConfig, ModelConfig, OptimConfig, RunConfig
 from crossdistill.data import load_data
-from crossdistill.data.loaders import make_loader
+from crossdistill.data.loaders import evaluation_loader
 from crossdistill.data.transforms import eval_transform
 from crossdistill.report.records import read_run
-from crossdistill.training.run import fit
+from crossdistill.training.fit import fit
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,8 @@ def test_timm_opens_the_student_and_it_scores_what_was_reported(rsd_run):
     data = load_data("digits", LoaderConfig())
     right = 0
     with torch.no_grad():
-        for images, targets, _ in make_loader(data.test, eval_transform(AugmentConfig(), ours.spec, 32), 128):
+        transform = eval_transform(AugmentConfig(), ours.spec, 32)
+        for images, targets, *_ in evaluation_loader(data.test, transform, 128):
             logits = student(images)
             torch.testing.assert_close(logits, ours(images).logits)
             right += int((logits.argmax(dim=1) == targets).sum())
@@ -73,7 +74,7 @@ def test_the_page_stands_alone(rsd_run):
     assert page.count("data:image/png;base64") == 12
     fetched = re.findall(r"(?:src|href)=[\"'](?!data:|#)([^\"']+)", page)
     assert not fetched
-    assert "training-only parameters, thrown away: 20,736" in page
+    assert "training-only parameters, removed afterwards: 20,736" in page
 
 
 def test_checkpoints_hold_what_trains_and_no_teacher(rsd_run):
@@ -89,7 +90,8 @@ def test_checkpoints_hold_what_trains_and_no_teacher(rsd_run):
 def test_a_run_can_be_started_again_from_its_config(rsd_run):
     stored = yaml.safe_load((rsd_run / "config.yaml").read_text())
     assert stored["epochs"] == 8
-    assert stored["options"] == {}
+    assert stored["options"]["rsd"]["kappa"] == 0.01
+    assert stored["augment"]["crop"] == "padded"
     assert set(stored) == set(RunConfig.__dataclass_fields__)
 
 
@@ -169,7 +171,7 @@ def test_wrong_teachers_are_refused_before_training(quick, silent, teacher_run, 
     fresh = replace(quick, method="kd", teacher="test_resnet", **out)
     refused("chance is .*fine-tune it|chance is .*head looks fresh", fresh, silent)
     refused(
-        "holds a 'test_resnet', but --teacher says 'test_vit'",
+        "holds a 'test_resnet', but --teacher is 'test_vit'",
         replace(quick, teacher="test_vit", method="kd", teacher_checkpoint=str(teacher_run), **out),
         silent,
     )
@@ -181,17 +183,11 @@ def test_wrong_teachers_are_refused_before_training(quick, silent, teacher_run, 
 
 def test_a_folder_that_is_taken_is_not_written(quick, silent, rsd_run):
     before = (rsd_run / "metrics.json").read_text()
-    refused("already holds a run: go on with --resume", replace(quick, method="none", out=str(rsd_run)), silent)
+    refused("already holds a run: continue it with --resume", replace(quick, method="none", out=str(rsd_run)), silent)
     refused(
-        "is now 'none' and was 'rsd'",
+        "method is now 'none' and was 'rsd'",
         replace(quick, method="none", out=str(rsd_run), epochs=8, loader=LoaderConfig(batch_size=64)),
         silent,
         resume=True,
     )
     assert (rsd_run / "metrics.json").read_text() == before
-
-
-def test_folders_that_cannot_be_written(quick, silent, tmp_path):
-    (tmp_path / "file").write_text("x")
-    refused("cannot write to", replace(quick, method="none", out=str(tmp_path / "file" / "run")), silent)
-    refused("holds no run to resume", replace(quick, method="none", out=str(tmp_path / "new")), silent, resume=True)

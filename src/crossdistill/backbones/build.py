@@ -1,32 +1,23 @@
-"""From a name to a `Backbone`."""
+"""Build a `Backbone` from a name."""
 
-import importlib
-import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import torchvision
-from torch import nn
 
+from crossdistill.backbones.args import WEIGHTS_FILE, BackboneArgs, read_args
 from crossdistill.backbones.base import Backbone
 from crossdistill.backbones.checkpoint import load_weights
 from crossdistill.backbones.hooked_backbone import HookedBackbone
-from crossdistill.backbones.small_stem import SMALL_STEM, remove_strides, strided_modules
+from crossdistill.backbones.networks import OTHER_SIZE, build_other, build_timm
 from crossdistill.backbones.timm_backbone import TimmBackbone
-from crossdistill.errors import UserError, unknown
-
-WEIGHTS_FILE = "student.safetensors"
-CONFIG_FILE = "config.json"
-_SMALL_GRID = 8
-"""Patches along a side that a plain transformer gets with small_images."""
-_SMALL_LAST = 4
-"""Cells along a side that the last map of a hierarchical network gets with small_images; half as many where a patch
-embedding, which keeps patches of at least 2 pixels, makes the first map."""
+from crossdistill.config.validation import validated
+from crossdistill.errors import UserError, first_line, unknown
 
 
 def create_backbone(
@@ -41,42 +32,31 @@ def create_backbone(
     stages: Sequence[str] | None = None,
     **model_args: Any,
 ) -> Backbone:
-    """Build any image classifier as a `Backbone`.
+    """Build any image network as a `Backbone`.
 
-    `name` is a timm model, "torchvision:<name>", or "package.module:factory" (a callable that gives
-    an `nn.Module`; it is passed those of num_classes, in_chans and img_size that it takes).
-    `img_size` in pixels (None: the model's own); `checkpoint` a safetensors or torch file, or a
-    finished run's folder; `small_images` gives a convolutional network a stem without early strides
-    and a transformer a fitting patch size; `stages` names four modules where they cannot be found;
-    `model_args` go to the model's constructor. Raises UserError for an unknown name and for a model
-    or checkpoint that does not fit.
+    `name` is a timm model, "torchvision:<name>", or "package.module:factory" (a callable that returns an `nn.Module`;
+    those of num_classes, in_chans and img_size that it accepts are passed). `num_classes` 0 builds a network without a
+    classifier. `img_size` in pixels (None: the model's own); `checkpoint` a safetensors or torch file, or the folder of
+    a finished run; `small_images` builds a convolutional network without early strides and a transformer with a small
+    patch size; `stages` names four modules where they cannot be found; `model_args` go to the model's constructor.
+    Raises UserError for an unknown name and for a model or checkpoint that does not fit.
     """
-    for what, number in (("num_classes", num_classes), ("img_size", img_size), ("in_chans", in_chans)):
-        if number is not None and number < 1:
-            raise UserError(f"{what} is {number}; it must be at least 1")
-    recipe = dict(
+    given = dict(
         name=name,
         num_classes=num_classes,
         img_size=img_size,
         in_chans=in_chans,
         small_images=small_images,
         stages=None if stages is None else list(stages),
-        **({"model_args": model_args} if model_args else {}),
+        model_args=model_args,
     )
-    if name.startswith("torchvision:") or (":" in name and not name.startswith(("hf-hub:", "local-dir:"))):
-        size = img_size or 224
-        if name.startswith("torchvision:"):
-            model = _torchvision_model(name, num_classes, img_size, pretrained, model_args)
-        else:
-            model = _own_model(name, num_classes, size, in_chans, model_args)
-        if small_images:
-            remove_strides(model, strided_modules(model, in_chans, size, _SMALL_LAST))
-    else:
-        model, size = _timm_model(name, num_classes, img_size, in_chans, pretrained, small_images, model_args)
+    args = validated(BackboneArgs, given, "create_backbone")
+    own = name.startswith("torchvision:") or (":" in name and not name.startswith(("hf-hub:", "local-dir:")))
+    model, size = (build_other if own else build_timm)(args, pretrained)
     if checkpoint is not None:
         path = Path(checkpoint)
         if path.is_dir():
-            _check_recipe(recipe, path)
+            _check_args(args, path)
             path = path / WEIGHTS_FILE
         load_weights(model, path)
     backbone: Backbone
@@ -84,127 +64,59 @@ def create_backbone(
         backbone = HookedBackbone(model, name, size, in_chans, num_classes, stages)
     else:
         backbone = TimmBackbone(model, name, size, in_chans)
-    backbone.recipe = {**recipe, "img_size": size}
+    backbone.args = replace(args, img_size=size)
     return backbone
 
 
-def load_backbone(folder: str | Path) -> Backbone:
-    """Load the student that a finished run left in `folder`, with its own name, size and classes.
-
-    Raises UserError for a folder that holds none.
-    """
-    recipe = read_recipe(folder)
-    return create_backbone(checkpoint=folder, **recipe.pop("model_args", {}), **recipe)
+def from_args(args: BackboneArgs, checkpoint: str | Path | None = None) -> Backbone:
+    """Build the backbone that has these arguments. Raises UserError."""
+    values = {field.name: getattr(args, field.name) for field in fields(args)}
+    model_args = values.pop("model_args")
+    return create_backbone(checkpoint=checkpoint, **model_args, **values)
 
 
-def read_recipe(folder: str | Path) -> dict[str, Any]:
-    """Read the arguments of `create_backbone` that the student in `folder` was built with. Raises UserError."""
-    path = Path(folder) / CONFIG_FILE
+def outline(name: str, num_classes: int, img_size: int | None = None, **arguments: Any) -> Backbone:
+    """Build a model without memory for its weights, where it can be built so; for its spec, size and cost."""
+    build = partial(create_backbone, name, num_classes, img_size, **arguments)
     try:
-        recipe = json.loads(path.read_text())["crossdistill"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{str(folder)!r} is no finished run: it has no {CONFIG_FILE} written by crossdistill"
-        ) from error
-    return dict(recipe)
+        with torch.device("meta"):
+            return build()
+    except (NotImplementedError, RuntimeError, UserError):
+        # Some constructors compute with values, which meta tensors do not have.
+        return build()
 
 
-def _check_recipe(recipe: dict[str, Any], folder: Path) -> None:
-    """Refuse weights of a run whose network differs in what the weights' shapes do not show."""
-    stored = read_recipe(folder)
-    for key in ("name", "small_images", "model_args"):
-        if stored.get(key) != recipe.get(key):
-            raise UserError(
-                f"the model in {str(folder)!r} was built with {key}={stored.get(key)!r}, this one with "
-                f"{recipe.get(key)!r}; build it alike, or use load_backbone"
-            )
-
-
-def _timm_model(
-    name: str,
-    num_classes: int,
-    img_size: int | None,
-    in_chans: int,
-    pretrained: bool,
-    small_images: bool,
-    model_args: dict[str, Any],
-) -> tuple[nn.Module, int]:
-    if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
+def own_img_size(name: str) -> int:
+    """Return the side in pixels that a model is built for by default. Raises UserError for an unknown name."""
+    if name.startswith(("hf-hub:", "local-dir:")):
+        return create_backbone(name, 1).img_size
+    if ":" in name:
+        return OTHER_SIZE
+    if not timm.is_model(name):
         raise unknown("model", name, timm.list_models())
-    wanted = dict(num_classes=num_classes, in_chans=in_chans, **model_args)
-    if not small_images:
-        model = _create(name, wanted, {"img_size": img_size}, pretrained)
-        return model, img_size or int(model.pretrained_cfg["input_size"][-1])
-    with torch.device("meta"):
-        outline = _create(name, wanted, {"img_size": img_size}, False)
-    size = img_size or int(outline.pretrained_cfg["input_size"][-1])
-    strides = [int(info["reduction"]) for info in outline.feature_info]
-    if len(set(strides)) == 1:
-        patch = max(1, size // _SMALL_GRID)
-    else:
-        patch = max(2, strides[0] * size // (_SMALL_LAST * strides[-1]))
-    extras: dict[str, int | None] = {"img_size": img_size}
-    if "patch_size" not in model_args:
-        extras["patch_size"] = min(patch, strides[0])
-    model = _create(name, wanted, extras, pretrained)
-    if [int(info["reduction"]) for info in model.feature_info] != strides or "patch_size" in model_args:
-        return model, size
-    if len(set(strides)) == 1 and strides[0] > patch:
-        raise UserError(
-            f"small_images: model {name!r} takes no patch_size, so its {strides[0]} px patches stay; use a larger "
-            "img_size, or its class as 'package.module:Class' with model_args"
-        )
-    names = strided_modules(outline, in_chans, size, _SMALL_LAST)
-    if names:
-        stem = {"base": name, "strided": names}
-        model = _create(SMALL_STEM, {**wanted, **stem}, {"img_size": img_size}, pretrained)
-    return model, size
-
-
-def _create(name: str, wanted: dict[str, Any], optional: dict[str, Any], pretrained: bool) -> Any:
-    return _call(partial(timm.create_model, name, pretrained=pretrained), name, wanted, optional)
-
-
-def _call(factory: Callable[..., Any], name: str, wanted: dict[str, Any], optional: dict[str, Any]) -> Any:
-    """Call a model's factory with those of the optional arguments that it takes. Raises UserError."""
-    optional = {key: value for key, value in optional.items() if value is not None}
-    while True:
-        try:
-            return factory(**wanted, **optional)
-        except TypeError as error:
-            refused = next((key for key in optional if f"'{key}'" in str(error)), None)
-            if refused is None:
-                raise UserError(f"model {name!r} does not take these arguments: {error}") from error
-            optional.pop(refused)
-        except (AssertionError, OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"model {name!r} cannot be built with { ({**wanted, **optional}) }: {error}") from error
-
-
-def _torchvision_model(
-    name: str, num_classes: int, img_size: int | None, pretrained: bool, model_args: dict[str, Any]
-) -> nn.Module:
-    short = name.partition(":")[2]
-    known = torchvision.models.list_models(module=torchvision.models)
-    if short not in known:
-        raise unknown("torchvision model", short, known)
-    if pretrained and num_classes != 1000:
-        raise UserError(
-            f"{name!r}: torchvision's pretrained heads have 1000 classes, the data {num_classes}; build it without "
-            "pretrained and load a checkpoint"
-        )
-    factory = partial(torchvision.models.get_model, short, weights="DEFAULT" if pretrained else None)
-    return _call(factory, name, {"num_classes": num_classes, **model_args}, {"image_size": img_size})
-
-
-def _own_model(name: str, num_classes: int, img_size: int, in_chans: int, model_args: dict[str, Any]) -> nn.Module:
-    module, _, attribute = name.partition(":")
     try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"model {name!r} cannot be imported: {error}") from error
-    taken = inspect.signature(factory).parameters
-    offered = dict(num_classes=num_classes, in_chans=in_chans, img_size=img_size)
-    model = _call(factory, name, {**{key: value for key, value in offered.items() if key in taken}, **model_args}, {})
-    if not isinstance(model, nn.Module):
-        raise UserError(f"{name!r} gave {type(model).__name__}, not an nn.Module")
-    return model
+        cfg = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise UserError(f"model {name!r}: {first_line(error)}") from error
+    return OTHER_SIZE if cfg is None else int(cfg.input_size[-1])
+
+
+def load_backbone(folder: str | Path) -> Backbone:
+    """Load the student of a finished run from its folder, with its own name, size and classes.
+
+    Raises UserError for a folder that is no finished run.
+    """
+    return from_args(read_args(folder), folder)
+
+
+def _check_args(args: BackboneArgs, folder: Path) -> None:
+    """Raise UserError for the weights of a network that differs in what the shapes of weights do not show."""
+    stored = read_args(folder)
+    for key in ("name", "small_images", "model_args"):
+        before, now = getattr(stored, key), getattr(args, key)
+        # In the file a tuple is a list.
+        if json.dumps(before) != json.dumps(now, default=str):
+            raise UserError(
+                f"the model in {str(folder)!r} was built with {key}={before!r}, this one with {now!r}; build it with "
+                "the same value, or use load_backbone"
+            )

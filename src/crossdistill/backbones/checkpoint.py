@@ -1,4 +1,4 @@
-"""Weights from a file into a model: whole, or an error that names the keys."""
+"""Load weights from a file into a model: all of them, or an error that names the keys."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from crossdistill.errors import UserError, first_line
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Where common trainers keep the weights; averaged ones first, as timm does."""
+"""Keys under which common trainers keep the weights; averaged ones first, as in timm."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -23,10 +23,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             loaded = load_file(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is no checkpoint fails in as many ways as there are files
+    except Exception as error:  # a file that is no checkpoint can raise anything
         reason = first_line(error)
         raise UserError(
-            f"checkpoint {str(path)!r} cannot be read; is it cut short or another format? ({reason})"
+            f"checkpoint {str(path)!r} cannot be read; is it truncated or of another format? ({reason})"
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
@@ -38,21 +38,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a checkpoint file into `model`, all of it.
+def load_weights(model: nn.Module, path: Path, prefix: str | None = None) -> None:
+    """Load a checkpoint file into `model`, all of its weights.
 
-    Prefixes that wrappers put before the names (`module.`, `model.`, `distiller.student.model.`,
-    ...) are found from the names themselves; under a prefix, weights of other parts are passed
-    over. Raises UserError for keys that are missing, not expected or of another shape.
+    With `prefix`, the weights are those whose names begin with it. Without, a prefix that wrappers put before the names
+    (`module.`, `model.`, ...) is found from the names themselves, and weights under other prefixes are ignored. Raises
+    UserError for keys that are missing, not expected or of another shape.
     """
-    wanted = model.state_dict()
-    found = _without_prefix(read_weights(path), wanted)
-    missing = [k for k in wanted if k not in found]
-    surplus = [k for k in found if k not in wanted]
+    expected = model.state_dict()
+    stored = read_weights(path)
+    found = _without_prefix(stored, expected) if prefix is None else _under(stored, prefix)
+    missing = [k for k in expected if k not in found]
+    surplus = [k for k in found if k not in expected]
     shapes = [
-        f"{k} is {tuple(found[k].shape)}, the model has {tuple(wanted[k].shape)}"
-        for k in wanted
-        if k in found and found[k].shape != wanted[k].shape
+        f"{k} is {tuple(found[k].shape)}, the model has {tuple(expected[k].shape)}"
+        for k in expected
+        if k in found and found[k].shape != expected[k].shape
     ]
     problems = [
         f"{what}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}"
@@ -64,13 +65,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(found)
 
 
-def _without_prefix(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+def _under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def _without_prefix(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
     cleaned = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}
-    if not any(key in wanted for key in cleaned):
-        prefixes = {key[: -len(name)] for name in wanted for key in cleaned if key.endswith("." + name)}
-        # The averaged copy (ema.) before the raw one where both fit.
-        best = max(
-            prefixes, key=lambda p: (sum(p + name in cleaned for name in wanted), "ema" in p, -len(p)), default=""
-        )
-        cleaned = {key[len(best) :]: value for key, value in cleaned.items() if key.startswith(best)}
-    return cleaned
+    if any(key in expected for key in cleaned):
+        return cleaned
+    prefixes = {key[: -len(name)] for name in expected for key in cleaned if key.endswith("." + name)}
+    # The averaged copy (ema.) before the raw one where both fit.
+    best = max(prefixes, key=lambda p: (sum(p + name in cleaned for name in expected), "ema" in p, -len(p)), default="")
+    return _under(cleaned, best)

@@ -1,4 +1,4 @@
-"""What kind of network a backbone is, asked of its modules and never of its name."""
+"""Which kind of network a backbone is, read from its modules and never from its name."""
 
 from torch import nn
 
@@ -6,15 +6,14 @@ from crossdistill.backbones.base import Backbone
 
 _SPATIAL_CONVS = 4
 _QUERIES = ("qkv", "qkv_proj", "to_query", "to_q")
-"""What the projections of attention are called, also where it has no heads (linear attention)."""
+"""Names of the projections of attention, also where it has no heads (linear attention)."""
 
 
 def is_convolutional(backbone: Backbone) -> bool:
-    """Say whether a network mixes positions by convolutions alone (a CNN), not by attention or MLPs.
+    """Return whether a network mixes positions by convolutions alone (a CNN), not by attention or MLPs.
 
-    A CNN has spatial convolutions beyond its stem (a kernel that is larger than its stride, in at
-    least four places) and no module with attention heads or a
-    projection to queries. Hybrids count as attention.
+    A CNN has spatial convolutions beyond its stem (a kernel larger than its stride, at least four times) and no module
+    with attention heads or a projection to queries. Hybrids count as attention.
     """
     modules = list(backbone.model.modules())
     heads = any(isinstance(m, nn.MultiheadAttention) or isinstance(getattr(m, "num_heads", None), int) for m in modules)

@@ -1,45 +1,28 @@
 """Any other `nn.Module`: stages and embedding are read by hooks on its named modules."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from crossdistill.backbones.base import Backbone, probe_images, read_spec
+from crossdistill.backbones._probe import Call, evaluating, probe_images, record
+from crossdistill.backbones.base import Backbone, read_spec
 from crossdistill.backbones.stages import STAGES, choose_stages, proportional_cuts
 from crossdistill.errors import UserError, first_line, unknown
 from crossdistill.types import BackboneOutput
 
-
-@dataclass(frozen=True)
-class _Call:
-    """One module's output in a probe, in order of completion."""
-
-    name: str
-    module: nn.Module
-    shape: tuple[int, ...]
-
-    @property
-    def side(self) -> int:
-        """Cells along one side of the map, 0 where the output is no map."""
-        if len(self.shape) != 4:
-            return 0
-        if self.shape[2] == self.shape[3]:
-            return self.shape[2]
-        return self.shape[1] if self.shape[1] == self.shape[2] else 0
+Shape = tuple[int, ...]
 
 
 class HookedBackbone(Backbone):
-    """A module that is no timm model behind the `Backbone` face.
+    """A module that is no timm model as a `Backbone`.
 
-    The classifier is the last Linear or 1x1 Conv2d that gives `num_classes`; the embedding is its
-    input (pooled, for a convolution). Stages are found for the usual shapes: the last module of
-    each resolution (NCHW or NHWC), or equal blocks of tokens or maps, cut as `proportional_cuts`
-    says; or they are the four modules named in `stages`.
+    The classifier is the last Linear or 1x1 Conv2d with `num_classes` outputs; the embedding is its input (pooled, for
+    a convolution). With `num_classes` 0 the module's own output is the embedding. Stages are found for the usual
+    structures: the last module of each resolution (NCHW or NHWC), or equal blocks of tokens or maps, cut as
+    `proportional_cuts` says; or they are the four modules named in `stages`.
     """
 
     def __init__(
@@ -56,24 +39,22 @@ class HookedBackbone(Backbone):
         self.img_size = img_size
         self._seen: dict[str, Tensor] = {}
         self._recording: tuple[str, ...] = ()
+        images = probe_images(model, in_chans, img_size)
         try:
-            calls, logits = _watch(model, probe_images(model, in_chans, img_size))
+            calls, output = record(model, lambda: model(images), _shape)
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
-                f"model {name!r} cannot look at images of {in_chans} x {img_size} x {img_size}: {first_line(error)}"
+                f"model {name!r} cannot run on images of {in_chans} x {img_size} x {img_size}: {first_line(error)}"
             ) from error
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != num_classes:
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UserError(f"model {name!r} gives {got} for two images; expected logits (2, {num_classes})")
-        classifier = next((c for c in reversed(calls) if _is_classifier(c.module, num_classes)), None)
-        if classifier is None:
-            raise UserError(
-                f"model {name!r} has no Linear or 1x1 Conv2d that gives {num_classes} classes, so its embedding cannot "
-                "be read; end it with one"
-            )
-        before = calls[: calls.index(classifier)]
+        _check_output(output, name, num_classes)
+        self._classifier: str | None = None
+        if num_classes:
+            classifier = _find_classifier(calls, name, num_classes)
+            calls = calls[: calls.index(classifier)]
+            self._classifier = classifier.name
         self._stage_names: tuple[str, ...] = ()
         self._layouts: list[str | int] = []
+        before = [call for call in calls if call.value is not None]
         try:
             names = self._named(stages, before) if stages is not None else _find_stages(before)
             last_calls = {call.name: call for call in before}
@@ -83,15 +64,15 @@ class HookedBackbone(Backbone):
             if stages is not None:
                 raise
             self.stage_problem = str(error)
-        self._embedding_name = classifier.name
-        model.get_submodule(classifier.name).register_forward_pre_hook(self._keep_input)
+        if self._classifier is not None:
+            model.get_submodule(self._classifier).register_forward_pre_hook(self._keep_input)
         for stage in set(self._stage_names):
             model.get_submodule(stage).register_forward_hook(partial(self._keep_output, stage))
-        with torch.no_grad():
-            output = self._probe(probe_images(model, in_chans, img_size))
-        self.spec = read_spec(model, output, name, img_size, in_chans)
+        with evaluating(self):
+            probed = self(images, stages=self.stage_problem is None)
+        self.spec = read_spec(model, probed, name, img_size, in_chans)
 
-    def _named(self, stages: Sequence[str], calls: list[_Call]) -> tuple[str, ...]:
+    def _named(self, stages: Sequence[str], calls: list[Call[Shape | None]]) -> tuple[str, ...]:
         if len(stages) != STAGES:
             raise UserError(f"stages names {len(stages)} modules; it must name {STAGES}, shallow to deep")
         known = [name for name, _ in self.model.named_modules() if name]
@@ -100,10 +81,10 @@ class HookedBackbone(Backbone):
             if stage not in known:
                 raise unknown("stage module", stage, known)
             if stage not in called:
-                raise UserError(f"stage module {stage!r} gives no tensor before the classifier; name one that does")
+                raise UserError(f"stage module {stage!r} returns no tensor before the classifier; name one that does")
         return tuple(stages)
 
-    # Bound methods and partials, not closures: they follow a deepcopy (the averaged student) to the copy.
+    # Bound methods and partials, not closures: a deep copy (the averaged student) gets its own.
     def _keep_input(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if "embedding" in self._recording:
             self._seen["embedding"] = inputs[0]
@@ -112,24 +93,17 @@ class HookedBackbone(Backbone):
         if name in self._recording:
             self._seen[name] = output
 
-    def _probe(self, images: Tensor) -> BackboneOutput:
-        training = self.model.training
-        self.model.eval()
-        try:
-            return self(images, stages=self.stage_problem is None)
-        finally:
-            self.model.train(training)
-
     def forward(self, images: Tensor, stages: bool = False) -> BackboneOutput:
-        """Look at images (B, C, H, W), normalised as `spec` says."""
+        """Run images (B, C, H, W), normalised as `spec` says."""
         if stages:
             self.require_stages()
         self._recording = ("embedding", *(self._stage_names if stages else ()))
         try:
-            logits = self.model(images)
-            # Some networks answer with auxiliary heads too while they train; the main one comes first.
-            logits = logits[0] if isinstance(logits, tuple) else logits
-            embedding = self._seen["embedding"]
+            output = self.model(images)
+            # In training some networks return the logits of auxiliary heads as well; the main head comes first.
+            output = output[0] if isinstance(output, tuple) else output
+            logits = None if self._classifier is None else output
+            embedding = output if self._classifier is None else self._seen["embedding"]
             if embedding.ndim == 4:
                 embedding = embedding.mean(dim=(2, 3))
             maps = None
@@ -137,83 +111,98 @@ class HookedBackbone(Backbone):
                 named = zip(self._stage_names, self._layouts, strict=True)
                 maps = tuple(_to_map(self._seen[name], layout) for name, layout in named)
         finally:
-            # Nothing of a forward is held beyond it.
+            # No tensor of a forward pass is kept after it.
             self._recording = ()
             self._seen.clear()
         return BackboneOutput(logits, embedding, maps)
 
 
-def _watch(model: nn.Module, images: Tensor) -> tuple[list[_Call], Any]:
-    calls: list[_Call] = []
-
-    def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                calls.append(_Call(name, module, tuple(output.shape)))
-
-        return hook
-
-    handles = [module.register_forward_hook(hook_for(name)) for name, module in model.named_modules() if name]
-    training = model.training
-    try:
-        with torch.no_grad():
-            return calls, model.eval()(images)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+def _shape(inputs: tuple[Any, ...], output: Any) -> Shape | None:
+    return tuple(output.shape) if isinstance(output, Tensor) else None
 
 
-def _is_classifier(module: nn.Module, num_classes: int) -> bool:
+def _side(shape: Shape) -> int:
+    """Return the cells along one side of a square map, 0 where the shape is no such map."""
+    if len(shape) != 4:
+        return 0
+    if shape[2] == shape[3]:
+        return shape[2]
+    return shape[1] if shape[1] == shape[2] else 0
+
+
+def _check_output(output: Any, name: str, num_classes: int) -> None:
+    got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if num_classes and not (isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] == num_classes):
+        raise UserError(f"model {name!r} returns {got} for two images; expected logits (2, {num_classes})")
+    if not num_classes and not (isinstance(output, Tensor) and output.ndim in (2, 4)):
+        raise UserError(
+            f"model {name!r} returns {got} for two images; without a classifier it must return an embedding (2, D) or "
+            "a map (2, C, H, W)"
+        )
+
+
+def _find_classifier(calls: list[Call[Shape | None]], name: str, num_classes: int) -> Call[Shape | None]:
+    for call in reversed(calls):
+        if is_classifier(call.module, num_classes):
+            return call
+    raise UserError(
+        f"model {name!r} has no Linear or 1x1 Conv2d with {num_classes} outputs, so its embedding cannot be read; end "
+        "it with one"
+    )
+
+
+def is_classifier(module: nn.Module, num_classes: int) -> bool:
+    """Return whether a layer can be a classifier of so many classes."""
     if isinstance(module, nn.Linear):
         return module.out_features == num_classes
     return isinstance(module, nn.Conv2d) and module.out_channels == num_classes and module.kernel_size == (1, 1)
 
 
-def _find_stages(calls: list[_Call]) -> tuple[str, ...]:
+def _find_stages(calls: list[Call[Shape | None]]) -> tuple[str, ...]:
     pools = [i for i, call in enumerate(calls) if isinstance(call.module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d)]
     if pools:
         calls = calls[: pools[-1]]
     # On the main path no later map is larger: this leaves out side branches such as squeeze-excitation.
-    path: list[_Call] = []
+    path: list[tuple[str, int]] = []
     for call in reversed(calls):
-        if call.side and (not path or call.side >= path[-1].side):
-            path.append(call)
+        side = _side(call.value or ())
+        if side and (not path or side >= path[-1][1]):
+            path.append((call.name, side))
     path.reverse()
-    if len({call.side for call in path}) >= STAGES:
-        chosen = choose_stages([-call.side for call in path])
-        return tuple(path[i].name for i in chosen)
+    if len({side for _, side in path}) >= STAGES:
+        return tuple(path[i][0] for i in choose_stages([-side for _, side in path]))
     blocks = _equal_blocks(calls)
     if len(blocks) >= STAGES:
         return tuple(blocks[i] for i in proportional_cuts(len(blocks)))
     raise UserError("it has neither four resolutions nor four equal blocks of tokens or maps")
 
 
-def _equal_blocks(calls: list[_Call]) -> list[str]:
-    groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+def _equal_blocks(calls: list[Call[Shape | None]]) -> list[str]:
+    groups: dict[tuple[str, Shape], list[str]] = {}
     for call in calls:
-        if call.side or len(call.shape) == 3:
+        shape = call.value or ()
+        if _side(shape) or len(shape) == 3:
             parent = call.name.rpartition(".")[0]
-            groups.setdefault((parent, call.shape), []).append(call.name)
+            groups.setdefault((parent, shape), []).append(call.name)
     return max(groups.values(), key=lambda names: (len(names), -names[0].count(".")), default=[])
 
 
-def _layouts(calls: list[_Call], model: nn.Module) -> list[str | int]:
-    """Say of each stage whether it is "NCHW", "NHWC", or tokens behind a number of prefix tokens."""
-    maps = [call.shape for call in calls if len(call.shape) == 4]
+def _layouts(calls: list[Call[Shape | None]], model: nn.Module) -> list[str | int]:
+    """Return for each stage "NCHW", "NHWC", or the number of prefix tokens before its patches."""
+    shapes = [call.value or () for call in calls]
+    maps = [shape for shape in shapes if len(shape) == 4]
     clear = ["NCHW" if s[2] == s[3] else "NHWC" for s in maps if (s[1] == s[2]) != (s[2] == s[3])]
-    # A map whose channels equal its side could be either: it is what the others are.
+    # A map whose channels equal its side could be either; the other maps decide.
     usual = max(set(clear), key=clear.count) if clear else "NCHW"
     layouts: list[str | int] = []
-    for call in calls:
-        shape = call.shape
+    for call, shape in zip(calls, shapes, strict=True):
         if len(shape) == 4:
             plain, last = shape[2] == shape[3], shape[1] == shape[2]
             layouts.append(usual if plain == last else "NCHW" if plain else "NHWC")
         elif len(shape) == 3:
             layouts.append(_prefix_tokens(shape[1], model))
         else:
-            raise UserError(f"stage {call.name!r} gives shape {shape}; expected a map (B, C, H, W) or tokens (B, L, D)")
+            raise UserError(f"stage {call.name!r} returns {shape}; expected a map (B, C, H, W) or tokens (B, L, D)")
     return layouts
 
 
@@ -230,7 +219,7 @@ def _to_map(output: Tensor, layout: str | int) -> Tensor:
         return output.permute(0, 3, 1, 2)
     if isinstance(layout, str):
         return output
-    # Class and register tokens stand before the patches.
+    # Class and register tokens come before the patches.
     patches = output[:, layout:]
     side = math.isqrt(patches.shape[1])
     return patches.transpose(1, 2).unflatten(2, (side, side))

@@ -1,61 +1,44 @@
-"""A stem for small images: early strides taken out of a network built for 224 pixels.
+"""A stem for small images: the early strides of a network built for 224 pixels are removed.
 
-At 32 pixels an ImageNet network ends in a single cell. Plain transformers and patchified
-networks take a smaller `patch_size`; convolutional stems are changed here: each of the first
-resolution levels loses its stride (a max pool goes, a kernel larger than 3 keeps its centre 3x3).
-The change is found by watching one forward, so it needs no table of models.
+At 32 pixels an ImageNet network ends in a single cell. Plain transformers and networks with a patch embedding accept a
+smaller `patch_size`; convolutional stems are changed here: each of the first resolution levels loses its stride (a max
+pool is removed, a kernel larger than 3 keeps its centre 3x3). The modules are found by recording one forward pass, so
+no table of models is needed.
 
-The changed network is no longer the timm architecture of that name, and weights of a stride-1
-convolution would load into the original without a word. So it is registered with timm as
-`crossdistill_small_stem`: after `import crossdistill.backbones`, `timm.create_model("local-dir:...")` builds
-exactly what was exported; without that import, timm refuses the name.
+The changed network is no longer the timm architecture of that name, and weights of a stride-1 convolution would load
+into the original without an error. So it is registered with timm as `crossdistill_small_stem`: after `import
+crossdistill.backbones`, `timm.create_model("local-dir:...")` builds exactly what was exported; without that import,
+timm refuses the name.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import timm
-import torch
 from timm.models import load_pretrained, register_model
 from torch import Tensor, nn
 
-from crossdistill.backbones.base import probe_images
+from crossdistill.backbones._probe import probe_images, record
 from crossdistill.errors import UserError
 
 SMALL_STEM = "crossdistill_small_stem"
 
 
 def strided_modules(model: nn.Module, in_chans: int, img_size: int, last_cells: int) -> list[str]:
-    """Name the modules that must lose their stride for the last map to have `last_cells` cells a side.
+    """Name the modules whose stride must be removed for the last map to have `last_cells` cells along a side.
 
-    They are those of the first resolution levels; parallel branches of one level (a block's
-    convolution and its shortcut) come together. Empty where the last map is large enough. Raises
-    UserError where the strides are not those of plain convolutions and pools.
+    They are those of the first resolution levels; parallel branches of one level (the convolution of a block and its
+    shortcut) come together. Empty where the last map is large enough. Raises UserError where the strides are not those
+    of plain convolutions and pools.
     """
-    seen: list[tuple[str, int, int]] = []
-
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            before, after = inputs[0].shape[-1], output.shape[-1]
-            # A larger ratio is a pool over the whole map, not a step of the pyramid.
-            if 1 < before / after <= 4:
-                seen.append((name, before, after))
-
-        return hook
-
-    handles = [
-        module.register_forward_hook(watch(name))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)
+    images = probe_images(model, in_chans, img_size)
+    calls, _ = record(model, lambda: model(images), _sides)
+    seen = [
+        (call.name, *call.value)
+        for call in calls
+        # A larger ratio is a pool over the whole map, not a step between two resolutions.
+        if isinstance(call.module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and 1 < call.value[0] / call.value[1] <= 4
     ]
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(probe_images(model, in_chans, img_size))
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
     names: list[str] = []
     last = min((after for _, _, after in seen), default=img_size)
     size = img_size
@@ -63,7 +46,7 @@ def strided_modules(model: nn.Module, in_chans: int, img_size: int, last_cells: 
         level = [(name, after) for name, before, after in seen if before == size]
         if not level:
             raise UserError(
-                "this model's early strides are not plain convolutions or pools, so small_images cannot take them out; "
+                "this model's early strides are not plain convolutions or pools, so small_images cannot remove them; "
                 "use a larger img_size or an argument of the model's own (patch_size, output_stride, ...)"
             )
         names += [name for name, _ in level]
@@ -72,8 +55,16 @@ def strided_modules(model: nn.Module, in_chans: int, img_size: int, last_cells: 
     return names
 
 
+def _sides(inputs: tuple[Any, ...], output: Any) -> tuple[int, int]:
+    """Return the width of a module's first input and of its output; (1, 1) where they are no maps."""
+    before = inputs[0] if inputs else None
+    if isinstance(before, Tensor) and isinstance(output, Tensor) and before.ndim == output.ndim == 4:
+        return before.shape[-1], output.shape[-1]
+    return 1, 1
+
+
 def remove_strides(model: nn.Module, names: Sequence[str]) -> None:
-    """Change the named modules in place: pools go, convolutions get stride 1 and at most a 3x3 kernel."""
+    """Change the named modules in place: pools are removed, convolutions get stride 1 and at most a 3x3 kernel."""
     for name in names:
         module = model.get_submodule(name)
         if isinstance(module, nn.Conv2d):
@@ -94,7 +85,7 @@ def _keep_centre(conv: nn.Conv2d) -> None:
 def crossdistill_small_stem(
     pretrained: bool = False, base: str = "", strided: Sequence[str] = (), pretrained_cfg: Any = None, **kwargs: Any
 ) -> nn.Module:
-    """Entry point for timm: `base` without the strides of the modules named in `strided`."""
+    """Build `base` without the strides of the modules named in `strided`; an entry point of timm."""
     kwargs.pop("cache_dir", None)
     kwargs.pop("pretrained_cfg_overlay", None)
     exported = pretrained_cfg is not None

@@ -1,4 +1,4 @@
-"""Which four points of a network are its stages: a pure choice over strides, no model in sight."""
+"""Which four outputs of a network are its stages: a choice by strides alone."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,9 @@ _DEPTH_FRACTIONS = (2 / 12, 4 / 12, 10 / 12, 1.0)
 
 
 def proportional_cuts(depth: int) -> tuple[int, ...]:
-    """Cut `depth` equal blocks at 2-2-6-2 in proportion; gives the four block indices, from 0.
+    """Cut `depth` equal blocks in the proportion 2-2-6-2 and return the four block indices, from 0.
 
-    12 blocks give 1, 3, 9, 11. Fewer than four blocks repeat the first. Raises ValueError for
-    no block.
+    12 blocks are cut at 1, 3, 9, 11. Fewer than four blocks repeat the first. Raises ValueError for no block.
     """
     if depth < 1:
         raise ValueError("a model without blocks has no stages")
@@ -26,11 +25,11 @@ def proportional_cuts(depth: int) -> tuple[int, ...]:
 
 
 def choose_stages(strides: Sequence[int]) -> tuple[int, ...]:
-    """Choose four taps among those a model offers, given each tap's stride, shallow to deep.
+    """Choose four of the feature maps that a model offers, given the stride of each, shallow to deep.
 
-    With four strides or more: the last tap of each of the four largest strides. With one: cuts in
-    proportion of depth. Between: the last tap of each stride, filled up from the stride that has
-    the most taps; where there are fewer than four taps, the first is repeated.
+    With four strides or more: the last map of each of the four largest strides. With one stride: cuts in proportion to
+    depth. With two or three: the last map of each stride, and further ones from the stride with the most maps; with
+    fewer than four maps the first is repeated.
     """
     last = {stride: i for i, stride in enumerate(strides)}
     ends = sorted(last.values())

@@ -1,4 +1,4 @@
-"""Any timm classifier, read through timm's own feature interface."""
+"""Any timm model, read through timm's own feature interface."""
 
 import logging
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossdistill.backbones.base import Backbone, probe_images, read_spec
+from crossdistill.backbones._probe import evaluating, probe_images
+from crossdistill.backbones.base import Backbone, read_spec
 from crossdistill.backbones.stages import choose_stages
 from crossdistill.errors import UserError, first_line
 from crossdistill.types import BackboneOutput
@@ -15,12 +16,12 @@ _log = logging.getLogger(__name__)
 
 
 class TimmBackbone(Backbone):
-    """A timm model behind the `Backbone` face.
+    """A timm model as a `Backbone`.
 
     Stages come from `forward_intermediates` (before any final norm), the embedding from
-    `forward_head(pre_logits=True)`, the logits from the classifier applied to it. A few models
-    (several heads) do not compute their logits that way; they are found by one probe when they
-    are wrapped, and their head is called a second time for the logits.
+    `forward_head(pre_logits=True)`, the logits from the classifier applied to it; a model built with `num_classes=0`
+    returns none. A few models (with several heads) do not compute their logits that way; one probe when they are
+    wrapped finds them, and their head is called a second time for the logits.
     """
 
     model: Any  # timm's conventions (forward_head, feature_info, ...) have no common type
@@ -42,44 +43,40 @@ class TimmBackbone(Backbone):
             self.stage_problem = "it has no forward_intermediates()"
         self._taps = sorted(set(taps))
         self._places = tuple(self._taps.index(tap) for tap in taps)
+        self._headless = getattr(model, "num_classes", None) == 0
         self._one_head_call = True
-        output = self._probe(probe_images(model, in_chans, img_size), name)
+        with evaluating(self):
+            output = self._probe(probe_images(model, in_chans, img_size), name)
         self.spec = read_spec(model, output, name, img_size, in_chans)
 
-    @torch.no_grad()
     def _probe(self, images: Tensor, name: str) -> BackboneOutput:
-        training = self.model.training
-        self.model.eval()
         try:
-            try:
-                final = self.model.forward_features(images)
-                embedding = self.model.forward_head(final, pre_logits=True)
-                expected = self.model.forward_head(final)
-            except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-                raise UserError(
-                    f"model {name!r} cannot look at images of {images.shape[-1]} px: {first_line(error)}; "
-                    "try another img_size"
-                ) from error
-            if embedding.ndim != 2 or expected.ndim != 2:
-                raise UserError(
-                    f"model {name!r} gives an embedding of shape {tuple(embedding.shape)} and logits of shape "
-                    f"{tuple(expected.shape)}; both must be (batch, width)"
-                )
+            final = self.model.forward_features(images)
+            embedding = self.model.forward_head(final, pre_logits=True)
+            expected = self.model.forward_head(final)
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"model {name!r} cannot run on images of {images.shape[-1]} px: {first_line(error)}; "
+                "try another img_size"
+            ) from error
+        if embedding.ndim != 2 or expected.ndim != 2:
+            raise UserError(
+                f"model {name!r} returns an embedding of shape {tuple(embedding.shape)} and logits of shape "
+                f"{tuple(expected.shape)}; both must be (batch, width)"
+            )
+        if not self._headless:
             self._one_head_call = _classifies(self.model, embedding, expected)
-            if not self._one_head_call:
-                _log.warning("%s: logits are not classifier(embedding); its head runs twice per forward", name)
-            if not self._taps:
-                return BackboneOutput(expected, embedding)
+        if not self._one_head_call:
+            _log.warning("%s: logits are not classifier(embedding); its head runs twice per forward", name)
+        if self._taps:
             try:
                 return self(images, stages=True)
             except (AssertionError, AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError) as error:
                 self.stage_problem = f"forward_intermediates() failed with {type(error).__name__}: {error}"
-                return BackboneOutput(expected, embedding)
-        finally:
-            self.model.train(training)
+        return BackboneOutput(None if self._headless else expected, embedding)
 
     def forward(self, images: Tensor, stages: bool = False) -> BackboneOutput:
-        """Look at images (B, C, H, W), normalised as `spec` says."""
+        """Run images (B, C, H, W), normalised as `spec` says."""
         maps: tuple[Tensor, ...] | None = None
         if stages:
             self.require_stages()
@@ -88,6 +85,8 @@ class TimmBackbone(Backbone):
         else:
             final = self.model.forward_features(images)
         embedding = self.model.forward_head(final, pre_logits=True)
+        if self._headless:
+            return BackboneOutput(None, embedding, maps)
         logits = self.model.get_classifier()(embedding) if self._one_head_call else self.model.forward_head(final)
         return BackboneOutput(logits, embedding, maps)
 

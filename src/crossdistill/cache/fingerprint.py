@@ -1,8 +1,9 @@
-"""What a stored output depends on, as a record that two caches can be told apart by, and told why."""
+"""What stored outputs depend on, as a record by which two caches can be compared."""
 
 import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,10 @@ import timm
 import torch
 from torch.utils.data import Dataset
 
-from crossdistill.config import RunConfig
+from crossdistill.config.data import AugmentConfig
 from crossdistill.data.datasets import Files, Images, Part
 from crossdistill.data.resident import ResidentViews
-from crossdistill.data.transforms import crop_kind
-from crossdistill.teacher import Teacher, TeacherGroup
+from crossdistill.teacher import Ensemble, Teacher
 from crossdistill.types import BackboneSpec
 
 VERSION = 1
@@ -24,17 +24,23 @@ _VIEWS_LOOKED_AT = 16
 
 
 def fingerprint(
-    config: RunConfig, teacher: Teacher | TeacherGroup, images: Images, views: Dataset[Any], spec: BackboneSpec
+    teacher: Teacher,
+    images: Images,
+    views: Dataset[Any],
+    student: BackboneSpec,
+    *,
+    augment: AugmentConfig,
+    view_seed: int,
+    precision: str,
 ) -> dict[str, Any]:
     """Describe teacher, data, views and code: equal records mean interchangeable stored outputs.
 
-    Weights are hashed whole, labels too; of the images 256 spread over the set are decoded and
-    hashed, and of files all names and sizes. Of the views some are made and their pixels hashed, so a library
-    that draws other random numbers is noticed as well.
+    Weights are hashed completely, labels too; 256 images spread over the set are decoded and hashed, and the names and
+    sizes of all files. Some of the views are made and their pixels hashed, so that a library that draws other random
+    numbers is noticed as well.
     """
-    student_sees = {"mean": list(spec.mean), "std": list(spec.std)}
     size = _get(views, 0)[0].shape[-1]
-    augment = config.augment
+    augment = augment.decided(size)
     return {
         "version": VERSION,
         "teacher": {
@@ -44,8 +50,8 @@ def fingerprint(
             "timm": timm.__version__,
             "img_size": [member.backbone.img_size for member in teacher.members],
             "normalisation": [[list(m.spec.mean), list(m.spec.std)] for m in teacher.members],
-            "mixed": _mixing(teacher),
-            "precision": config.engine.precision,
+            "mixed": teacher.backbone.shares if isinstance(teacher.backbone, Ensemble) else None,
+            "precision": precision,
         },
         "data": {
             "images": len(images),
@@ -54,38 +60,38 @@ def fingerprint(
             "pixels": _hash(_pictures(images)),
         },
         "transform": {
-            "seed": config.loader.view_seed,
+            "seed": view_seed,
             "img_size": size,
             "resident": isinstance(views, ResidentViews),
-            "crop": crop_kind(augment, size),
+            "crop": augment.crop,
             "scale": list(augment.scale),
             "hflip": augment.hflip,
             "color_jitter": augment.color_jitter,
             "auto_augment": augment.auto_augment,
             "erasing": augment.erasing,
-            # What is erased is filled with noise of the student's normalisation.
-            "normalisation": student_sees if augment.erasing else None,
-            "pixels": _hash(_views(views, spec)),
+            # Erased areas are filled with noise of the student's normalisation.
+            "normalisation": {"mean": list(student.mean), "std": list(student.std)} if augment.erasing else None,
+            "pixels": _hash(_views(views, student)),
         },
     }
 
 
 def short_name(record: dict[str, Any]) -> str:
-    """Give twelve hexadecimal digits that stand for a record."""
+    """Return twelve hexadecimal digits that stand for a record."""
     return _hash([json.dumps(record, sort_keys=True).encode()])[:12]
 
 
-def difference(stored: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+def difference(stored: dict[str, Any], expected: dict[str, Any]) -> str | None:
     """Say in a phrase what two records differ in; None where they are equal."""
-    if stored.get("version") != wanted["version"]:
-        return f"another version of this code ({stored.get('version')}, this is {wanted['version']})"
+    if stored.get("version") != expected["version"]:
+        return f"another version of this code ({stored.get('version')}, this is {expected['version']})"
     for part in ("teacher", "data", "transform"):
-        before, now = stored.get(part, {}), wanted[part]
+        before, now = stored.get(part, {}), expected[part]
         changed = [key for key in now if before.get(key) != now[key]]
         if changed:
             key = changed[0]
-            said = "" if _is_hash(now[key]) else f" was {before.get(key)!r}, is now {now[key]!r}"
-            return f"another {part}: {key}{said or ' differ'}"
+            values = "" if _is_hash(now[key]) else f" was {before.get(key)!r}, is now {now[key]!r}"
+            return f"another {part}: {key}{values or ' differ'}"
     return None
 
 
@@ -100,7 +106,7 @@ def _hash(parts: Any) -> str:
     return digest.hexdigest()
 
 
-def _weights(teacher: Teacher | TeacherGroup) -> Any:
+def _weights(teacher: Teacher) -> Any:
     for member in teacher.members:
         for name, tensor in member.backbone.state_dict().items():
             yield f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode()
@@ -108,15 +114,10 @@ def _weights(teacher: Teacher | TeacherGroup) -> Any:
 
 
 def _built(member: Teacher) -> Any:
-    """Give what a model is built with beside its weights: the same weights can be run in other ways."""
-    recipe = member.backbone.recipe
-    return json.loads(json.dumps({key: recipe.get(key) for key in ("model_args", "small_images", "stages")}))
-
-
-def _mixing(teacher: Teacher | TeacherGroup) -> Any:
-    if isinstance(teacher, Teacher):
-        return None
-    return "confidence" if teacher.by_confidence else [round(share, 6) for share in teacher.log_shares.exp().tolist()]
+    """Return how a model is built: the same weights can be run in other ways."""
+    args = member.backbone.args
+    built = {"model_args": args.model_args or None, "small_images": args.small_images, "stages": args.stages}
+    return json.loads(json.dumps(built))
 
 
 def _spread(size: int, count: int) -> list[int]:
@@ -132,9 +133,7 @@ def _pictures(images: Images) -> Any:
 
 
 def _files(images: Images) -> Any:
-    """Give names and sizes of files; nothing for other kinds of data, whose rows are decoded above."""
-    from pathlib import Path
-
+    """Return names and sizes of files; nothing for other kinds of data, whose rows are decoded above."""
     chosen: Any = np.arange(len(images))
     while isinstance(images, Part):
         chosen, images = images.indices[chosen], images.images
@@ -144,12 +143,12 @@ def _files(images: Images) -> Any:
             yield f"{path.parent.name}/{path.name}:{path.stat().st_size}\n".encode()
 
 
-def _views(views: Dataset[Any], spec: BackboneSpec) -> Any:
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (spec.mean, spec.std))
+def _views(views: Dataset[Any], student: BackboneSpec) -> Any:
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (student.mean, student.std))
     for index in _spread(len(views), _VIEWS_LOOKED_AT):  # type: ignore[arg-type]
         for view in (0, 1):
             image = _get(views, index, view)[0].cpu()
-            # As bytes: students of another normalisation see the same view.
+            # As bytes, so that students with another normalisation have the same views.
             yield ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).numpy().tobytes()
 
 

@@ -1,7 +1,7 @@
 """Stored outputs on disk: shards of rows, memory-mapped, each with its checksum.
 
-A shard holds one view of a run of images, as rows of all fields side by side, so that reading a sample
-touches one place. `view-003-00012.bin` is whole as soon as `view-003-00012.json` stands beside it.
+A shard holds one view of consecutive images, as rows of all fields side by side, so that reading a sample touches one
+place. `view-003-00012.bin` is complete as soon as `view-003-00012.json` exists beside it.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from crossdistill.types import BackboneOutput
 
 MANIFEST = "cache.json"
 LOCKS = ".locks"
-KINDS = {"float16": np.float16, "float32": np.float32}
+DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class CacheFormat:
     embedding: int
     """D, width of the teacher's embedding."""
     classes: int
-    """K."""
+    """K; 0 stores no logits."""
     top_k: int | None = None
-    """Logits kept per view, with the mass of the others; None keeps all."""
+    """Logits kept for each view, with the mass of the others; None keeps all."""
     stages: tuple[tuple[int, tuple[int, ...]], ...] = ()
     """Stage maps kept: number 1 to 4 and shape (C, H, W)."""
     dtype: str = "float16"
@@ -50,71 +50,69 @@ class CacheFormat:
     @property
     def row(self) -> np.dtype[Any]:
         """The fields of one view of one image."""
-        kind: Any = KINDS[self.dtype]
-        fields: list[Any] = [("embedding", kind, (self.embedding,))]
-        if self.top_k is None:
-            fields.append(("logits", kind, (self.classes,)))
-        else:
+        number: Any = DTYPES[self.dtype]
+        fields: list[Any] = [("embedding", number, (self.embedding,))]
+        if self.top_k is not None:
             place = np.int16 if self.classes <= 2**15 else np.int32
-            fields += [("top", kind, (self.top_k,)), ("place", place, (self.top_k,)), ("rest", np.float32, ())]
-        fields += [(f"stage{number}", kind, shape) for number, shape in self.stages]
+            fields += [("top", number, (self.top_k,)), ("place", place, (self.top_k,)), ("rest", np.float32, ())]
+        elif self.classes:
+            fields.append(("logits", number, (self.classes,)))
+        fields += [(f"stage{stage}", number, shape) for stage, shape in self.stages]
         return np.dtype(fields)
 
     @property
     def shards(self) -> int:
-        """How many shards a view has."""
+        """Number of shards of a view."""
         return math.ceil(self.images / self.shard_images)
 
     def bytes(self, views: int) -> int:
-        """How large a cache of so many views is."""
+        """Return the size of a cache of so many views."""
         return int(self.row.itemsize * self.images * views)
 
     def bounds(self, shard: int) -> tuple[int, int]:
-        """First image of a shard, and the first that is no more in it."""
+        """Return the first image of a shard, and the first after it."""
         return shard * self.shard_images, min((shard + 1) * self.shard_images, self.images)
 
     def pack(self, output: BackboneOutput, rows: Any) -> None:
-        """Write outputs (B, ...) into rows of this format. Raises UserError for what the dtype cannot hold."""
-        rows["embedding"] = self._held("embedding", output.embedding)
-        logits = output.logits.float()
-        if self.top_k is None:
-            rows["logits"] = self._held("logits", logits)
-        else:
+        """Write outputs (B, ...) into rows of this format. Raises UserError for numbers that the dtype cannot hold."""
+        rows["embedding"] = self._stored("embedding", output.embedding)
+        if self.top_k is not None:
+            logits = output.require_logits().float()
             top, place = logits.topk(self.top_k, dim=1)
-            rows["top"], rows["place"] = self._held("logits", top), place.cpu().numpy()
+            rows["top"], rows["place"] = self._stored("logits", top), place.cpu().numpy()
             others = logits.scatter(1, place, float("-inf"))
             rows["rest"] = others.logsumexp(dim=1).cpu().numpy()
+        elif self.classes:
+            rows["logits"] = self._stored("logits", output.require_logits())
         for number, _ in self.stages:
-            assert output.stages is not None
-            rows[f"stage{number}"] = self._held(f"stage {number}", output.stages[number - 1])
+            rows[f"stage{number}"] = self._stored(f"stage {number}", output.require_stages()[number - 1])
 
-    def _held(self, name: str, values: Tensor) -> Any:
-        kept = values.float().cpu().numpy()
+    def _stored(self, name: str, values: Tensor) -> Any:
+        numbers = values.float().cpu().numpy()
         with np.errstate(over="ignore"):
-            kept = kept.astype(KINDS[self.dtype])
+            kept = numbers.astype(DTYPES[self.dtype])
         if not np.isfinite(kept).all():
             largest = float(values.float().abs().max())
             raise UserError(
                 f"the teacher's {name} reaches {largest:.3g}, which {self.dtype} cannot hold"
-                + ("; give --cache-dtype float32" if math.isfinite(largest) else ": the teacher gives inf or nan")
+                + ("; use --cache-dtype float32" if math.isfinite(largest) else ": the teacher returns inf or nan")
             )
         return kept
 
-    def unpack(self, stored: dict[str, Tensor]) -> BackboneOutput:
-        """Make the teacher's output, in float32, of what was read; stage maps that are not stored are empty.
+    def unpack(self, rows: Any) -> BackboneOutput:
+        """Make the teacher's output of rows, in the stored dtype; stage maps that are not stored are empty.
 
-        With top-k, the classes that were left out share the mass they had together evenly.
+        With top-k, the classes that were left out share the mass they had together evenly (in float32).
         """
-        embedding = stored["embedding"].float()
-        if self.top_k is None:
-            logits = stored["logits"].float()
-        else:
+        stored = {name: torch.from_numpy(np.ascontiguousarray(rows[name])) for name in rows.dtype.names or ()}
+        embedding, logits = stored["embedding"], stored.get("logits")
+        if self.top_k is not None:
             share = stored["rest"] - math.log(self.classes - self.top_k)
             logits = share[:, None].repeat(1, self.classes).scatter(1, stored["place"].long(), stored["top"].float())
         if not self.stages:
             return BackboneOutput(logits, embedding)
-        kept = {number: stored[f"stage{number}"].float() for number, _ in self.stages}
-        return BackboneOutput(logits, embedding, tuple(kept.get(n, embedding.new_empty(0)) for n in (1, 2, 3, 4)))
+        stages = tuple(stored.get(f"stage{number}", embedding.new_empty(0)) for number in (1, 2, 3, 4))
+        return BackboneOutput(logits, embedding, stages)
 
 
 def shard_name(view: int, shard: int) -> str:
@@ -123,12 +121,12 @@ def shard_name(view: int, shard: int) -> str:
 
 
 def write_manifest(folder: Path, fmt: CacheFormat, record: dict[str, Any]) -> None:
-    """Write what a cache is, before its first shard."""
+    """Write format and fingerprint of a cache, before its first shard."""
     write_whole(folder / MANIFEST, json.dumps({"format": asdict(fmt), "fingerprint": record}, indent=1))
 
 
 def read_manifest(folder: Path) -> tuple[CacheFormat, dict[str, Any]]:
-    """Read what a cache is. Raises UserError for a folder that holds none."""
+    """Read format and fingerprint of a cache. Raises UserError for a folder that is none."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         fmt = dict(manifest["format"])
@@ -140,8 +138,8 @@ def read_manifest(folder: Path) -> tuple[CacheFormat, dict[str, Any]]:
 
 def missing_shards(folder: Path, fmt: CacheFormat, views: int) -> list[tuple[int, int]]:
     """List (view, shard) of what is not written yet."""
-    wanted = [(view, shard) for view in range(views) for shard in range(fmt.shards)]
-    return [key for key in wanted if not (folder / f"{shard_name(*key)}.json").exists()]
+    every = [(view, shard) for view in range(views) for shard in range(fmt.shards)]
+    return [key for key in every if not (folder / f"{shard_name(*key)}.json").exists()]
 
 
 def checksum(path: Path) -> str:
@@ -151,10 +149,10 @@ def checksum(path: Path) -> str:
 
 
 class TeacherCache:
-    """A finished cache, for reading; cheap to hand to worker processes.
+    """A finished cache, for reading; cheap to send to worker processes.
 
-    Opening it reads every shard of the `views` once and compares checksums (unless `verify` is False,
-    for the processes of one machine beside the first). Raises UserError for a missing or changed shard.
+    Opening it reads every shard of the `views` once and compares checksums (unless `verify` is False, for the processes
+    of one machine beside the first). Raises UserError for a missing or changed shard.
     """
 
     def __init__(self, folder: Path, views: int, *, verify: bool = True) -> None:
@@ -166,7 +164,7 @@ class TeacherCache:
         if absent:
             raise UserError(
                 f"the teacher cache {str(folder)!r} lacks {len(absent)} of {views * self.format.shards} shards of "
-                f"{views} views; `crossdistill cache` with the same settings goes on with it"
+                f"{views} views; `crossdistill cache` with the same settings completes it"
             )
         for view, shard in self._keys():
             self._check(view, shard, verify)
@@ -178,14 +176,14 @@ class TeacherCache:
         path = self.folder / f"{shard_name(view, shard)}.bin"
         first, end = self.format.bounds(shard)
         try:
-            told = json.loads(path.with_suffix(".json").read_text())
+            stated = json.loads(path.with_suffix(".json").read_text())
         except ValueError:
-            told = {}
+            stated = {}
         size = path.stat().st_size if path.exists() else -1
-        if size != (end - first) * self.format.row.itemsize or (verify and checksum(path) != told.get("sha256")):
+        if size != (end - first) * self.format.row.itemsize or (verify and checksum(path) != stated.get("sha256")):
             raise UserError(
-                f"{str(path)!r} is not as it was written (its checksum or size differs): delete it and its .json, and "
-                "`crossdistill cache` with the same settings makes it again"
+                f"{str(path)!r} was changed after it was written (its checksum or size differs): delete it and its "
+                ".json, and `crossdistill cache` with the same settings writes it again"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -197,8 +195,8 @@ class TeacherCache:
             self._maps[view, shard] = np.memmap(path, dtype=self.format.row, mode="r")
         return self._maps[view, shard]
 
-    def read(self, keys: list[tuple[int, int]]) -> dict[str, Tensor]:
-        """Read the rows of (index, view) pairs, as tensors (B, ...) by name, in the stored dtype."""
+    def read(self, keys: list[tuple[int, int]]) -> BackboneOutput:
+        """Read the teacher's output for (index, view) pairs, in the stored dtype."""
         table = np.asarray(keys)
         indices, views = table[:, 0], table[:, 1]
         places = views * self.format.shards + indices // self.format.shard_images
@@ -207,8 +205,4 @@ class TeacherCache:
             here = places == place
             view, shard = divmod(int(place), self.format.shards)
             rows[here] = self._shard(view, shard)[indices[here] - self.format.bounds(shard)[0]]
-        return {name: torch.from_numpy(np.ascontiguousarray(rows[name])) for name in rows.dtype.names or ()}
-
-    def unpack(self, stored: dict[str, Tensor]) -> BackboneOutput:
-        """Make the teacher's output of what was read."""
-        return self.format.unpack(stored)
+        return self.format.unpack(rows)

@@ -1,4 +1,4 @@
-"""Where images and labels come from: one reader a kind, all with one face."""
+"""Sources of images and labels: one reader for each kind of source, all with one interface."""
 
 import io
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from crossdistill.config import LoaderConfig
+from crossdistill.config.data import LoaderConfig
 from crossdistill.errors import UserError
 
 _FOLDER_SPLITS = {
@@ -18,11 +18,11 @@ _FOLDER_SPLITS = {
     "test": ("test", "testing", "eval"),
 }
 _HEADERS_CHECKED = 20_000
-"""Image files whose header is read before training; a sample of larger sets."""
+"""Number of image files whose header is read before training; larger sets are sampled."""
 
 
 class Images(Protocol):
-    """Images of one split. `read` gives a decoded picture; `labels` all class numbers, without decoding."""
+    """Images of one split. `read` decodes one picture; `labels` holds all class numbers, without decoding."""
 
     def __len__(self) -> int: ...
     def read(self, index: int) -> Image.Image:
@@ -37,7 +37,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its splits by role (train always, val and test where there are), and the class names."""
+    """A data set: its splits by role (train always, val and test where it has them), and the class names."""
 
     name: str
     splits: dict[str, Images]
@@ -71,7 +71,7 @@ class Arrays:
         return len(self.labels)
 
     def read(self, index: int) -> Image.Image:
-        """Give one picture."""
+        """Return one picture."""
         return Image.fromarray(self.pixels[index])
 
 
@@ -118,7 +118,7 @@ class TorchSet:
         return len(self.dataset)
 
     def read(self, index: int) -> Image.Image:
-        """Give one picture."""
+        """Return one picture."""
         image: Image.Image = self.dataset[index][0]
         return image
 
@@ -148,7 +148,7 @@ class Table:
 
 
 def load_source(data: str, config: LoaderConfig) -> Source:
-    """Open a data set by its name or folder. Raises UserError where there is none, or nothing in it."""
+    """Open a data set by its name or folder. Raises UserError where it does not exist, or is empty."""
     if data == "digits":
         return _digits()
     if data.startswith("torch/"):
@@ -164,7 +164,7 @@ def load_source(data: str, config: LoaderConfig) -> Source:
 
 
 def _digits() -> Source:
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey: the embedded data. The last 30% are the test split."""
+    """Return scikit-learn's 1,797 handwritten digits, 8x8 grey: the embedded data. 30% of them are the test split."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -209,12 +209,12 @@ def _folder_source(folder: Path) -> Source:
 
 
 def _check_class_folders(root: Path, class_to_idx: dict[str, int], paths: list[Path]) -> None:
-    """Refuse what timm's reader would take silently: it knows a class by its folder's name alone."""
+    """Raise UserError for what timm's reader accepts silently: it knows a class by the name of its folder alone."""
     homes: dict[str, Path] = {}
     for path in paths:
         home = homes.setdefault(path.parent.name, path.parent)
         if path.parent == root:
-            raise UserError(f"{str(path)!r} lies in no class folder")
+            raise UserError(f"{str(path)!r} is in no class folder")
         if home != path.parent:
             raise UserError(
                 f"class {home.name!r} has two folders, {str(home)!r} and {str(path.parent)!r}; is one a split?"
@@ -222,7 +222,7 @@ def _check_class_folders(root: Path, class_to_idx: dict[str, int], paths: list[P
     folders = {entry.name for entry in root.iterdir() if entry.is_dir()}
     nested = {home.relative_to(root).parts[0] for home in homes.values()}
     if empty := sorted(folders - nested - set(homes)):
-        hint = "" if empty[0] in class_to_idx else ", or is a class that the training split has not"
+        hint = "" if empty[0] in class_to_idx else ", or is a class that the training split does not have"
         raise UserError(f"class folder {empty[0]!r} of {str(root)!r} holds no images{hint}")
 
 
@@ -272,7 +272,7 @@ def _parquet_source(folder: Path, config: LoaderConfig) -> Source:
 
 
 def _encode_labels(tables: dict[str, Any], label: str) -> dict[str, Any]:
-    """Number plain labels by the training split's values, in their own order (10 after 9), for all splits alike."""
+    """Number plain labels by the sorted values of the training split (10 after 9), in the same way for all splits."""
     from datasets import ClassLabel
 
     values = sorted(set(tables["train"].unique(label)))
@@ -281,7 +281,7 @@ def _encode_labels(tables: dict[str, Any], label: str) -> dict[str, Any]:
     encoded = {}
     for role, table in tables.items():
         if extra := sorted(set(table.unique(label)) - set(known)):
-            raise UserError(f"the {role} split has the label {extra[0]!r}, which the training split has not")
+            raise UserError(f"the {role} split has the label {extra[0]!r}, which the training split does not have")
         features = table.features.copy()
         features[label] = kind
         encoded[role] = table.map(lambda row: {label: known[row[label]]}, features=features)

@@ -1,8 +1,6 @@
-"""Batches of (images, labels, indices), the same whatever the worker count, device count or resume.
+"""Seeded views of images in batches: the same whatever the worker count, the device count or a resume."""
 
-Where the teacher's outputs are stored, a fourth entry holds those of the batch.
-"""
-
+import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,48 +8,69 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from crossdistill.data.datasets import Images
+from crossdistill.types import BackboneOutput, Batch
 
-
-class Stored(Protocol):
-    """Outputs of a teacher by (index, view)."""
-
-    def read(self, keys: list[tuple[int, int]]) -> dict[str, Tensor]:
-        """Give the stored tensors of a batch, by name."""
-        ...
+Key = tuple[int, int]
+"""Number of an image and number of its view."""
 
 
 class Views(Dataset[Any]):
-    """Transformed pictures by (index, view), for each (image, label, index); a list of keys gives a batch.
+    """Transformed pictures by (index, view): one gives (image, label, index), a list of keys gives a `Batch`.
 
-    The randomness of a view comes from seed, image and view number alone, so the same view comes
-    out whichever worker makes it, in whatever order.
+    The randomness of a view comes from seed, image and view number alone, so that the same view is made by any worker,
+    in any order. Without `seed` the transform has no randomness.
     """
 
-    def __init__(
-        self, images: Images, transform: Callable[..., Any], seed: int | None = None, stored: Stored | None = None
-    ) -> None:
+    def __init__(self, images: Images, transform: Callable[..., Any], seed: int | None = None) -> None:
         self.images = images
         self.transform = transform
         self.seed = seed
-        self.stored = stored
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int, int]:
+    def __getitem__(self, key: Key) -> tuple[Any, int, int]:
         index, view = key
         image = self.images.read(index)
         with nullcontext() if self.seed is None else _seeded(self.seed, index, view):
             return self.transform(image), int(self.images.labels[index]), index
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Any, ...]:
-        """Give a batch: images, labels, indices, and stored outputs."""
-        batch = tuple(default_collate([self[key] for key in keys]))
-        return batch if self.stored is None else (*batch, self.stored.read(keys))
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        """Return a batch."""
+        return Batch(*default_collate([self[key] for key in keys]))
+
+
+class Stored(Protocol):
+    """Outputs of a teacher by (index, view)."""
+
+    def read(self, keys: list[Key]) -> BackboneOutput:
+        """Return the stored output of a batch."""
+        ...
+
+
+class WithTeacher(Dataset[Any]):
+    """Views whose batches bring the teacher's stored output for exactly these views."""
+
+    def __init__(self, views: Dataset[Any], stored: Stored) -> None:
+        self.views = views
+        self.stored = stored
+
+    def __len__(self) -> int:
+        return len(self.views)  # type: ignore[arg-type]
+
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        """Return a batch, on the device of its images."""
+        batch: Batch = self.views.__getitems__(keys)  # type: ignore[attr-defined]
+        device = batch.images.device
+        return batch._replace(teacher=self.stored.read(keys).map(lambda values: send(values, device)))
+
+
+def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy to a device without waiting for it."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def mix_seed(*numbers: int) -> int:
@@ -61,9 +80,10 @@ def mix_seed(*numbers: int) -> int:
 
 @contextmanager
 def _seeded(*numbers: int) -> Iterator[None]:
-    # Workers have nothing else to draw; the main process gets its generators back as they were.
-    keep = get_worker_info() is None
-    if keep:
+    # A worker draws nothing else; in the main process the generators are restored afterwards. (Lightning's isolate_rng
+    # does the same, but reading data must not depend on Lightning.)
+    restore = get_worker_info() is None
+    if restore:
         before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     seed = mix_seed(*numbers)
     random.seed(seed)
@@ -72,21 +92,20 @@ def _seeded(*numbers: int) -> Iterator[None]:
     try:
         yield
     finally:
-        if keep:
+        if restore:
             random.setstate(before[0])
             np.random.set_state(before[1])
             torch.default_generator.set_state(before[2])
 
 
-class ViewSampler(Sampler[tuple[int, int]]):
+class ViewSampler(Sampler[Key]):
     """Keys (index, view) of one process's share of an epoch.
 
-    The view is the epoch; with `views`, so many views take turns. Shuffled by seed and epoch where
-    `seed` is given; then only whole global batches are given, so that all processes take the same
-    number of equal steps. Unshuffled, every image comes once, in order; where the processes do not
-    divide them evenly, the first images come again at the end of the last ones, so that all take
-    as many steps, and `own` says how many of a process's keys count. `start_batch` skips the batches that an
-    interrupted epoch has already seen.
+    The view is the epoch; with `views`, that many views are used in turn. With `seed` the keys are shuffled by seed and
+    epoch, and only whole global batches are returned, so that all processes take the same number of equal steps.
+    Without, every image is returned once, in order: image i belongs to process i modulo `world`. Where the processes do
+    not divide the images evenly, the last ones get the first images again, so that all take as many steps; these
+    belong to another process. `start_batch` skips the batches that an interrupted epoch has already used.
     """
 
     def __init__(
@@ -103,65 +122,53 @@ class ViewSampler(Sampler[tuple[int, int]]):
         self.epoch = 0
         self.start_batch = 0
 
-    @property
-    def own(self) -> int:
-        """Count this process's keys of an unshuffled epoch that are no repetition."""
-        return len(range(self.rank, self.size, self.world))
-
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; Lightning calls this."""
         self.epoch = epoch
 
-    def _count(self) -> int:
+    def __len__(self) -> int:
         if self.seed is None:
             return -(-self.size // self.world)
         whole = self.batch_size * self.world
         # A set smaller than one batch is one smaller batch.
         return self.size // whole * self.batch_size if self.size >= whole else self.size // self.world
 
-    def __len__(self) -> int:
-        return self._count()
+    @property
+    def batches(self) -> int:
+        """Number of batches of a whole epoch."""
+        return math.ceil(len(self) / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[Key]:
         if self.seed is None:
-            yield from ((place % self.size, 0) for place in range(self.rank, self._count() * self.world, self.world))
+            yield from ((place % self.size, 0) for place in range(self.rank, len(self) * self.world, self.world))
             return
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
-        mine = order[self.rank : self._count() * self.world : self.world]
+        mine = order[self.rank : len(self) * self.world : self.world]
         start, self.start_batch = self.start_batch, 0
         view = self.epoch if self.views is None else self.epoch % self.views
         yield from ((int(index), view) for index in mine[start * self.batch_size :])
 
 
-def make_loader(
-    images: Images,
-    transform: Callable[..., Any],
-    batch_size: int,
-    *,
-    seed: int | None = None,
-    workers: int = 0,
-    rank: int = 0,
-    world: int = 1,
-) -> DataLoader[Any]:
-    """Make a loader: shuffled, seeded views where `seed` is given, else every image once in order."""
-    return load_views(
-        Views(images, transform, seed), ViewSampler(len(images), batch_size, seed, rank, world), workers=workers
-    )
-
-
-def load_views(views: Dataset[Any], sampler: "ViewSampler", *, workers: int = 0) -> DataLoader[Any]:
-    """Make a loader of a dataset that gives whole batches for lists of keys."""
+def make_loader(views: Dataset[Any], sampler: ViewSampler, *, workers: int = 0) -> DataLoader[Any]:
+    """Make a loader of a data set that returns whole batches for lists of keys."""
     return DataLoader(
         views,
         batch_size=sampler.batch_size,
         sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available() and isinstance(views, Views),
-        collate_fn=as_it_is,
+        pin_memory=torch.cuda.is_available() and workers > 0,
+        collate_fn=unchanged,
     )
 
 
-def as_it_is(batch: Any) -> Any:
-    """Leave a batch as the dataset made it."""
+def evaluation_loader(
+    images: Images, transform: Callable[..., Any], batch_size: int, *, workers: int = 0
+) -> DataLoader[Any]:
+    """Make a loader of every image once, in order, in this process alone."""
+    return make_loader(Views(images, transform), ViewSampler(len(images), batch_size), workers=workers)
+
+
+def unchanged(batch: Any) -> Any:
+    """Return a batch as the data set made it."""
     return batch

@@ -1,4 +1,4 @@
-"""Small images that live on the device as bytes, and are augmented there, a batch at a time."""
+"""Small images that are kept on the device as bytes and augmented there, a batch at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,45 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from crossdistill.config import AugmentConfig, LoaderConfig
+from crossdistill.config.data import AugmentConfig
 from crossdistill.data.datasets import Images
-from crossdistill.data.loaders import Stored
-from crossdistill.data.transforms import SMALL_IMAGE, crop_kind, padding
-from crossdistill.errors import UserError
-from crossdistill.types import BackboneSpec
+from crossdistill.data.loaders import Key, send
+from crossdistill.data.transforms import padding
+from crossdistill.types import BackboneSpec, Batch
 
-_MOST_BYTES = 2**30
-"""Sets above this size are read by workers unless asked for otherwise."""
 _DECODED_AT_ONCE = 512
-
-
-def lives_on_device(loader: LoaderConfig, augment: AugmentConfig, img_size: int, channels: int, images: int) -> bool:
-    """Say whether a set is kept on the device. Raises UserError where it is asked for and cannot be."""
-    if loader.resident is False:
-        return False
-    hindrance = None
-    for name in ("auto_augment", "color_jitter", "erasing"):
-        if getattr(augment, name):
-            hindrance = f"augment.{name} is {getattr(augment, name)!r}"
-    if crop_kind(augment, img_size) == "resized":
-        hindrance = "augment.crop is 'resized'"
-    if loader.resident and hindrance:
-        raise UserError(
-            f"loader.resident: {hindrance}, which is done image by image; on the device there are padded crops and "
-            "flips (leave loader.resident out to let workers read the images)"
-        )
-    if hindrance is not None:
-        return False
-    return bool(loader.resident) or (img_size <= SMALL_IMAGE and images * channels * img_size**2 <= _MOST_BYTES)
 
 
 class ResidentViews(Dataset[Any]):
     """Views of images that are kept as one uint8 tensor on the device.
 
-    `plain` is the fixed transform that a picture is brought to size with. With `augment`, a view is
-    cropped after padding and flipped as the config says, from numbers that are a function of
-    (seed, image, view) alone: the same on every device, in any batch. Give it whole batches of keys
-    (`__getitems__`, which torch's loaders prefer); nothing waits for the device.
+    `plain` is the fixed transform that resizes a picture. With `augment`, a view is cropped after padding and flipped,
+    by numbers that are a function of (seed, image, view) alone: the same on every device, in any batch. It returns
+    whole batches for lists of keys (`__getitems__`, which torch's loaders prefer); nothing waits for the device.
     """
 
     def __init__(
@@ -63,43 +39,33 @@ class ResidentViews(Dataset[Any]):
         parts = []
         for start in range(0, len(images), _DECODED_AT_ONCE):
             few = torch.stack([plain(images.read(i)) for i in range(start, min(start + _DECODED_AT_ONCE, len(images)))])
-            # What the transform made of bytes can be turned back to the same bytes.
+            # The transform made these values of bytes, so the same bytes can be recovered.
             parts.append(((few * std + mean) * 255).round_().clamp_(0, 255).to(torch.uint8))
         self.pixels = torch.cat(parts).to(device)
         self.labels = torch.as_tensor(images.labels).to(device)
         self.scale, self.shift = (1 / (255 * std)).to(device), (-mean / std).to(device)
-        self.augment, self.seed = augment, seed
-        self.stored: Stored | None = None
-        """The teacher's stored outputs, of which every batch then brings its rows."""
+        self.augment, self.seed = None if augment is None else augment.decided(self.pixels.shape[-1]), seed
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
+    def __getitem__(self, key: Key) -> tuple[Any, ...]:
         return tuple(part[0] for part in self.__getitems__([key])[:3])
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Any, ...]:
-        """Give a batch: images (B, C, H, W) normalised for the student, labels, indices, and stored outputs."""
-        indices, views = self._sent(torch.tensor(keys)).unbind(1)
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        """Return a batch, on the device."""
+        indices, views = send(torch.tensor(keys), self.pixels.device).unbind(1)
         pixels = self.pixels[indices]
         if self.augment is not None:
             pixels = _augmented(pixels, self.augment, self.seed, indices, views)
         images = torch.addcmul(self.shift, pixels.float(), self.scale)
-        batch = (images, self.labels[indices], indices)
-        if self.stored is None:
-            return batch
-        return (*batch, {name: self._sent(values) for name, values in self.stored.read(keys).items()})
-
-    def _sent(self, values: Tensor) -> Tensor:
-        """Copy to the device without waiting for it."""
-        device = self.pixels.device
-        return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+        return Batch(images, self.labels[indices], indices)
 
 
 def _augmented(pixels: Tensor, augment: AugmentConfig, seed: int, indices: Tensor, views: Tensor) -> Tensor:
     """Crop after padding with black, and flip; pixels (B, C, S, S) uint8."""
     size = pixels.shape[-1]
-    around = padding(size) if crop_kind(augment, size) == "padded" else 0
+    around = padding(size) if augment.crop == "padded" else 0
     numbers = uniform(seed, indices, views, 3)
     top, left = (numbers[:, :2] * (2 * around + 1)).long().clamp_(max=2 * around).unbind(1)
     windows = F.pad(pixels, (around, around, around, around)).unfold(2, size, 1).unfold(3, size, 1)
@@ -110,14 +76,14 @@ def _augmented(pixels: Tensor, augment: AugmentConfig, seed: int, indices: Tenso
 
 
 def uniform(seed: int, indices: Tensor, views: Tensor, count: int) -> Tensor:
-    """Give `count` numbers in [0, 1) for each (seed, index, view): (B, count) float32, the same on every device."""
+    """Return `count` numbers in [0, 1) for each (seed, index, view): (B, count) float32, the same on every device."""
     slots = torch.arange(count, device=indices.device)
     state = _mixed(_mixed(_mixed(torch.full_like(indices, seed)) ^ indices) ^ views)
     return (_mixed(state[:, None] + slots) & 0xFFFFFF).float() / 2**24
 
 
 def _mixed(state: Tensor) -> Tensor:
-    # SplitMix64's step; int64 arithmetic wraps around, and shifts are masked to be those of unsigned numbers.
+    # One step of SplitMix64; int64 arithmetic wraps around, and shifts are masked to be those of unsigned numbers.
     state = state + _signed(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         state = (state ^ ((state >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)

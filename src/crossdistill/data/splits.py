@@ -1,11 +1,12 @@
-"""Which images train, which choose the model, which judge it."""
+"""The division of a data set into training, validation and test images."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from crossdistill.config import LoaderConfig
+from crossdistill.config.data import LoaderConfig
 from crossdistill.data.datasets import Images, Part, Source, load_source
 from crossdistill.errors import UserError
 
@@ -14,8 +15,8 @@ from crossdistill.errors import UserError
 class ImageData:
     """A data set ready to train on.
 
-    `val` chooses the model; `test` is looked at once, at the end. `channels` and `size` (height,
-    width in pixels) are read from its pictures.
+    `val` chooses the model; `test` is used once, at the end. `channels` and `size` (height, width in pixels) are read
+    from its pictures.
     """
 
     name: str
@@ -23,23 +24,22 @@ class ImageData:
     val: Images
     test: Images
     class_names: tuple[str, ...]
-    channels: int
+    channels: Literal[1, 3]
     size: tuple[int, int]
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.class_names)
 
 
 def load_data(data: str, config: LoaderConfig) -> ImageData:
     """Open a data set and divide it.
 
-    A split of each role is taken where the data has it. With one evaluation split beside train
-    (ImageNet's val), that one is the test split, and val is held out of train: a share
-    `val_fraction`, stratified by class, chosen by `split_seed`. Without any (or where its labels
-    are all -1), the test split is held out of train likewise. Raises UserError for data that cannot
-    be read or is too small.
+    A split of each role is used where the data has it. With one evaluation split beside train (ImageNet's val), that
+    one is the test split, and val is held out of train: a share `val_fraction`, stratified by class, chosen by
+    `split_seed`. Without any (or where its labels are all -1), the test split is held out of train in the same way.
+    Raises UserError for data that cannot be read or is too small.
     """
     source = load_source(data, config)
     train, val, test = (_labelled(source, role) for role in ("train", "val", "test"))
@@ -53,10 +53,10 @@ def load_data(data: str, config: LoaderConfig) -> ImageData:
     if config.max_train is not None and config.max_train < len(train):
         chosen = np.random.default_rng(config.split_seed).permutation(len(train))[: config.max_train]
         train = Part(train, np.sort(chosen))
-    # Spread over the split: a sorted folder begins with one class.
+    # Spread over the split, since a sorted folder begins with one class.
     some = np.linspace(0, len(train) - 1, min(16, len(train))).round().astype(int).tolist()
     first = [train.read(i) for i in some]
-    channels = 1 if all(image.mode in ("L", "1", "I;16") for image in first) else 3
+    channels: Literal[1, 3] = 1 if all(image.mode in ("L", "1", "I;16") for image in first) else 3
     return ImageData(
         name=source.name,
         train=train,
@@ -91,7 +91,7 @@ def _hold_out(images: Images, fraction: float, seed: int) -> tuple[Images, Image
     held = round(len(labels) * fraction)
     if held < 1 or len(labels) - held < 1:
         raise UserError(f"{len(labels)} images are too few to hold out a share of {fraction:g}")
-    # Stratified where each side has room for every class.
+    # Stratified where both parts can hold every class.
     fits = counts[counts > 0].min() >= 2 and min(held, len(labels) - held) >= (counts > 0).sum()
     kept, out = train_test_split(indices, test_size=held, random_state=seed, stratify=labels if fits else None)
     return Part(images, np.sort(kept)), Part(images, np.sort(out))

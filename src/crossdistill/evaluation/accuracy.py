@@ -1,4 +1,4 @@
-"""How good a model's predictions are."""
+"""Scores of a model's predictions."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,9 +20,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Score a model on batches of (images, targets, ...).
 
-    Gives `top1` and `top5` (percent; top5 for more than 5 classes), `loss` (cross entropy, nats),
-    `ece` (expected calibration error, percent, 15 bins) and `images`. The model must be in eval
-    mode already. This process scores alone, also where there are others.
+    Returns `top1` and `top5` (percent; top5 for more than 5 classes), `loss` (cross entropy, nats), `ece` (expected
+    calibration error, percent, 15 bins) and `images`. The model must be in eval mode already. This process scores
+    alone, also where there are others.
     """
     metrics: dict[str, Any] = {
         "top1": MulticlassAccuracy(num_classes, average="micro", sync_on_compute=False),
@@ -35,7 +35,7 @@ def evaluate(
     images = 0
     for batch in batches:
         pictures, targets = batch[0].to(device), batch[1].to(device)
-        logits = model(pictures).logits.float()
+        logits = model(pictures).require_logits().float()
         scores.update(logits.softmax(dim=1), targets)
         loss.update(torch.nn.functional.cross_entropy(logits, targets), weight=len(targets))
         images += len(targets)

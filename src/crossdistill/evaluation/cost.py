@@ -1,4 +1,4 @@
-"""What a model costs: parameters, operations, speed."""
+"""The cost of a model: parameters, operations, speed."""
 
 import copy
 import statistics
@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from crossdistill.backbones import Backbone
-from crossdistill.backbones.base import probe_images
+from crossdistill.backbones import Backbone, probe_images
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -19,11 +18,11 @@ def count_parameters(module: nn.Module) -> int:
 
 @torch.no_grad()
 def count_macs(backbone: Backbone) -> int:
-    """Count multiply-accumulates of one image's forward (half of the FLOPs), as torch counts them.
+    """Count the multiply-accumulates of one image's forward pass (half of the FLOPs), as torch counts them.
 
-    Matrix products, convolutions and attention count; element-wise work does not.
+    Matrix products, convolutions and attention count; element-wise operations do not.
     """
-    # torch 2.11 counts only where no leaf asks for gradients.
+    # torch 2.11 counts only where no leaf requires a gradient.
     copied = copy.deepcopy(backbone).eval().requires_grad_(False)
     try:
         return _count(copied.to("meta"))
@@ -41,7 +40,7 @@ def _count(backbone: Backbone) -> int:
 
 @torch.inference_mode()
 def images_per_second(backbone: Backbone, batch_size: int = 32, repeats: int = 5) -> float:
-    """Time the forward where the model is: the median of a few batches, after one to warm up."""
+    """Time the forward pass on the model's device: the median of a few batches, after one to warm up."""
     device = next(backbone.parameters()).device
     shape = (batch_size, backbone.spec.in_chans, backbone.img_size, backbone.img_size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)

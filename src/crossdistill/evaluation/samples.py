@@ -1,4 +1,4 @@
-"""A few test images with what the models say of them, for people to look at."""
+"""A few test images with the predictions of the models, to look at."""
 
 import base64
 import io
@@ -11,26 +11,29 @@ import torch
 
 from crossdistill.backbones import Backbone
 from crossdistill.data import ImageData
-from crossdistill.teacher import Teacher, TeacherGroup
+from crossdistill.teacher import Teacher
 
 SAMPLES_NAME = "samples.json"
-_LOOKED_AT = 96
+_SAMPLE = 96
 _SHOWN = 12
 _SIDE = 96
 
 
 @torch.inference_mode()
 def save_samples(
-    out: Path, student: Backbone, teacher: Teacher | TeacherGroup | None, data: ImageData, transform: Callable[..., Any]
+    out: Path, student: Backbone, teacher: Teacher | None, data: ImageData, transform: Callable[..., Any]
 ) -> None:
-    """Write twelve test images, the student's mistakes first (at most half), with both models' answers."""
+    """Write twelve test images, the student's mistakes first (at most half), with the predictions of both models.
+
+    A teacher of other classes, or without a classifier, is left out.
+    """
     device = next(student.parameters()).device
-    chosen = torch.linspace(0, len(data.test) - 1, min(_LOOKED_AT, len(data.test))).round().long().tolist()
+    chosen = torch.linspace(0, len(data.test) - 1, min(_SAMPLE, len(data.test))).round().long().tolist()
     pictures = [data.test.read(i) for i in chosen]
     images = torch.stack([transform(picture) for picture in pictures]).to(device)
-    answers = {"student": student(images).logits.float().softmax(1).cpu()}
-    if teacher is not None:
-        answers["teacher"] = teacher(images).logits.float().softmax(1).cpu()
+    answers = {"student": student(images).require_logits().float().softmax(1).cpu()}
+    if teacher is not None and teacher.spec.num_classes == data.num_classes:
+        answers["teacher"] = teacher(images).require_logits().float().softmax(1).cpu()
     labels = [int(data.test.labels[i]) for i in chosen]
     right = [int(answers["student"][k].argmax()) == label for k, label in enumerate(labels)]
     wrong_first = [k for k, ok in enumerate(right) if not ok][: _SHOWN // 2]
@@ -41,10 +44,10 @@ def save_samples(
         thumb = thumb.resize((_SIDE, max(1, round(_SIDE * thumb.height / thumb.width))), resample=0)
         buffer = io.BytesIO()
         thumb.save(buffer, "PNG")
-        said = {
+        predicted = {
             who: {"class": data.class_names[int(p[k].argmax())], "probability": float(p[k].max())}
             for who, p in answers.items()
         }
         image = base64.b64encode(buffer.getvalue()).decode()
-        samples.append({"image": image, "truth": data.class_names[labels[k]], "right": right[k], **said})
+        samples.append({"image": image, "truth": data.class_names[labels[k]], "right": right[k], **predicted})
     (out / SAMPLES_NAME).write_text(json.dumps(samples))

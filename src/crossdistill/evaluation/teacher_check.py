@@ -1,4 +1,4 @@
-"""A look at the teacher before hundreds of epochs are spent on it."""
+"""A check of the teacher before hundreds of epochs are spent on it."""
 
 import math
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from crossdistill.teacher import Teacher, renormalisation
 
 _HALF = 0.5
 _UNIFORM = 0.95
-"""Share of the largest entropy from which predictions look like those of a fresh head."""
+"""Share of the largest entropy from which predictions look like those of an untrained classifier."""
 _NORMALISATIONS = {
     "mean and std 0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "ImageNet's mean and std": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
@@ -25,9 +25,9 @@ _NORMALISATIONS = {
 def teacher_accuracy(
     teacher: Teacher, batches: Iterable[Any], remap: tuple[Tensor, Tensor] | None = None
 ) -> tuple[float, Tensor, Tensor]:
-    """Give the share of right answers on (images normalised for the student, targets, ...), with logits and targets.
+    """Return the share of right answers on (images normalised for the student, targets, ...), with logits and targets.
 
-    `remap` is a scale and a shift that try another normalisation on what the teacher would see.
+    `remap` is a scale and a shift that try another normalisation of the teacher's input.
     """
     device = teacher.scale.device
     scores = []
@@ -37,19 +37,18 @@ def teacher_accuracy(
         seen = teacher.prepare(images.to(device))
         if remap is not None:
             seen = seen * remap[0] + remap[1]
-        scores.append(teacher.backbone(seen).logits.float().cpu())
+        scores.append(teacher.backbone(seen).require_logits().float().cpu())
     logits, right = torch.cat(scores), torch.cat(targets)
     return float((logits.argmax(dim=1) == right).float().mean()), logits, right
 
 
 def check_teacher(teacher: Teacher, batches: Iterable[Any], *, insist: bool = False) -> float:
-    """Give the teacher's accuracy on a sample of held-out images; refuse one near chance, or with a fresh head.
+    """Return the teacher's accuracy on a sample of held-out images; refuse one near chance, or with a fresh head.
 
-    `batches`, which can be gone through again, hold images normalised for the student, as the teacher
-    will get them in training.
-    Raises UserError, with the likely cause, for an accuracy that always answering the commonest
-    class could give, or for less than half right and almost uniform predictions (a fresh head on
-    good features is often right by luck), unless `insist`.
+    `batches`, which can be iterated several times, hold images normalised for the student, as the teacher receives them
+    in training. Raises UserError, with the likely cause, for an accuracy that always answering the most frequent class
+    could reach, or for less than half right and almost uniform predictions (a fresh head on good features is often
+    right by luck), unless `insist`.
     """
     accuracy, logits, targets = teacher_accuracy(teacher, batches)
     chance = float(torch.bincount(targets).max()) / len(targets)
@@ -59,7 +58,7 @@ def check_teacher(teacher: Teacher, batches: Iterable[Any], *, insist: bool = Fa
         return accuracy
     raise UserError(
         f"the teacher gets {100 * accuracy:.1f}% of {len(targets)} held-out images right (chance is "
-        f"{100 * chance:.1f}%): {_likely_cause(teacher, batches, logits, targets, near)}. To go on all the same: "
+        f"{100 * chance:.1f}%): {_likely_cause(teacher, batches, logits, targets, near)}. To continue anyway: "
         "--trust-teacher true"
     )
 
@@ -73,9 +72,7 @@ def _likely_cause(teacher: Teacher, batches: Iterable[Any], logits: Tensor, targ
         )
     renamed = _accuracy_after_renaming(logits, targets)
     if renamed > max(near + 0.1, 0.3):
-        return (
-            f"its classes seem to stand in another order (after renaming them it would be {100 * renamed:.0f}% right)"
-        )
+        return f"its classes seem to be in another order (after renaming them it would be {100 * renamed:.0f}% right)"
     spec = teacher.backbone.spec
     for name, (mean, std) in _NORMALISATIONS.items():
         if spec.in_chans != 3:
@@ -89,13 +86,13 @@ def _likely_cause(teacher: Teacher, batches: Iterable[Any], logits: Tensor, targ
 
 
 def _uniformity(logits: Tensor) -> float:
-    """Give the mean entropy of predictions as a share of the largest possible."""
+    """Return the mean entropy of predictions as a share of the largest possible."""
     entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
     return float(entropy) / math.log(logits.shape[1])
 
 
 def _accuracy_after_renaming(logits: Tensor, targets: Tensor) -> float:
-    """Accuracy on one half of the sample after naming each predicted class by its commonest label in the other."""
+    """Return the accuracy on half of the sample, after renaming each class to its most frequent label in the rest."""
     predicted = logits.argmax(dim=1)
     table = torch.zeros(logits.shape[1], logits.shape[1])
     table.index_put_((predicted[::2], targets[::2]), torch.ones(len(targets[::2])), accumulate=True)

@@ -1,6 +1,7 @@
-"""The student alone, in a folder that timm opens."""
+"""The student alone, in a folder that timm loads."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -8,16 +9,15 @@ from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 
 from crossdistill.backbones import Backbone
-from crossdistill.backbones.build import CONFIG_FILE, WEIGHTS_FILE
+from crossdistill.backbones.args import CONFIG_FILE, WEIGHTS_FILE
 from crossdistill.errors import UserError, first_line
 
 
 def save_student(backbone: Backbone, folder: Path, class_names: tuple[str, ...]) -> None:
-    """Write weights and config.json into `folder`.
+    """Write weights and config.json into `folder`. Raises UserError where they cannot be written.
 
-    For a timm model `timm.create_model("local-dir:<folder>", pretrained=True)` loads it; any model
-    loads with `crossdistill.load_backbone(folder)`. A student with a small stem needs `import
-    crossdistill.backbones` before timm knows its architecture.
+    `timm.create_model("local-dir:<folder>", pretrained=True)` loads a timm model; `crossdistill.load_backbone(folder)`
+    loads any. A student with a small stem needs `import crossdistill.backbones` before timm knows its architecture.
     """
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in backbone.model.state_dict().items()}
     try:
@@ -25,7 +25,7 @@ def save_student(backbone: Backbone, folder: Path, class_names: tuple[str, ...])
     except SafetensorError as error:  # a full disk, among others
         raise UserError(f"cannot write {str(folder / WEIGHTS_FILE)!r}: {first_line(error)}") from error
     spec, path = backbone.spec, folder / CONFIG_FILE
-    about = {"label_names": list(class_names), "crossdistill": backbone.recipe}
+    about = {"label_names": list(class_names), "crossdistill": asdict(backbone.args)}
     if ":" in spec.name:
         path.write_text(json.dumps({"num_classes": spec.num_classes, **about}, indent=2))
         return

@@ -1,4 +1,4 @@
-"""HCD's terms on sub-logits."""
+"""The terms of HCD on sub-logits."""
 
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
@@ -16,14 +16,13 @@ def orthogonality_loss(
     *,
     threshold: float = 0.5,
 ) -> Float[Tensor, ""]:
-    """Penalise sub-logits of one image that say the same of the wrong classes.
+    """Penalise sub-logits of one image that agree on the wrong classes.
 
-    With the true class set to 0 and each sub-logit L2-normalised over the classes: the mean of
-    relu(G - threshold)^2 over the off-diagonal entries of the Gram matrix G, and over the batch.
-    Sub-logits (B, n, K), n >= 2, any float dtype; target (B,) class numbers or (B, K) soft (its
-    likeliest class counts); computed in float32 or wider. Between 0 and (1 - threshold)^2. The true
-    class is zeroed, not masked with a huge constant, so nothing overflows in half precision. Raises
-    ValueError for a single sub-logit.
+    With the true class set to 0 and each sub-logit L2-normalised over the classes: the mean of relu(G - threshold)^2
+    over the off-diagonal entries of the Gram matrix G, and over the batch. Sub-logits (B, n, K), n >= 2, of any float
+    dtype; target (B,) class numbers or (B, K) probabilities (the most likely class is used); computed in float32 or
+    wider. Between 0 and (1 - threshold)^2. The true class is set to zero, not masked with a huge constant, so nothing
+    overflows in half precision. Raises ValueError for a single sub-logit.
 
     Source: HCD, AAAI 2026, arXiv 2511.10942.
     """
@@ -33,7 +32,7 @@ def orthogonality_loss(
     true_class = F.one_hot(hard_labels(target), sublogits.shape[2]).to(sublogits.dtype)
     others = F.normalize(sublogits * (1 - true_class).unsqueeze(1), dim=2)
     excess = F.relu(others @ others.transpose(1, 2) - threshold).square()
-    # The diagonal of G is 1 wherever a sub-logit says anything at all.
+    # The diagonal of G is 1, or 0 where a sub-logit is zero.
     diagonal = excess.diagonal(dim1=1, dim2=2).sum()
     return (excess.sum() - diagonal) / (len(sublogits) * parts * (parts - 1))
 
@@ -45,10 +44,10 @@ def sublogit_cross_entropy(
     *,
     label_smoothing: float = 0.1,
 ) -> Float[Tensor, ""]:
-    """Classify with every sub-logit: the mean cross entropy over batch and sub-logits.
+    """Cross entropy of every sub-logit: the mean over batch and sub-logits.
 
-    Sub-logits (B, n, K), any float dtype; target (B,) class numbers (then smoothed) or (B, K)
-    probabilities (taken as meant); computed in float32 or wider. In nats.
+    Sub-logits (B, n, K) of any float dtype; target (B,) class numbers, which are smoothed, or (B, K) probabilities,
+    which are not; computed in float32 or wider. In nats.
 
     Source: HCD, AAAI 2026, arXiv 2511.10942.
     """
@@ -64,10 +63,10 @@ def sublogit_divergence(
     *,
     temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Let the student follow every sub-logit: the mean of T^2 * KL(softmax(F / T) || softmax(p_s / T)).
+    """Divergence of the student from every sub-logit: the mean of T^2 * KL(softmax(F / T) || softmax(p_s / T)).
 
-    Sub-logits (B, n, K), student logits (B, K), any float dtype; computed in float32 or wider; the
-    mean over batch and sub-logits. At least 0, in nats times T squared.
+    Sub-logits (B, n, K) and student logits (B, K) of any float dtype; computed in float32 or wider; the mean over
+    batch and sub-logits. At least 0, in nats times T squared.
 
     Source: HCD, AAAI 2026, arXiv 2511.10942.
     """

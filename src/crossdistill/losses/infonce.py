@@ -1,25 +1,12 @@
-"""InfoNCE: the same image in two networks against the rest of the batch."""
+"""InfoNCE: the two embeddings of one image against the other images of the batch."""
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from crossdistill.losses._context import check_same_shape, full_precision, processes
-
-
-def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
-    """Join the rows of all processes, differentiably, and give the place of the first of our own.
-
-    The backward pass brings to every process the gradients that the others found for its rows. All
-    processes must have equally many.
-    """
-    if processes() > 1:
-        from torch.distributed.nn.functional import all_gather
-
-        return torch.cat(list(all_gather(rows.contiguous()))), dist.get_rank() * len(rows)
-    return rows, 0
+from crossdistill.distributed import gather_rows
+from crossdistill.losses._context import check_same_shape, full_precision
 
 
 @full_precision
@@ -29,20 +16,20 @@ def info_nce_loss(
     *,
     temperature: float | Tensor = 0.07,
 ) -> Float[Tensor, ""]:
-    """Cross entropy of finding each student row's own image among the teacher's rows.
+    """Cross entropy of finding, for each student row, the teacher row of the same image.
 
-    Rows are L2-normalised, similarities divided by `temperature` (a number, or a scalar tensor that
-    learns). Two matrices (B, D), any float dtype; computed in float32 or wider, in O(B^2 D). In nats;
-    log B where nothing is told apart. One way: student rows against teacher columns; for both ways
-    take the mean with the arguments exchanged.
+    Rows are L2-normalised and similarities divided by `temperature` (a number, or a scalar tensor that is learned).
+    Two matrices (B, D) of any float dtype; computed in float32 or wider, in O(B^2 D). In nats; log B where all
+    similarities are equal. One direction: student rows against teacher columns; for both directions take the mean
+    with the arguments exchanged.
 
-    The negatives are the rows of all processes: under DDP value (as the mean over processes) and
-    gradient are those of the joined batch. Raises ValueError for shapes that differ.
+    The negatives are the rows of all processes: under DDP the value (as the mean over processes) and the gradient are
+    those of the joined batch. Raises ValueError for shapes that differ.
 
     Source: van den Oord, Li, Vinyals 2018, arXiv 1807.03748; in FBT, ICCV 2025, arXiv 2410.12342.
     """
     check_same_shape(student, teacher)
-    everyone, first = gather_rows(F.normalize(teacher, dim=1))
-    similarity = F.normalize(student, dim=1) @ everyone.T / temperature
+    rows, first = gather_rows(F.normalize(teacher, dim=1))
+    similarity = F.normalize(student, dim=1) @ rows.T / temperature
     own = torch.arange(first, first + len(student), device=student.device)
     return F.cross_entropy(similarity, own)

@@ -7,7 +7,7 @@ from torch import Tensor
 from crossdistill.losses._context import check_same_shape, full_precision
 
 _EPS = 1e-12
-"""Beside the variance, so that a constant row has a gradient."""
+"""Added to the variance, so that a constant row has a finite gradient."""
 
 
 @full_precision
@@ -17,11 +17,11 @@ def kd_loss(
     *,
     temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Kullback-Leibler divergence of the student's softened prediction from the teacher's.
+    """Kullback-Leibler divergence between the softened predictions of teacher and student.
 
-    Logits (B, K), any float dtype; computed in float32 or wider. At least 0, in nats times
-    `temperature` squared (which keeps the gradient's size when the temperature changes); the mean
-    over the batch. Raises ValueError for shapes that differ or a temperature that is not positive.
+    KL(teacher || student) of logits (B, K) of any float dtype; computed in float32 or wider. At least 0, in nats
+    times `temperature` squared (which keeps the size of the gradient when the temperature changes); the mean over the
+    batch. Raises ValueError for shapes that differ or a temperature that is not positive.
 
     Source: Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2.
     """
@@ -35,10 +35,10 @@ def kd_loss(
 
 @full_precision
 def standardise_logits(logits: Float[Tensor, "*rows classes"]) -> Float[Tensor, "*rows classes"]:
-    """Give each row of logits mean 0 and (biased) standard deviation 1 over the classes.
+    """Shift and scale each row of logits to mean 0 and (biased) standard deviation 1 over the classes.
 
-    Logits (..., K), any float dtype; computed in float32 or wider. What is left for the student to
-    imitate is the teacher's ranking, not the range of its logits. A constant row stays 0.
+    Logits (..., K) of any float dtype; computed in float32 or wider. The student then imitates the ranking of the
+    teacher's logits, not their range. A constant row becomes 0.
 
     Source: Sun et al., CVPR 2024, arXiv 2403.01427.
     """

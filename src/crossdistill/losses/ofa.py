@@ -1,4 +1,4 @@
-"""OFA's adaptive target loss, and what soft labels mean where a method needs a class."""
+"""OFA's adaptive target loss, and the class that stands for soft labels."""
 
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
@@ -8,7 +8,7 @@ from crossdistill.losses._context import check_same_shape, full_precision
 
 
 def hard_labels(target: Shaped[Tensor, "batch ..."]) -> Shaped[Tensor, " batch"]:
-    """Give class numbers (B,): the targets themselves, or the likeliest class of soft targets (B, K).
+    """Return class numbers (B,): the targets themselves, or the most likely class of probabilities (B, K).
 
     Under mixup or CutMix that is the class of the larger share.
     """
@@ -24,13 +24,12 @@ def ofa_loss(
     eps: float = 1.0,
     temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Cross entropy against the teacher's prediction, with the true class raised by a modulation exponent.
+    """Cross entropy against the teacher's prediction, in which an exponent raises the true class.
 
-    mean_b sum_c -((softmax(p_t / T) + onehot)^eps - onehot) * log_softmax(p_s / T). Logits (B, K), any
-    float dtype; target (B,) class numbers or (B, K) soft (its likeliest class counts); computed in
-    float32 or wider, finite at any logit gap. In nats. eps = 1 is the cross entropy with the teacher;
-    a larger one trusts the true class more. Raises ValueError for shapes that differ, eps < 1 or a
-    temperature that is not positive.
+    mean_b sum_c -((softmax(p_t / T) + onehot)^eps - onehot) * log_softmax(p_s / T). Logits (B, K) of any float dtype;
+    target (B,) class numbers or (B, K) probabilities (the most likely class is used); computed in float32 or wider,
+    finite for any gap between logits. In nats. eps = 1 is the cross entropy with the teacher; a larger one gives the
+    true class more weight. Raises ValueError for shapes that differ, eps < 1 or a temperature that is not positive.
 
     Source: OFA-KD, NeurIPS 2023, arXiv 2310.19444.
     """
@@ -41,5 +40,5 @@ def ofa_loss(
         raise ValueError(f"temperature is {temperature}; it must be positive")
     teacher = F.softmax(teacher_logits / temperature, dim=1)
     onehot = F.one_hot(hard_labels(target), teacher.shape[1]).to(teacher.dtype)
-    wanted = (teacher + onehot) ** eps - onehot
-    return -(wanted * F.log_softmax(student_logits / temperature, dim=1)).sum(dim=1).mean()
+    goal = (teacher + onehot) ** eps - onehot
+    return -(goal * F.log_softmax(student_logits / temperature, dim=1)).sum(dim=1).mean()

@@ -1,9 +1,12 @@
-"""The methods by name. Adding one is its file and its line here."""
+"""The methods by name. Adding one takes its file and its line here."""
 
-import importlib
-from dataclasses import fields
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any
 
+from crossdistill.backbones import Backbone
+from crossdistill.config.validation import validated
 from crossdistill.errors import UserError, unknown
 from crossdistill.methods.base import Method as Method
 from crossdistill.methods.dist import DIST
@@ -11,13 +14,11 @@ from crossdistill.methods.dkd import DKD
 from crossdistill.methods.fbt import FBT
 from crossdistill.methods.hcd import HCD
 from crossdistill.methods.kd import KD
-from crossdistill.methods.none import Plain
 from crossdistill.methods.ofa import OFA
 from crossdistill.methods.rsd import RSD
-from crossdistill.types import BackboneSpec
+from crossdistill.types import Needs
 
 METHODS: dict[str, type[Method]] = {
-    "none": Plain,
     "kd": KD,
     "dkd": DKD,
     "dist": DIST,
@@ -26,55 +27,96 @@ METHODS: dict[str, type[Method]] = {
     "hcd": HCD,
     "fbt": FBT,
 }
+NONE = "none"
+"""Plain training: a distiller without a method."""
 
 
 def list_methods() -> list[str]:
-    """Names that `create_distiller` and `--method` take."""
-    return list(METHODS)
+    """Return the names that `create_distiller` and `--method` accept."""
+    return [NONE, *METHODS]
 
 
-def find_method(name: str) -> type[Method]:
-    """Look up a method by its name, or import "package.module:Class". Raises UserError."""
+def find_method(name: str) -> type[Method] | None:
+    """Look up a method by its name, or import "package.module:Class"; None for "none". Raises UserError."""
+    if name == NONE:
+        return None
     if name in METHODS:
         return METHODS[name]
     if ":" not in name:
-        raise unknown("method", name, METHODS)
-    module, _, attribute = name.partition(":")
+        raise unknown("method", name, list_methods())
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"method {name!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise UserError(f"method {name!r} is not a subclass of crossdistill.methods.Method")
+        raise UserError(f"method {name!r} is not a subclass of crossdistill.Method")
     return found
 
 
-def make_options(name: str, options: dict[str, Any]) -> Any:
-    """Make a method's options object. Raises UserError for an unknown option, or a value of another type or range."""
-    method = find_method(name)
-    known = {field.name: field for field in fields(method.Options)}
-    made = dict(options)
-    for option, value in options.items():
-        if option not in known:
-            if not known:
-                raise UserError(f"method {name!r} has no options, but {option!r} was given")
-            raise unknown(f"option of method {name!r}:", option, known)
-        kind = known[option].type
-        fits = type(value) in (int, float) if kind is float else kind not in (bool, int, str) or type(value) is kind
-        if not fits:
-            raise UserError(
-                f"option {option!r} of method {name!r} is {value!r}; it must be of type {known[option].type}"
-            )
-        if kind is float:
-            made[option] = float(value)
-        elif isinstance(value, list):
-            made[option] = tuple(value)
-    return method.Options(**made)
+def options_key(name: str) -> str:
+    """Return the name that a method's options have in a recipe: its own, or the class of "package.module:Class"."""
+    return name.rpartition(":")[2]
 
 
-def create_method(name: str, student: BackboneSpec, teacher: BackboneSpec | None, options: dict[str, Any]) -> Method:
-    """Build a method for a pair. Raises UserError for an unknown method or option, or a missing teacher."""
+def parse_options(name: str, values: Any = None) -> Any:
+    """Make a method's options from a dict, or check an options object. Raises UserError for a value that is wrong."""
     method = find_method(name)
-    if method.uses_teacher and teacher is None:
+    if method is None:
+        if values:
+            raise UserError(f"method {name!r} has no options, but {next(iter(values))!r} was given")
+        return None
+    if values is None:
+        values = {}
+    elif is_dataclass(values) and not isinstance(values, type):
+        if not isinstance(values, method.Options):
+            raise UserError(f"options is a {type(values).__name__}; method {name!r} takes {method.Options.__name__}")
+        values = asdict(values)
+    elif not isinstance(values, Mapping):
+        raise UserError(f"options is {values!r}; it must be a dict or a {method.Options.__name__}")
+    return validated(method.Options, values, f"method {name!r}")
+
+
+def plain_options(options: Any) -> dict[str, Any]:
+    """Return options as plain data that YAML can hold."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()}
+
+
+def create_method(name: str, options: Any, student: Backbone, teacher: Backbone | None) -> Method | None:
+    """Build a method for a pair; None for "none". Raises UserError for options or a pair that it cannot serve."""
+    method = find_method(name)
+    parsed = parse_options(name, options)
+    if method is None:
+        return None
+    check_needs(name, method.needs_of(parsed), student, teacher)
+    return method(parsed, student, teacher)
+
+
+def check_needs(name: str, needs: Needs, student: Backbone, teacher: Backbone | None) -> None:
+    """Raise UserError where a method reads what the student or the teacher does not offer."""
+    if needs.student.stages:
+        student.require_stages()
+    if not needs.teacher:
+        return
+    if teacher is None:
         raise UserError(f"method {name!r} needs a teacher")
-    return method(make_options(name, options), student, teacher)
+    if needs.teacher.stages:
+        teacher.require_stages()
+    ours, theirs = student.spec.num_classes, teacher.spec.num_classes
+    if needs.teacher.logits and ours != theirs:
+        offer = f"has {theirs} classes, the student {ours}" if theirs else "has no classifier"
+        raise UserError(
+            f"method {name!r} reads the teacher's logits, but {teacher.spec.name!r} {offer}: use a method that does "
+            f"not ({', '.join(_without_teacher_logits())}), or train the teacher on the student's classes first "
+            "(`crossdistill teacher`)"
+        )
+
+
+def _without_teacher_logits() -> list[str]:
+    """List the methods that read no logits of the teacher, by their defaults or with one switch turned off."""
+    found = []
+    for name, method in METHODS.items():
+        default = method.Options()
+        switches = [field.name for field in fields(default) if getattr(default, field.name) is True]
+        ways = {name: default, **{f"{name} with {s}=false": replace(default, **{s: False}) for s in switches}}
+        found += [way for way, options in ways.items() if not method.needs_of(options).teacher.logits][:1]
+    return found

@@ -1,67 +1,55 @@
-"""What a method is: named options, training-only parts, and a map from two views to named terms."""
+"""The base class of methods: named options, training-only parts, and a map from two outputs to named terms."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from crossdistill.backbones.base import Backbone
+from crossdistill.backbones import Backbone
+from crossdistill.backbones.tail import Tail
 from crossdistill.losses.kd import standardise_logits
-from crossdistill.types import BackboneOutput, BackboneSpec
+from crossdistill.types import BackboneOutput, Needs
 
 
 @dataclass(frozen=True)
 class NoOptions:
-    """A method without options."""
-
-
-def comparable(student: Tensor, teacher: Tensor, standardise: bool) -> tuple[Tensor, Tensor]:
-    """Give two sets of logits as a logit loss compares them: as they are, or standardised over the classes."""
-    return (standardise_logits(student), standardise_logits(teacher)) if standardise else (student, teacher)
+    """Options of a method that has none."""
 
 
 class Method(nn.Module):
-    """Base of all methods.
+    """Base class of all methods.
 
-    A method owns the parts that exist only in training and knows neither the task loss nor the
-    trainer. Its constructor takes `options` (an instance of `Options`), `student` and `teacher`
-    (`BackboneSpec`s; `teacher` is None only where `uses_teacher` is False), and raises UserError
-    for a pair it cannot serve. `forward` returns unweighted scalars by name; `weights` says by
-    what the distiller multiplies each.
+    A method owns the parts that exist only in training and knows neither the task loss nor the trainer. It is built
+    from `options` (an instance of `Options`), the student and the frozen teacher (None where its needs read nothing of
+    a teacher), and raises UserError for a pair that it cannot serve. `forward` returns unweighted scalars by name;
+    `weights` holds the factor that the distiller multiplies each with.
     """
 
     Options: ClassVar[type] = NoOptions
     idea: ClassVar[str]
     """One sentence for `crossdistill methods`."""
     paper: ClassVar[str]
-    uses_teacher: ClassVar[bool] = True
-    one_teacher: bool = False
-    """Whether the method looks into its teacher, and so takes no group of them."""
-    student_stages: bool = False
-    """Whether the student's four stage maps are needed; an option may ask for them."""
-    teacher_stages: tuple[int, ...] = ()
-    """The teacher's stages, 1 to 4, whose maps are read."""
-
-    runs_student: bool = False
-    """Whether the method runs modules of the student itself, beside the student's own forward."""
-    runs_teacher: bool = False
-
+    needs: Needs = Needs()
+    """What is read of the two outputs: for the class with its default options, for an instance with its own."""
     weights: dict[str, float]
+    borrowed: tuple[Tail, ...] = ()
+    """Parts of the two models that the method runs itself. They stay unregistered; the distiller moves them."""
 
-    def __init__(self, options: object, student: BackboneSpec, teacher: BackboneSpec | None) -> None:
+    def __init__(self, options: Any, student: Backbone, teacher: Backbone | None) -> None:
         super().__init__()
+        self.needs = self.needs_of(options)
         self.weights = {}
 
-    def bind(self, student: Backbone, teacher: Backbone | None) -> None:
-        """Get to know the two models themselves, once, before training; most methods need only their specs.
+    @classmethod
+    def needs_of(cls, options: Any) -> Needs:
+        """Return what a method with these options reads. A constructor may narrow it for its pair."""
+        return cls.needs
 
-        Weights shared with a model must not be registered here. Raises UserError for a pair that cannot
-        be served.
-        """
-
-    def release_teacher(self) -> None:
-        """Let go of those parts of the teacher that its stored outputs make superfluous."""
-
-    def forward(self, student: BackboneOutput, teacher: BackboneOutput | None, targets: Tensor) -> dict[str, Tensor]:
-        """Give the method's terms, unweighted scalars by name."""
+    def forward(self, student: BackboneOutput, teacher: BackboneOutput, targets: Tensor) -> dict[str, Tensor]:
+        """Return the method's terms, unweighted scalars by name."""
         raise NotImplementedError
+
+
+def comparable(student: Tensor, teacher: Tensor, standardise: bool) -> tuple[Tensor, Tensor]:
+    """Return the logits of both sides for a loss: as they are, or standardised over the classes."""
+    return (standardise_logits(student), standardise_logits(teacher)) if standardise else (student, teacher)

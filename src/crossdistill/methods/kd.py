@@ -1,34 +1,29 @@
-"""Knowledge distillation (Hinton, Vinyals, Dean 2015): the student imitates the teacher's softened prediction."""
+"""KD (Hinton, Vinyals, Dean 2015): the student imitates the teacher's softened prediction."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
-from crossdistill.errors import UserError
+from crossdistill.backbones import Backbone
+from crossdistill.config.validation import CHECKED, NonNegative, Positive
 from crossdistill.losses.kd import kd_loss
 from crossdistill.methods.base import Method, comparable
-from crossdistill.types import BackboneOutput, BackboneSpec
+from crossdistill.types import BackboneOutput, Needs, Reads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class KDOptions:
     """Options of `kd`."""
 
-    temperature: float = 1.0
-    """T, what both logits are divided by; > 0. 1 as in the cross-architecture papers' tables; 4 is usual for
-    CIFAR-sized images."""
-    weight: float = 1.0
+    temperature: Positive = 1.0
+    """T, divisor of both logits; > 0. 1 as in the tables of the cross-architecture papers; 4 is usual for images of
+    CIFAR's size."""
+    weight: NonNegative = 1.0
     """Factor of the KD term beside the task loss; >= 0."""
     standardise: bool = False
-    """Standardise both sides' logits over the classes before the softmax (arXiv 2403.01427)."""
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"kd: temperature is {self.temperature}; it must be positive")
-        if not self.weight >= 0:
-            raise UserError(f"kd: weight is {self.weight}; it must not be negative")
+    """Standardise the logits of both sides over the classes before the softmax (arXiv 2403.01427)."""
 
 
 class KD(Method):
@@ -37,14 +32,14 @@ class KD(Method):
     Options: ClassVar[type] = KDOptions
     idea: ClassVar[str] = "The student imitates the teacher's softened class probabilities."
     paper: ClassVar[str] = "Hinton, Vinyals, Dean 2015, arXiv 1503.02531"
+    needs = Needs(student=Reads(logits=True), teacher=Reads(logits=True))
 
-    def __init__(self, options: KDOptions, student: BackboneSpec, teacher: BackboneSpec | None) -> None:
+    def __init__(self, options: KDOptions, student: Backbone, teacher: Backbone) -> None:
         super().__init__(options, student, teacher)
-        self.temperature, self.standardise = options.temperature, options.standardise
+        self.options = options
         self.weights = {"kd": options.weight}
 
     @override
-    def forward(self, student: BackboneOutput, teacher: BackboneOutput | None, targets: Tensor) -> dict[str, Tensor]:
-        assert teacher is not None
-        ours, theirs = comparable(student.logits, teacher.logits, self.standardise)
-        return {"kd": kd_loss(ours, theirs, temperature=self.temperature)}
+    def forward(self, student: BackboneOutput, teacher: BackboneOutput, targets: Tensor) -> dict[str, Tensor]:
+        logits = comparable(student.require_logits(), teacher.require_logits(), self.options.standardise)
+        return {"kd": kd_loss(*logits, temperature=self.options.temperature)}

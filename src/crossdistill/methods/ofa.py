@@ -1,53 +1,44 @@
 """OFA-KD (NeurIPS 2023): every student stage, projected to logits, learns from the teacher's prediction."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
-from crossdistill.errors import UserError
+from crossdistill.backbones import Backbone
+from crossdistill.config.validation import CHECKED, AtLeastOne, NonNegative, Positive
 from crossdistill.losses.ofa import ofa_loss
 from crossdistill.methods.base import Method, comparable
-from crossdistill.methods.projectors import OFAExits, check_stages
-from crossdistill.types import BackboneOutput, BackboneSpec
+from crossdistill.methods.projectors import OFAExits, Stages
+from crossdistill.types import BackboneOutput, Needs, Reads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class OFAOptions:
     """Options of `ofa`."""
 
-    stages: tuple[int, ...] = (1, 2, 3, 4)
-    """Student stages that get an exit to logits."""
-    eps: float = 1.0
-    """epsilon, the modulation exponent of the true class; >= 1. 1 for CNN students on CIFAR-100, up to 1.5 else."""
-    temperature: float = 1.0
-    """T, what both logits are divided by; > 0."""
-    weight: float = 1.0
-    """Factor of the sum over the stages' exits; >= 0."""
-    logit_weight: float = 1.0
+    stages: Stages = (1, 2, 3, 4)
+    """Student stages that are projected to logits."""
+    eps: AtLeastOne = 1.0
+    """epsilon, modulation exponent of the true class; >= 1. 1 for CNN students on CIFAR-100, up to 1.5 elsewhere."""
+    temperature: Positive = 1.0
+    """T, divisor of both logits; > 0."""
+    weight: NonNegative = 1.0
+    """Factor of the sum over the exits of the stages; >= 0."""
+    logit_weight: NonNegative = 1.0
     """Factor of the same loss on the student's own logits; >= 0."""
     standardise: bool = False
-    """Standardise both sides' logits over the classes before the softmax (arXiv 2403.01427)."""
-
-    def __post_init__(self) -> None:
-        check_stages("ofa", self.stages)
-        if not self.eps >= 1:
-            raise UserError(f"ofa: eps is {self.eps}; it must be at least 1")
-        if not self.temperature > 0:
-            raise UserError(f"ofa: temperature is {self.temperature}; it must be positive")
-        for name in ("weight", "logit_weight"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"ofa: {name} is {getattr(self, name)}; it must not be negative")
+    """Standardise the logits of both sides over the classes before the softmax (arXiv 2403.01427)."""
 
 
 class OFA(Method):
     """Adaptive target loss on the student's logits and on the exits of its stages.
 
-    The exits are the projectors that HCD uses too, to max(D_s, D_t), and a linear classifier. The
-    published code has other projectors for attention and MLP students; here every student's tokens
-    are folded to their grid, so that one module serves all.
+    The exits are the projectors that HCD uses as well, to max(D_s, D_t), and a linear classifier. The authors' code has
+    other projectors for attention and MLP students; here the tokens of every student are arranged as a map, so that one
+    module serves all.
 
     Source: arXiv 2310.19444; the loss is `crossdistill.losses.ofa_loss`.
     """
@@ -58,23 +49,26 @@ class OFA(Method):
         "prediction with the true class enhanced."
     )
     paper: ClassVar[str] = "OFA-KD, NeurIPS 2023, arXiv 2310.19444"
-    student_stages = True
+    needs = Needs(student=Reads(logits=True, stages=(1, 2, 3, 4)), teacher=Reads(logits=True))
 
-    def __init__(self, options: OFAOptions, student: BackboneSpec, teacher: BackboneSpec | None) -> None:
+    def __init__(self, options: OFAOptions, student: Backbone, teacher: Backbone) -> None:
         super().__init__(options, student, teacher)
-        assert teacher is not None
         self.options = options
         self.weights = {"ofa_stages": options.weight, "ofa_logits": options.logit_weight}
-        self.exits = OFAExits(student, teacher, options.stages)
+        self.exits = OFAExits(student.spec, teacher.spec, options.stages)
+
+    @classmethod
+    @override
+    def needs_of(cls, options: OFAOptions) -> Needs:
+        return Needs(student=Reads(logits=True, stages=options.stages), teacher=cls.needs.teacher)
 
     @override
-    def forward(self, student: BackboneOutput, teacher: BackboneOutput | None, targets: Tensor) -> dict[str, Tensor]:
-        assert teacher is not None
-        assert student.stages is not None
-        losses = [self._loss(logits, teacher.logits, targets) for logits in self.exits(student.stages)]
-        own = self._loss(student.logits, teacher.logits, targets)
+    def forward(self, student: BackboneOutput, teacher: BackboneOutput, targets: Tensor) -> dict[str, Tensor]:
+        goal = teacher.require_logits()
+        losses = [self._loss(logits, goal, targets) for logits in self.exits(student.require_stages())]
+        own = self._loss(student.require_logits(), goal, targets)
         return {"ofa_stages": torch.stack(losses).sum(), "ofa_logits": own}
 
-    def _loss(self, ours: Tensor, theirs: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
         o = self.options
-        return ofa_loss(*comparable(ours, theirs, o.standardise), targets, eps=o.eps, temperature=o.temperature)
+        return ofa_loss(*comparable(student, teacher, o.standardise), targets, eps=o.eps, temperature=o.temperature)

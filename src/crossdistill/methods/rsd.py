@@ -1,126 +1,112 @@
-"""RSD: redundancy suppression distillation (ICCV 2025), the variants its paper evaluates, and two of ours."""
+"""RSD: redundancy suppression distillation (ICCV 2025), the variants of its paper, and a spatial term of ours."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from typing_extensions import override
 
+from crossdistill.backbones import Backbone
 from crossdistill.backbones.stages import STAGES
-from crossdistill.errors import UserError, unknown
+from crossdistill.config.validation import CHECKED, NonNegative, NonNegativeInt, PositiveInt
+from crossdistill.errors import UserError
 from crossdistill.losses.rsd import rsd_loss
 from crossdistill.methods.base import Method
-from crossdistill.methods.projectors import Decoupler, OFAExits, check_stages, linear_map
-from crossdistill.types import BackboneOutput, BackboneSpec
-
-_VIEWS = ("embedding", "logits", "stages")
-_DECOUPLERS = ("aad", "linear", "none")
+from crossdistill.methods.projectors import Decoupler, OFAExits, Stages, linear_map
+from crossdistill.types import BackboneOutput, Needs, Reads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class RSDOptions:
     """Options of `rsd`; the defaults are the paper's for CIFAR-100."""
 
-    kappa: float = 0.01
-    """kappa, weight of the decorrelation of different dimensions; >= 0, and 0 leaves the invariance term alone."""
-    weight: float = 0.1
+    kappa: NonNegative = 0.01
+    """kappa, weight of the decorrelation of different dimensions; >= 0. 0 leaves the invariance term alone."""
+    weight: NonNegative = 0.1
     """lambda, factor of the RSD term beside the task loss; >= 0. The term grows with the teacher's width."""
-    on: str = "embedding"
+    on: Literal["embedding", "logits", "stages"] = "embedding"
     """What is correlated: "embedding" (pooled, before the classifier), "logits", or "stages": OFA's exits from the
-    student's stages, each against the teacher's logits, in place of OFA's loss (their sum)."""
-    decoupler: str = "aad"
-    """The map on the student's side: "aad" (the paper's decoupler), "linear" (one linear map) or "none" (needs equal
-    widths). The paper is silent on the decoupler for logits; here it stays unless turned off."""
-    expansion: int = 2
+    student's stages, each with the teacher's logits, in place of OFA's loss (their sum)."""
+    decoupler: Literal["aad", "linear", "none"] = "aad"
+    """The map on the student's side: "aad" (the paper's decoupler), "linear" (one linear map) or "none" (for equal
+    widths). The paper does not state the decoupler for logits; here it is the same as for embeddings."""
+    expansion: PositiveInt = 2
     """g, hidden width of the decoupler as a multiple of the student's width; >= 1."""
-    stages: tuple[int, ...] = (1, 2, 3, 4)
+    stages: Stages = (1, 2, 3, 4)
     """Student stages with an exit, for on="stages"."""
-    reference_width: int = 0
-    """Scale the term to what it would be at this teacher width, so that one lambda and kappa fit all pairs; 0 keeps the
-    paper's sums, which grow with the width. Ours, and no gain so far: 512 hurt with teachers of 64 and 96
-    dimensions (docs/results.md)."""
-    spatial: int = 0
-    """Cells along a side of a second term that keeps spatial context: both last stage maps pooled to this grid, each
-    cell a sample of the correlation, behind one linear map. 0 leaves it out. Ours."""
-    spatial_weight: float = 0.1
+    spatial: NonNegativeInt = 0
+    """Cells along a side of a second term that keeps spatial context: both last stage maps are pooled to this grid, and
+    each cell is a sample of the correlation, after one linear map. 0 turns it off. Ours, not in the paper."""
+    spatial_weight: NonNegative = 0.1
     """Factor of the spatial term; >= 0."""
-
-    def __post_init__(self) -> None:
-        check_stages("rsd", self.stages)
-        for name in ("reference_width", "spatial"):
-            if getattr(self, name) < 0:
-                raise UserError(f"rsd: {name} is {getattr(self, name)}; it must not be negative")
-        for name in ("kappa", "weight", "spatial_weight"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"rsd: {name} is {getattr(self, name)}; it must not be negative")
-        if self.on not in _VIEWS:
-            raise unknown("value of rsd's option 'on'", self.on, _VIEWS)
-        if self.decoupler not in _DECOUPLERS:
-            raise unknown("value of rsd's option 'decoupler'", self.decoupler, _DECOUPLERS)
-        if self.expansion < 1:
-            raise UserError(f"rsd: expansion is {self.expansion}; it must be at least 1")
 
 
 class RSD(Method):
-    """lambda * L_RSD on embeddings or logits, behind a training-only decoupler.
+    """lambda * L_RSD on embeddings or logits, after a training-only decoupler.
 
     Source: arXiv 2507.21844; formula and defaults in `crossdistill.losses.rsd_loss`.
     """
 
     Options: ClassVar[type] = RSDOptions
     idea: ClassVar[str] = (
-        "Drive the cross-correlation of student and teacher embeddings to the identity, behind a small decoupler: "
+        "Drive the cross-correlation of student and teacher embeddings to the identity, after a small decoupler: "
         "keep what both architectures agree on, drop what is redundant."
     )
     paper: ClassVar[str] = "RSD, ICCV 2025, arXiv 2507.21844"
+    needs = Needs(student=Reads(embedding=True), teacher=Reads(embedding=True))
 
-    def __init__(self, options: RSDOptions, student: BackboneSpec, teacher: BackboneSpec | None) -> None:
+    def __init__(self, options: RSDOptions, student: Backbone, teacher: Backbone) -> None:
         super().__init__(options, student, teacher)
-        assert teacher is not None
-        self.on, self.kappa, self.grid = options.on, options.kappa, options.spatial
-        self.width = options.reference_width or None
+        self.options = options
         self.weights = {"rsd": options.weight}
-        self.exits = OFAExits(student, teacher, options.stages) if options.on == "stages" else None
-        self.student_stages = options.on == "stages" or options.spatial > 0
-        if options.on == "embedding":
-            student_dim, teacher_dim = student.embedding_dim, teacher.embedding_dim
-        else:
-            student_dim, teacher_dim = student.num_classes, teacher.num_classes
+        ours, theirs = student.spec, teacher.spec
+        self.exits: nn.Module | None = None
         self.decoupler: nn.Module = nn.Identity()
-        if self.exits is None:
-            self.decoupler = _decoupler(options, student_dim, teacher_dim)
+        if options.on == "stages":
+            self.exits = OFAExits(ours, theirs, options.stages)
+        elif options.on == "logits":
+            self.decoupler = _decoupler(options, ours.num_classes, theirs.num_classes)
+        else:
+            self.decoupler = _decoupler(options, ours.embedding_dim, theirs.embedding_dim)
         self.cells: nn.Module | None = None
         if options.spatial:
-            self.teacher_stages, self.one_teacher = (STAGES,), True
             self.weights["rsd_spatial"] = options.spatial_weight
-            self.cells = linear_map(student.channels(STAGES), teacher.channels(STAGES))
+            self.cells = linear_map(ours.channels(STAGES), theirs.channels(STAGES))
 
-    def _correlate(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return rsd_loss(student, teacher, kappa=self.kappa, width=self.width)
+    @classmethod
+    @override
+    def needs_of(cls, options: RSDOptions) -> Needs:
+        last = (STAGES,) if options.spatial else ()
+        on_stages, on_embedding = options.on == "stages", options.on == "embedding"
+        stages = tuple(sorted({*(options.stages if on_stages else ()), *last}))
+        return Needs(
+            student=Reads(logits=options.on == "logits", embedding=on_embedding, stages=stages),
+            teacher=Reads(logits=not on_embedding, embedding=on_embedding, stages=last),
+        )
 
     @override
-    def forward(self, student: BackboneOutput, teacher: BackboneOutput | None, targets: Tensor) -> dict[str, Tensor]:
-        assert teacher is not None
+    def forward(self, student: BackboneOutput, teacher: BackboneOutput, targets: Tensor) -> dict[str, Tensor]:
         if self.exits is not None:
-            assert student.stages is not None
-            losses = [self._correlate(logits, teacher.logits) for logits in self.exits(student.stages)]
+            goal = teacher.require_logits()
+            losses = [self._loss(logits, goal) for logits in self.exits(student.require_stages())]
             terms = {"rsd": torch.stack(losses).sum()}
-        elif self.on == "logits":
-            terms = {"rsd": self._correlate(self.decoupler(student.logits), teacher.logits)}
+        elif self.options.on == "logits":
+            terms = {"rsd": self._loss(self.decoupler(student.require_logits()), teacher.require_logits())}
         else:
-            terms = {"rsd": self._correlate(self.decoupler(student.embedding), teacher.embedding)}
+            terms = {"rsd": self._loss(self.decoupler(student.embedding), teacher.embedding)}
         if self.cells is not None:
-            assert student.stages is not None
-            assert teacher.stages is not None
-            ours, theirs = (self._pooled(stages[-1]) for stages in (student.stages, teacher.stages))
-            terms["rsd_spatial"] = self._correlate(self.cells(ours), theirs)
+            ours, theirs = (self._pooled(output.require_stages()[-1]) for output in (student, teacher))
+            terms["rsd_spatial"] = self._loss(self.cells(ours), theirs)
         return terms
 
+    def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return rsd_loss(student, teacher, kappa=self.options.kappa)
+
     def _pooled(self, stage: Tensor) -> Tensor:
-        """Pool a map (B, C, H, W) to the grid and give its cells as rows, (B * grid^2, C)."""
-        return F.adaptive_avg_pool2d(stage, self.grid).permute(0, 2, 3, 1).flatten(0, 2)
+        """Pool a map (B, C, H, W) to the grid and return its cells as rows, (B * grid^2, C)."""
+        return F.adaptive_avg_pool2d(stage, self.options.spatial).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _decoupler(options: RSDOptions, student_dim: int, teacher_dim: int) -> nn.Module:

@@ -1,8 +1,7 @@
-"""The pages people look at, self-contained, written from run folders."""
+"""Self-contained pages, written from run folders."""
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,12 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
+from crossdistill.files import write_whole
 from crossdistill.report.plots import comparison, run_curves
 from crossdistill.report.records import RunRecord, read_run
+from crossdistill.report.tables import TextTable
 
 PAGE_NAME = "report.html"
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """A table of strings, for a page or a terminal."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    note: str = ""
 
 
 def write_run_page(folder: Path) -> Path:
@@ -37,9 +28,9 @@ def write_run_page(folder: Path) -> Path:
         folder / PAGE_NAME,
         title=f"{student['name']}{taught}",
         lead=f"{run.metrics['data']}, seed {run.metrics['seed']}, {run.config['epochs']} epochs, "
-        f"{run.metrics['training']['seconds']:.0f} s of training; training-only parameters, thrown away: "
+        f"{run.metrics['training']['seconds']:.0f} s of training; training-only parameters, removed afterwards: "
         f"{run.metrics['training']['training_only_parameters']:,}.",
-        tables=[accuracy_table([("student", student)] + ([("teacher", teacher)] if teacher else [])), cost_table(run)],
+        tables=[run_table(run), cost_table(run)],
         figures=[{"title": "Training", "svg": run_curves(run)}],
         samples=run.samples,
         sampled="",
@@ -50,7 +41,7 @@ def write_run_page(folder: Path) -> Path:
 def write_comparison_page(folder: Path, groups: dict[str, list[RunRecord]]) -> Path:
     """Write the page that compares methods, each with its runs over the seeds, into `folder`."""
     runs = [run for group in groups.values() for run in group]
-    # What is shown of single runs is that of the last method's first seed.
+    # Of single runs, the first seed of the last method is shown.
     taught = next((group[0] for group in reversed(groups.values()) if "teacher" in group[0].metrics), None)
     shown = taught or runs[0]
     student = shown.metrics["student"]["name"]
@@ -63,7 +54,7 @@ def write_comparison_page(folder: Path, groups: dict[str, list[RunRecord]]) -> P
         figures=[
             {
                 "title": "Methods",
-                "svg": comparison(groups, taught.metrics["teacher"]["test"]["top1"] if taught else None),
+                "svg": comparison(groups, teacher_top1(taught)),
             }
         ],
         samples=shown.samples,
@@ -73,13 +64,12 @@ def write_comparison_page(folder: Path, groups: dict[str, list[RunRecord]]) -> P
 
 
 def comparison_table(groups: dict[str, list[RunRecord]]) -> TextTable:
-    """Give test accuracy by method: mean and sample standard deviation over the seeds, and the gain over `none`."""
+    """Make the table of test accuracy by method: mean and sample standard deviation over seeds, gain over `none`."""
     runs = [run for group in groups.values() for run in group]
     rows = []
     taught = next((run for run in runs if "teacher" in run.metrics), None)
-    if taught is not None:
-        test = taught.metrics["teacher"]["test"]
-        rows.append([f"teacher ({taught.metrics['teacher']['name']})", f"{test['top1']:.2f}", "", "", "1", ""])
+    if taught is not None and (top1 := teacher_top1(taught)) is not None:
+        rows.append([f"teacher ({taught.metrics['teacher']['name']})", f"{top1:.2f}", "", "", "1", ""])
     base = statistics.mean(run.top1 for run in groups["none"]) if "none" in groups else None
     for method, group in groups.items():
         tops = [run.top1 for run in group]
@@ -88,13 +78,27 @@ def comparison_table(groups: dict[str, list[RunRecord]]) -> TextTable:
         gain = "" if base is None or method == "none" else f"{mean - base:+.2f}"
         extra = f"{group[0].metrics['training']['training_only_parameters']:,}"
         rows.append([method, f"{mean:.2f}", spread, gain, str(len(tops)), extra])
-    note = "± is the sample standard deviation over seeds; a gain smaller than it says little."
+    note = "± is the sample standard deviation over seeds; a gain smaller than it means little."
     header = ["", "mean", "spread", "gain over none", "runs", "extra params"]
     return TextTable("Top-1 on the test split, %", header, rows, note)
 
 
-def accuracy_table(models: Sequence[tuple[str, dict[str, Any]]]) -> TextTable:
-    """Give test scores of models."""
+def teacher_top1(run: RunRecord | None) -> float | None:
+    """Return the teacher's accuracy on the test split, in percent; None where it has none."""
+    scores = None if run is None else run.metrics.get("teacher", {}).get("test")
+    return None if scores is None else float(scores["top1"])
+
+
+def run_table(run: RunRecord) -> TextTable:
+    """Make the table of test scores of a run's models."""
+    models = [(run.role, run.metrics["student"])]
+    if "test" in run.metrics.get("teacher", {}):
+        models.append(("teacher", run.metrics["teacher"]))
+    return accuracy_table(models)
+
+
+def accuracy_table(models: Sequence[tuple[str, Mapping[str, Any]]]) -> TextTable:
+    """Make the table of scores of models, each with its role."""
     columns = [("top1", "top-1, %"), ("top5", "top-5, %"), ("loss", "loss, nats"), ("ece", "calibration error, %")]
     columns = [(key, name) for key, name in columns if key in models[0][1]["test"]]
     rows = [[f"{role} ({m['name']})", *(f"{m['test'][key]:.2f}" for key, _ in columns)] for role, m in models]
@@ -102,7 +106,7 @@ def accuracy_table(models: Sequence[tuple[str, dict[str, Any]]]) -> TextTable:
 
 
 def cost_table(run: RunRecord) -> TextTable:
-    """Give sizes and speeds of student and teacher."""
+    """Make the table of sizes and speeds of student and teacher."""
     rows = [
         [
             f"{role} ({m['name']})",
@@ -111,7 +115,7 @@ def cost_table(run: RunRecord) -> TextTable:
             f"{m['images_per_second']:.0f}",
             str(m["img_size"]),
         ]
-        for role, m in (("student", run.metrics["student"]), ("teacher", run.metrics.get("teacher")))
+        for role, m in ((run.role, run.metrics["student"]), ("teacher", run.metrics.get("teacher")))
         if m
     ]
     note = "A MAC is one multiply-accumulate (2 FLOPs). Measured where the run was trained, 32 images at a time."
@@ -123,16 +127,13 @@ def _write(path: Path, *, run: RunRecord, **content: Any) -> Path:
     template = (files("crossdistill.report") / "page.html.j2").read_text()
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
     made = run.environment
-    path.write_text(
+    write_whole(
+        path,
         page.render(
             **content,
+            role=run.role,
             config=yaml.safe_dump(run.config, sort_keys=False),
             environment=", ".join(f"{name} {value}" for name, value in made.items()),
-        )
+        ),
     )
     return path
-
-
-def load_groups(folders: dict[str, list[Path]]) -> dict[str, list[RunRecord]]:
-    """Read finished runs, grouped by method."""
-    return {method: [read_run(folder) for folder in group] for method, group in folders.items()}

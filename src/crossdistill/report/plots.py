@@ -1,4 +1,4 @@
-"""Curves and comparisons as SVG, to stand inside a page."""
+"""Curves and comparisons as SVG, to be put into a page."""
 
 import io
 import re
@@ -31,7 +31,7 @@ _STYLE: Any = {
 
 
 def run_curves(run: RunRecord) -> str:
-    """Draw a run's losses, held-out accuracy, learning rate and speed over its epochs."""
+    """Plot a run's losses, held-out accuracy, learning rate and speed over its epochs."""
     terms = sorted(name for name in run.curves if name.startswith("train/") and name.split("/")[1] not in _NOT_TERMS)
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(9, 5), layout="constrained")
@@ -53,7 +53,7 @@ _NOT_TERMS = ("lr", "images_per_second", "wait_percent", "loss")
 
 
 def comparison(groups: Mapping[str, Sequence[RunRecord]], teacher_top1: float | None) -> str:
-    """Draw each method's held-out accuracy over the epochs (mean and range) and its test accuracy, seed by seed."""
+    """Plot each method's held-out accuracy over the epochs (mean and range) and its test accuracy for each seed."""
     with plt.rc_context(_STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", width_ratios=(3, 2))
         for place, (method, runs) in enumerate(groups.items()):

@@ -1,16 +1,72 @@
-"""What a run's folder says, read back. Reports know nothing else of a run."""
+"""The records of a finished run, read back from its folder. Reports know nothing else of a run."""
 
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from crossdistill.errors import UserError
 
 Curve = list[tuple[float, float]]
+
+
+class Scores(TypedDict):
+    """Scores on the test split."""
+
+    top1: float
+    loss: float
+    ece: float
+    images: int
+    top5: NotRequired[float]
+
+
+class ModelRecord(TypedDict):
+    """A model and its cost."""
+
+    name: str
+    parameters: int
+    macs: int
+    images_per_second: float
+    img_size: int
+
+
+class ScoredModel(ModelRecord):
+    """A model with its scores."""
+
+    test: Scores
+
+
+class TeacherRecord(ModelRecord):
+    """A teacher; without scores where it has other classes, or none."""
+
+    test: NotRequired[Scores]
+
+
+class TrainingRecord(TypedDict):
+    """How a run was trained."""
+
+    seconds: float
+    epochs: int
+    training_only_parameters: int
+    global_batch: int
+
+
+class Metrics(TypedDict):
+    """The content of metrics.json."""
+
+    role: NotRequired[str]
+    method: str
+    seed: int
+    data: str
+    training: TrainingRecord
+    student: ScoredModel
+    teacher: NotRequired[TeacherRecord]
 
 
 @dataclass(frozen=True)
@@ -19,7 +75,7 @@ class RunRecord:
 
     folder: Path
     config: dict[str, Any]
-    metrics: dict[str, Any]
+    metrics: Mapping[str, Any]
     environment: dict[str, Any]
     curves: dict[str, Curve]
     samples: list[dict[str, Any]]
@@ -29,17 +85,35 @@ class RunRecord:
         """The student's accuracy on the test split, percent."""
         return float(self.metrics["student"]["test"]["top1"])
 
+    @property
+    def role(self) -> str:
+        """What the trained model is called: student or teacher."""
+        return str(self.metrics.get("role", "student"))
+
+
+def read_metrics(folder: Path) -> Metrics:
+    """Read the metrics of a finished run. Raises UserError for a file that is missing, damaged or incomplete."""
+    path = folder / "metrics.json"
+    try:
+        return TypeAdapter(Metrics).validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{str(folder)!r} holds no finished run: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{str(path)!r} is damaged: {place + ': ' if place else ''}{first['msg']}") from error
+
 
 def read_run(folder: Path) -> RunRecord:
     """Read a finished run. Raises UserError for a folder that holds none."""
+    metrics = read_metrics(folder)
     try:
-        metrics = json.loads((folder / "metrics.json").read_text())
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        environment = json.loads((folder / "environment.json").read_text())
-        samples = json.loads((folder / "samples.json").read_text())
-    except (OSError, ValueError) as error:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        samples = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{str(folder)!r} holds no finished run: {error}") from error
-    return RunRecord(folder, config, metrics, environment, _read_curves(folder, config["epochs"]), samples)
+    return RunRecord(folder, config, dict(metrics), environment, _read_curves(folder, config["epochs"]), samples)
 
 
 def _read_curves(folder: Path, epochs: int) -> dict[str, Curve]:

@@ -1,4 +1,4 @@
-"""Lightning's Trainer, assembled from the config."""
+"""Lightning's Trainer, made from the settings."""
 
 import logging
 import os
@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -16,7 +17,10 @@ from rich.console import Console
 
 from crossdistill.config import EngineConfig, RunConfig
 from crossdistill.errors import UserError, first_line
-from crossdistill.training.callbacks import LAST, BestCheckpoint, RunProgress, StepLog, StopOnSignal
+from crossdistill.tasks import Classification
+from crossdistill.training.callbacks import BestCheckpoint, StopOnSignal
+from crossdistill.training.run_folder import BEST, CHECKPOINTS, LAST
+from crossdistill.training.run_log import RunProgress, StepLog
 
 _QUIET = (
     "many workers",
@@ -37,28 +41,24 @@ _PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 def make_trainer(config: RunConfig, out: Path, console: Console, title: str) -> tuple[L.Trainer, StepLog]:
     """Make the Trainer of a run that writes into `out`, and the callback that logs its steps.
 
-    Raises UserError for a machine without the devices asked for.
+    Raises UserError for a machine without the devices or the precision asked for.
     """
-    quiet_lightning()
     engine = config.engine
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if "TORCHELASTIC_RUN_ID" in os.environ and engine.devices != -1 and started != engine.devices * engine.nodes:
-        raise UserError(
-            f"torchrun started {started} processes, but engine.devices {engine.devices} x engine.nodes {engine.nodes} "
-            f"is {engine.devices * engine.nodes}: give --engine.devices {started // engine.nodes}"
-        )
+    quiet_lightning()
+    _check_processes(engine)
     logs = out / "logs"
     # Lightning's CSV logger deletes what its folder holds, so a resumed run logs into the next one.
     attempt = len(list(logs.glob("[0-9]*")))
-    checkpoints = out / "checkpoints"
+    checkpoints = out / CHECKPOINTS
     log = StepLog(engine.log_every)
     common: dict[str, Any] = dict(dirpath=checkpoints, enable_version_counter=False, auto_insert_metric_name=False)
+    best, last = (name.removesuffix(".ckpt") for name in (BEST, LAST))
     try:
         trainer = L.Trainer(
             accelerator=engine.accelerator,
             devices=engine.devices,
             num_nodes=engine.nodes,
-            strategy=_strategy(config),
+            strategy=_strategy(engine),
             precision=_PRECISION[engine.precision],
             max_epochs=config.epochs,
             accumulate_grad_batches=engine.accumulate,
@@ -71,8 +71,8 @@ def make_trainer(config: RunConfig, out: Path, console: Console, title: str) -> 
                 log,
                 RunProgress(console, title, log),
                 StopOnSignal(checkpoints, engine.log_every),
-                BestCheckpoint(**common, filename="best", monitor="val/top1", mode="max"),
-                BestCheckpoint(**common, filename=LAST.removesuffix(".ckpt"), save_on_train_epoch_end=True),
+                BestCheckpoint(**common, filename=best, monitor=Classification.monitor, mode="max"),
+                BestCheckpoint(**common, filename=last, save_on_train_epoch_end=True),
             ],
             profiler=log.wait,
             log_every_n_steps=engine.log_every,
@@ -89,29 +89,54 @@ def make_trainer(config: RunConfig, out: Path, console: Console, title: str) -> 
     return trainer, log
 
 
-def _strategy(config: RunConfig) -> Any:
-    engine = config.engine
+def _check_processes(engine: EngineConfig) -> None:
+    """Raise UserError where torchrun has started another number of processes than the settings state."""
+    started, expected = int(os.environ.get("WORLD_SIZE", "1")), engine.devices * engine.nodes
+    if TorchElasticEnvironment.detect() and engine.devices != -1 and started != expected:
+        raise UserError(
+            f"torchrun started {started} processes, but engine.devices {engine.devices} x engine.nodes {engine.nodes} "
+            f"is {expected}: give --engine.devices {started // engine.nodes}"
+        )
+
+
+def _strategy(engine: EngineConfig) -> Any:
     if engine.devices == 1 and engine.nodes == 1:
         return "auto"
     if engine.strategy == "ddp":
         return "ddp"
-    world = int(os.environ.get("WORLD_SIZE", "0")) or engine.nodes * _devices(engine)
+    devices = engine.devices if engine.devices != -1 else max(1, torch.cuda.device_count())
+    world = int(os.environ.get("WORLD_SIZE", "0")) or engine.nodes * devices
     return ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
 
-def _devices(engine: EngineConfig) -> int:
-    if engine.devices != -1:
-        return engine.devices
-    return max(1, torch.cuda.device_count())
+def set_threads(engine: EngineConfig) -> None:
+    """Set the number of torch's CPU threads."""
+    if engine.threads is not None:
+        torch.set_num_threads(engine.threads)
+
+
+def local_rank() -> int:
+    """Return the number of this process on its machine, outside a Trainer."""
+    for environment in (TorchElasticEnvironment, SLURMEnvironment):
+        if environment.detect():
+            return environment().local_rank()
+    return LightningEnvironment().local_rank()
+
+
+def choose_device(engine: EngineConfig) -> torch.device:
+    """Choose the device of this process, outside a Trainer."""
+    if engine.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", local_rank())
+    return torch.device("cpu")
 
 
 def is_first_process() -> bool:
-    """Say whether this process is the one that writes, before and after Lightning runs."""
+    """Return whether this process is the one that writes, before and after Lightning runs."""
     return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
 
 def quiet_lightning() -> None:
-    """Keep Lightning's banners and tips out of the way of what the run has to say."""
+    """Suppress Lightning's banners and tips."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _QUIET:

@@ -2,13 +2,12 @@
 
 import inspect
 import math
-import random
 from typing import Any
 
 import lightning.pytorch as L
-import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import seed_everything
 from lightning.pytorch.strategies import ModelParallelStrategy
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2, get_optimizer_class
@@ -19,48 +18,53 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from crossdistill.backbones import Backbone
-from crossdistill.cache import TeacherCache
-from crossdistill.config import RunConfig
+from crossdistill.config import AugmentConfig, EngineConfig, OptimConfig
 from crossdistill.data.loaders import mix_seed
 from crossdistill.distiller import Distiller
+from crossdistill.tasks import Classification
 from crossdistill.training.sharding import shard_teachers, shard_trained
-
-SCHEDULES = ("cosine", "tanh", "wsd", "constant", "none")
+from crossdistill.types import Batch
 
 
 class DistillModule(L.LightningModule):
     """What Lightning trains: the distiller, its optimiser, and the average of the student where one is kept."""
 
-    def __init__(self, distiller: Distiller, config: RunConfig) -> None:
+    def __init__(
+        self,
+        distiller: Distiller,
+        optim: OptimConfig,
+        engine: EngineConfig,
+        augment: AugmentConfig,
+        *,
+        epochs: int,
+        seed: int,
+    ) -> None:
         super().__init__()
         self.distiller = distiller
-        self._divided = False
-        self.config = config
+        self.optim, self.engine, self.epochs, self.seed = optim, engine, epochs, seed
+        self._sharded = False
         num_classes = distiller.student.spec.num_classes
-        augment, optim = config.augment, config.optim
-        self.mixup = (
-            Mixup(augment.mixup, augment.cutmix, label_smoothing=optim.label_smoothing, num_classes=num_classes)
-            if augment.mixup or augment.cutmix
-            else None
-        )
+        self.mixup: Mixup | None = None
+        if augment.mixes:
+            smoothing = optim.label_smoothing
+            self.mixup = Mixup(augment.mixup, augment.cutmix, label_smoothing=smoothing, num_classes=num_classes)
+        # timm's average, not Lightning's: it has a warm-up, and copies the student alone.
         self.ema = ModelEmaV3(distiller.student, decay=optim.ema, use_warmup=True) if optim.ema is not None else None
         if self.ema is not None:
-            # DDP waits for the gradient of everything that asks for one.
+            # DDP waits for the gradient of every parameter that requires one.
             self.ema.requires_grad_(False)
-        self.stored: TeacherCache | None = None
-        """The teacher's stored outputs, of which every batch then brings its rows."""
         self.top1 = MulticlassAccuracy(num_classes, average="micro")
         self.val_loss = MeanMetric()
 
     def configure_model(self) -> None:
-        """Divide weights over the devices where that is asked for; Lightning calls this when they can talk."""
-        if self._divided or self.trainer.world_size == 1:
+        """Shard weights over the devices where that is asked for; Lightning calls this when they can communicate."""
+        if self._sharded or self.trainer.world_size == 1:
             return
-        self._divided = True
+        self._sharded = True
         strategy = self.trainer.strategy
         if isinstance(strategy, ModelParallelStrategy):
             shard_trained(self.distiller, strategy.device_mesh["data_parallel"])
-        if self.config.engine.shard_teacher:
+        if self.engine.shard_teacher:
             shard_teachers(self.distiller, strategy.root_device)
 
     @property
@@ -70,73 +74,73 @@ class DistillModule(L.LightningModule):
         assert isinstance(kept, Backbone)
         return kept
 
-    def _layout(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=torch.channels_last) if self.config.engine.channels_last else images
+    @property
+    def deployed_prefix(self) -> str:
+        """The prefix of the deployed student's plain network in a checkpoint."""
+        return "distiller.student.model." if self.ema is None else "ema.module.model."
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed dropout, stochastic depth and mixup from the step, so that a resumed run draws the same."""
+    def _arranged(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=torch.channels_last) if self.engine.channels_last is True else images
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed dropout, stochastic depth and mixup from the step, so that a resumed run draws the same numbers."""
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        seed = mix_seed(self.config.seed, step, self.trainer.global_rank)
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
+        seed_everything(mix_seed(self.seed, step, self.trainer.global_rank), verbose=False)
 
-    def training_step(self, batch: tuple[Any, ...], batch_idx: int) -> dict[str, Any]:
-        """Run one batch; gives the loss, and the terms for the log."""
-        images, targets, _, *rows = batch
-        images = self._layout(images)
-        replayed = self.stored.unpack(rows[0]) if self.stored is not None else None
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Run one batch; returns the loss, and the terms for the log."""
+        images, targets = self._arranged(batch.images), batch.targets
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
-        step = self.distiller(images, targets, replayed)
+        step = self.distiller(images, targets, batch.teacher)
         terms = {"loss": step.loss, **step.terms}
         return {"loss": step.loss, "terms": {name: value.detach() for name, value in terms.items()}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, and let the average follow."""
+        """Step, and update the average."""
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update(self.distiller.student, step=self.global_step + 1)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
-        """Look at one batch of the held-out split."""
-        images, targets, _ = batch
-        logits = self.deployed(self._layout(images)).logits.float()
-        # Behind its own images a process may have one that another counts.
-        sampler = self.trainer.datamodule.val_sampler  # type: ignore[attr-defined]
-        own = sampler.own - batch_idx * sampler.batch_size
-        if own <= 0:
-            return
-        logits, targets = logits[:own], targets[:own]
-        self.top1.update(logits, targets)
-        self.val_loss.update(F.cross_entropy(logits, targets, reduction="mean"), weight=len(targets))
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score one batch of the held-out split."""
+        images, targets = self._arranged(batch.images), batch.targets
+        logits = self.deployed(images).require_logits().float()
+        world = self.trainer.world_size
+        if world > 1:
+            # After its own images a process may have some that belong to another.
+            own = batch.index % world == self.trainer.global_rank
+            logits, targets = logits[own], targets[own]
+        if len(targets):
+            self.top1.update(logits, targets)
+            self.val_loss.update(F.cross_entropy(logits, targets, reduction="mean"), weight=len(targets))
 
     def on_validation_epoch_end(self) -> None:
         """Log the held-out accuracy, over all processes."""
-        self.log_dict({"val/top1": 100 * self.top1.compute(), "val/loss": self.val_loss.compute()})
+        self.log_dict({Classification.monitor: 100 * self.top1.compute(), "val/loss": self.val_loss.compute()})
         self.top1.reset()
         self.val_loss.reset()
 
     def configure_optimizers(self) -> Any:
-        """Make timm's optimiser and a schedule that moves every step."""
-        config, epochs = self.config.optim, self.config.epochs
+        """Make timm's optimiser, and a schedule that changes with every step."""
+        optim = self.optim
         optimizer = create_optimizer_v2(
             self.distiller,
-            opt=config.name,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
+            opt=optim.name,
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            momentum=optim.momentum,
             **self._fused(),
         )
-        if config.schedule == "none":
+        if optim.schedule == "none":
             return optimizer
         scheduler, _ = create_scheduler_v2(
             optimizer,
-            sched=config.schedule,
-            num_epochs=epochs,
-            warmup_epochs=min(config.warmup_epochs, epochs / 10),
-            warmup_lr=config.warmup_lr,
-            min_lr=config.min_lr,
+            sched=optim.schedule,
+            num_epochs=self.epochs,
+            warmup_epochs=optim.warmup_epochs,
+            warmup_lr=optim.warmup_lr,
+            min_lr=optim.min_lr,
             step_on_epochs=False,
             updates_per_epoch=self._updates_per_epoch(),
         )
@@ -144,16 +148,17 @@ class DistillModule(L.LightningModule):
 
     def _fused(self) -> dict[str, bool]:
         """Ask for one kernel for the whole step where torch has one."""
-        known = inspect.signature(get_optimizer_class(self.config.optim.name, bind_defaults=False)).parameters
+        known = inspect.signature(get_optimizer_class(self.optim.name, bind_defaults=False)).parameters
         # Fused steps undo fp16's loss scale themselves, after the point where Lightning clips.
-        clips_in_half = self.config.engine.precision == "16" and self.config.optim.clip_grad is not None
+        clips_in_half = self.engine.precision == "16" and self.optim.clip_grad is not None
         return {"fused": True} if "fused" in known and not clips_in_half else {}
 
     def _updates_per_epoch(self) -> int:
-        # Not trainer.estimated_stepping_batches: that makes the loader, before a resumed run knows where it stands.
+        # Not trainer.estimated_stepping_batches: that makes the loader before a resumed run has its position.
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return math.ceil(datamodule.batches_per_epoch(self.trainer.world_size) / self.config.engine.accumulate)
+        batches = datamodule.train_sampler(self.trainer.global_rank, self.trainer.world_size).batches
+        return math.ceil(batches / self.engine.accumulate)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Move timm's schedule."""
+        """Update timm's schedule."""
         scheduler.step_update(num_updates=self.global_step)

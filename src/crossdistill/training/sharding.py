@@ -1,4 +1,4 @@
-"""Weights divided over the devices (FSDP2), each part gathered where it is needed."""
+"""Weights sharded over the devices (FSDP2), each part gathered where it is used."""
 
 import torch
 import torch.distributed as dist
@@ -10,30 +10,30 @@ from crossdistill.distiller import Distiller
 from crossdistill.errors import UserError
 
 _LEAST_SHARE = 0.005
-"""Share of a model's parameters from which a layer is gathered on its own."""
+"""Share of a model's parameters from which a layer is gathered by itself."""
 
 
 def shard_trained(distiller: Distiller, mesh: DeviceMesh) -> None:
-    """Divide what trains: the student layer by layer, and the method's own parts.
+    """Shard what is trained: the student layer by layer, and the method's own parts.
 
-    Raises UserError for a method that shares the student's weights (FBT with the student as the back):
-    gathering them in one place would not gather them in the other.
+    Raises UserError for a method that runs a part of the student itself (FBT with the student as the back): gathering
+    its weights in one place would not gather them in the other.
     """
-    if distiller.method.runs_student:
+    if any(tail.backbone is distiller.student for tail in distiller.borrowed):
         raise UserError(
-            "this method runs a part of the student itself, which weights that are divided do not allow; use "
+            "this method runs a part of the student itself, which is not possible with sharded weights; use "
             "--engine.strategy ddp"
         )
     _shard_layers(distiller.student, mesh)
-    if any(p.requires_grad for p in distiller.method.parameters()):
+    if distiller.method is not None and any(p.requires_grad for p in distiller.method.parameters()):
         fully_shard(distiller.method, mesh=mesh)
 
 
 def shard_teachers(distiller: Distiller, device: torch.device) -> None:
-    """Divide the teachers over all processes. Raises UserError for a method that runs a part of one itself."""
+    """Shard the teachers over all processes. Raises UserError for a method that runs a part of one itself."""
     if distiller.teacher is None:
         return
-    if distiller.method.runs_teacher:
+    if any(tail.backbone is distiller.teacher.backbone for tail in distiller.borrowed):
         raise UserError("this method runs a part of the teacher itself; leave engine.shard_teacher out")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for member in distiller.teacher.members:

@@ -12,7 +12,7 @@ import pytest
 
 from crossdistill import load_backbone
 from crossdistill.cli import main
-from tests.cli.test_main import TINY
+from tests.commands.test_commands import TINY
 
 
 def start(*words, env=None):
@@ -30,7 +30,7 @@ def test_control_c_saves_and_resume_finishes(tmp_path):
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=120)
     assert run.returncode == 130, err
-    assert "interrupted by SIGINT; go on with --resume" in err
+    assert "interrupted by SIGINT; continue with --resume" in err
     assert "Traceback" not in err
     assert not (out / "metrics.json").exists()
     resumed = start("fit", "--out", out, "--resume")
@@ -45,8 +45,6 @@ def test_two_processes_train_and_one_writes(tmp_path):
         "--teacher",
         "test_resnet",
         *TINY[2:],
-        "--model.student-args",
-        "{}",
         "--epochs",
         "6",
         "--loader.max-train",
@@ -109,7 +107,7 @@ def test_a_run_of_one_process_goes_on_with_two(tmp_path, monkeypatch, capsys):
     two = start("fit", "--out", cut, "--resume", "--engine.devices", "2")
     _, err = two.communicate(timeout=240)
     assert two.returncode == 2
-    assert "took 64 images a step over all processes, now it would take 128: resume it with --loader.batch" in err
+    assert "used 64 images for a step over all processes, now it would use 128: resume it with --loader.batch" in err
     two = start("fit", "--out", cut, "--resume", *TWO)
     _, err = two.communicate(timeout=240)
     assert two.returncode == 0, err

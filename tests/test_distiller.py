@@ -5,24 +5,9 @@ import torch
 import torch.nn.functional as F
 
 import crossdistill as cd
+from crossdistill.methods.rsd import RSDOptions
 from crossdistill.teacher import renormalisation
-
-# One tiny model of each family.
-FAMILIES = {
-    "cnn": ("test_resnet", {}),
-    "hierarchical_vit": (
-        "swin_tiny_patch4_window7_224",
-        {"patch_size": 2, "embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 4), "window_size": 4},
-    ),
-    "plain_vit": ("test_vit", {"patch_size": 8}),
-    "mlp": ("timm.models.mlp_mixer:MlpMixer", {"patch_size": 8, "embed_dim": 24, "num_blocks": 4}),
-    "hybrid": ("mobilevitv2_050", {}),
-}
-
-
-def build(family, classes=5, **kwargs):
-    name, args = FAMILIES[family]
-    return cd.create_backbone(name, classes, 32, **args, **kwargs)
+from tests.pairs import FAMILIES, METHODS, build
 
 
 @pytest.fixture
@@ -30,38 +15,41 @@ def batch():
     return torch.randn(8, 3, 32, 32), torch.arange(8) % 5
 
 
-METHODS = [("none", {}), ("kd", {"temperature": 4.0}), ("rsd", {}), ("rsd", {"on": "logits"}), ("rsd", {"kappa": 0.0})]
-METHODS += [("rsd", {"decoupler": "linear"}), ("rsd", {"on": "logits", "decoupler": "none"})]
-METHODS += [("rsd", {"on": "stages"}), ("rsd", {"spatial": 2, "reference_width": 512})]
-METHODS += [("ofa", {"eps": 1.2}), ("hcd", {}), ("hcd", {"stages": [3, 4], "parts": 2})]
-METHODS += [("dkd", {"temperature": 4.0}), ("dist", {"standardise": True}), ("fbt", {})]
+@pytest.fixture(scope="module")
+def models():
+    """Each family once as a student and once as a teacher; students are copied before they train."""
+    torch.manual_seed(0)
+    return {family: (build(family), build(family)) for family in FAMILIES}
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("teacher", FAMILIES)
 @pytest.mark.parametrize("student", FAMILIES)
-def test_every_pair_of_families_learns(student, teacher, batch):
+def test_every_pair_of_families_learns(models, student, teacher, method, batch):
     images, targets = batch
-    pair = build(student), build(teacher)
-    frozen = {name: value.clone() for name, value in pair[1].state_dict().items()}
-    for method, options in METHODS:
-        distiller = cd.create_distiller(method, student=copy.deepcopy(pair[0]), teacher=pair[1], **options).train()
-        optimizer = torch.optim.Adam(distiller.parameters(), 1e-3)
-        losses = []
-        for _ in range(4):
-            step = distiller(images, targets)
-            assert set(step.terms) == {"task", *distiller.method.weights}
-            assert all(term.ndim == 0 and torch.isfinite(term) for term in step.terms.values())
-            optimizer.zero_grad()
-            step.loss.backward()
+    name, options = METHODS[method]
+    frozen = models[teacher][1]
+    before = {key: value.clone() for key, value in frozen.state_dict().items()}
+    distiller = cd.create_distiller(name, student=copy.deepcopy(models[student][0]), teacher=frozen, options=options)
+    distiller.train()
+    optimizer = torch.optim.Adam(distiller.parameters(), 1e-3)
+    losses = []
+    for _ in range(4):
+        step = distiller(images, targets)
+        assert set(step.terms) == {"task", *distiller.weights}
+        assert all(term.ndim == 0 and torch.isfinite(term) for term in step.terms.values())
+        optimizer.zero_grad()
+        step.loss.backward()
+        if distiller.method is not None:
             assert all(p.grad is not None for p in distiller.method.parameters())
-            optimizer.step()
-            losses.append(step.loss.item())
-        assert losses[-1] < losses[0], (method, options, losses)
-    assert all(torch.equal(frozen[name], value) for name, value in pair[1].state_dict().items())
-    assert all(p.grad is None for p in pair[1].parameters())
+        optimizer.step()
+        losses.append(step.loss.item())
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(before[key], value) for key, value in frozen.state_dict().items())
+    assert all(p.grad is None for p in frozen.parameters())
 
 
-def test_the_teacher_is_a_guest(batch):
+def test_the_teacher_is_frozen_and_no_submodule(batch):
     distiller = cd.create_distiller("rsd", student=build("cnn"), teacher=build("plain_vit"))
     distiller.train()
     assert distiller.student.training
@@ -77,7 +65,12 @@ def test_the_teacher_is_a_guest(batch):
 
 def test_weights_are_applied_once_and_only_to_the_loss(batch):
     distiller = cd.create_distiller(
-        "rsd", student=build("cnn"), teacher=build("plain_vit"), weight=0.3, task_weight=2.0, label_smoothing=0.1
+        "rsd",
+        student=build("cnn"),
+        teacher=build("plain_vit"),
+        options={"weight": 0.3},
+        task_weight=2.0,
+        label_smoothing=0.1,
     ).eval()
     images, targets = batch
     step = distiller(images, targets)
@@ -141,26 +134,30 @@ def test_dropping_the_decoupler_leaves_a_plain_model(batch):
         ("rsd", {"kapa": 1}, "did you mean 'kappa'"),
         ("none", {"kappa": 1}, "has no options"),
         ("rsd", {"kappa": -1.0}, "kappa is -1"),
-        ("rsd", {"on": "stage"}, "did you mean 'stages'"),
+        ("rsd", {"on": "stage"}, "on is 'stage'; it must be 'embedding', 'logits' or 'stages'"),
         ("hcd", {"stages": [2, 1]}, "rising numbers from 1 to 4"),
-        ("hcd", {"parts": 2.5}, "must be of type"),
+        ("hcd", {"parts": 2.5}, "parts is 2.5; it must be a whole number"),
         ("ofa", {"eps": 0.5}, "eps is 0.5"),
         ("rsd", {"decoupler": "none"}, "student's embedding has 96 and the teacher's 64"),
-        ("kd", {"temperature": 0.0}, "must be positive"),
-        ("dkd", {"temperature": -1.0}, "temperature is -1.0; it must be positive"),
-        ("dkd", {"beta": -1.0}, "beta is -1.0; it must not be negative"),
-        ("dist", {"gamma": -0.5}, "gamma is -0.5; it must not be negative"),
+        ("kd", {"temperature": 0.0}, "temperature is 0.0; it must be greater than 0"),
+        ("dkd", {"temperature": None}, "temperature is None; it must be a number"),
+        ("dkd", {"beta": -1.0}, "beta is -1.0; it must be greater than or equal to 0"),
+        ("dist", {"gamma": float("inf")}, "gamma is inf; it must be finite"),
+        ("kd", RSDOptions(), "options is a RSDOptions; method 'kd' takes KDOptions"),
+        ("kd", 3, "options is 3; it must be a dict or a KDOptions"),
         ("tests.nowhere:Method", {}, "cannot be imported"),
     ],
 )
 def test_wrong_methods_and_options_are_answered(method, options, message):
     with pytest.raises(cd.UserError, match=message):
-        cd.create_distiller(method, student=build("cnn"), teacher=build("plain_vit"), **options)
+        cd.create_distiller(method, student=build("cnn"), teacher=build("plain_vit"), options=options)
 
 
 def test_pairs_that_cannot_work_are_refused():
     student = build("cnn")
-    with pytest.raises(cd.UserError, match="teacher gives 7 classes, the student 5"):
+    with pytest.raises(
+        cd.UserError, match=r"reads the teacher's logits, but .* has 7 classes, the student 5: use a .*rsd"
+    ):
         cd.create_distiller("kd", student=student, teacher=build("mlp", classes=7))
     with pytest.raises(cd.UserError, match="3 input channels, the student 1"):
         cd.create_distiller("kd", student=build("cnn", in_chans=1), teacher=build("mlp"))
@@ -170,10 +167,44 @@ def test_pairs_that_cannot_work_are_refused():
         cd.create_distiller("kd", student=student)
 
 
+@pytest.mark.parametrize("classes", [0, 7])
+@pytest.mark.parametrize("teacher", FAMILIES)
+def test_a_teacher_without_the_students_classes_teaches_by_its_embedding(teacher, classes, batch):
+    headless = build(teacher, classes=classes)
+    assert headless.spec.num_classes == classes
+    for method, options in (("rsd", {}), ("rsd", {"spatial": 2}), ("fbt", {"ofa": False})):
+        distiller = cd.create_distiller(method, student=build("cnn"), teacher=headless, options=options).train()
+        distiller(*batch).loss.backward()
+        assert any(p.grad is not None for p in distiller.method.parameters())
+    for method, options in (("fbt", {}), ("rsd", {"on": "logits"}), ("hcd", {})):
+        with pytest.raises(cd.UserError, match=r"reads the teacher's logits.*\(rsd, fbt with ofa=false\), or train"):
+            cd.create_distiller(method, student=build("cnn"), teacher=headless, options=options)
+
+
+def test_a_methods_options_are_not_the_distillers(batch):
+    """HCD smooths the labels of its sub-logits; the task's smoothing is another number."""
+    common = dict(student=build("plain_vit"), teacher=build("cnn"))
+    plain = cd.create_distiller("hcd", **common, options={"label_smoothing": 0.3})
+    assert (plain.method.options.label_smoothing, plain.task.label_smoothing) == (0.3, 0.0)
+    smoothed = cd.create_distiller("hcd", **common, label_smoothing=0.3)
+    assert (smoothed.method.options.label_smoothing, smoothed.task.label_smoothing) == (0.1, 0.3)
+    assert cd.create_distiller("rsd", **common, options=RSDOptions(kappa=0.5)).method.options.kappa == 0.5
+    with pytest.raises(TypeError, match="kappa"):
+        cd.create_distiller("rsd", **common, kappa=0.5)
+
+
+def test_stored_outputs_in_half_precision_are_cast(batch):
+    images, targets = batch
+    distiller = cd.create_distiller("fbt", student=build("plain_vit"), teacher=build("cnn")).eval()
+    stored = distiller.teacher(images, stages=True).map(lambda tensor: tensor.half())
+    single = stored.map(lambda tensor: tensor.float())
+    torch.testing.assert_close(distiller(images, targets, stored).loss, distiller(images, targets, single).loss)
+
+
 def test_own_method_by_its_path(batch):
     images, targets = batch
     distiller = cd.create_distiller(
-        "tests.methods.own:Agreement", student=build("cnn"), teacher=build("mlp"), weight=2.0
+        "tests.methods.own:Agreement", student=build("cnn"), teacher=build("mlp"), options={"weight": 2.0}
     )
     step = distiller(images, targets)
     assert set(step.terms) == {"task", "agreement"}
@@ -202,34 +233,22 @@ class Shallow(torch.nn.Module):
 
 
 def test_a_method_that_needs_stages_says_so_at_once():
-    shallow = cd.create_backbone("tests.methods.test_distiller:Shallow", 5, 32)
+    shallow = cd.create_backbone("tests.test_distiller:Shallow", 5, 32)
     with pytest.raises(cd.UserError, match=r"stages of .*Shallow' cannot be read"):
         cd.create_distiller("hcd", student=shallow, teacher=build("cnn"))
     cd.create_distiller("hcd", student=build("cnn"), teacher=shallow)
     with pytest.raises(cd.UserError, match=r"stages of .*Shallow' cannot be read"):
-        cd.create_distiller("rsd", student=build("cnn"), teacher=shallow, spatial=2)
-
-
-def test_one_reference_width_makes_the_term_independent_of_the_teachers_width():
-    from crossdistill.losses import rsd_loss
-
-    torch.manual_seed(0)
-    losses = {}
-    for width in (64, 256):
-        student, teacher = torch.randn(2, 512, width)
-        losses[width] = [rsd_loss(student, teacher, kappa=0.5, width=w).item() for w in (None, 100)]
-    assert losses[256][0] > 3.5 * losses[64][0]
-    assert losses[256][1] == pytest.approx(losses[64][1], rel=0.05)
-    student, teacher = torch.randn(2, 32, 100)
-    assert rsd_loss(student, teacher, width=100).item() == pytest.approx(rsd_loss(student, teacher).item())
+        cd.create_distiller("rsd", student=build("cnn"), teacher=shallow, options={"spatial": 2})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("method", "options"), [*METHODS, ("hcd", {"detach": True}), ("fbt", {"symmetric": True})])
+@pytest.mark.parametrize(
+    ("method", "options"), [*METHODS.values(), ("hcd", {"detach": True}), ("fbt", {"symmetric": True})]
+)
 def test_soft_labels_in_every_precision(method, options, dtype):
     images = torch.randn(8, 3, 32, 32)
     mixed = torch.rand(8, 5).softmax(dim=1)
-    distiller = cd.create_distiller(method, student=build("cnn"), teacher=build("plain_vit"), **options).train()
+    distiller = cd.create_distiller(method, student=build("cnn"), teacher=build("plain_vit"), options=options).train()
     if distiller.teacher is not None:
         with torch.no_grad():  # a confident teacher: logits that fp16 can just hold
             distiller.teacher.backbone.model.head.weight.mul_(3000)
@@ -249,9 +268,9 @@ def test_standardised_logits_forget_the_teachers_range(method, batch):
         options |= {"ce_weight": 0.0, "kl_weight": 0.0, "orthogonality_weight": 0.0}
     if method == "fbt":
         options |= {"fusion_weight": 0.0, "transfer_weight": 0.0, "info_nce": False}
-    distiller = cd.create_distiller(method, student=student, teacher=teacher, **options).double().eval()
+    distiller = cd.create_distiller(method, student=student, teacher=teacher, options=options).double().eval()
     before = distiller(images.double(), targets).loss.item()
-    plain = cd.create_distiller(method, student=student, teacher=teacher, **{**options, "standardise": False})
+    plain = cd.create_distiller(method, student=student, teacher=teacher, options={**options, "standardise": False})
     plain.load_state_dict(distiller.state_dict(), strict=False)
     other = plain.double().eval()(images.double(), targets).loss.item()
     with torch.no_grad():

@@ -1,10 +1,10 @@
-"""Several teachers as one."""
+"""One teacher, and several as one."""
 
 import pytest
 import torch
 
 import crossdistill as cd
-from tests.methods.test_distiller import build
+from tests.pairs import build
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def batch():
 
 def make(method="kd", weights=None, **options):
     teachers = [build("plain_vit"), build("mlp")]
-    return cd.create_distiller(method, student=build("cnn"), teacher=teachers, teacher_weights=weights, **options)
+    return cd.create_distiller(method, student=build("cnn"), teacher=teachers, teacher_weights=weights, options=options)
 
 
 @pytest.mark.parametrize("method", ["kd", "rsd", "ofa", "hcd"])
@@ -58,16 +58,16 @@ def test_confidence_trusts_the_surer_teacher(batch):
 def test_the_same_teacher_twice_is_that_teacher(batch):
     images, targets = batch
     teacher, student = build("plain_vit"), build("cnn").eval()
-    one = cd.create_distiller("kd", student=student, teacher=teacher, temperature=2.0).eval()
-    two = cd.create_distiller("kd", student=student, teacher=[teacher, teacher], temperature=2.0).eval()
+    one = cd.create_distiller("kd", student=student, teacher=teacher, options={"temperature": 2.0}).eval()
+    two = cd.create_distiller("kd", student=student, teacher=[teacher, teacher], options={"temperature": 2.0}).eval()
     torch.testing.assert_close(one(images, targets).loss, two(images, targets).loss)
 
 
 @pytest.mark.parametrize(
     ("method", "options", "weights", "message"),
     [
-        ("fbt", {}, None, "takes one teacher, 2 were given"),
-        ("rsd", {"spatial": 2}, None, "stages of 'test_vit .* cannot be read|takes one teacher"),
+        ("fbt", {}, None, "stages of 'test_vit .* cannot be read: several teachers have no common stages"),
+        ("rsd", {"spatial": 2}, None, "several teachers have no common stages"),
         ("kd", {}, [1.0], "do not fit 2 teachers"),
         ("kd", {}, [0.0, 0.0], "do not fit 2 teachers"),
         ("kd", {}, "sure", "must be 'confidence'"),
@@ -76,3 +76,16 @@ def test_the_same_teacher_twice_is_that_teacher(batch):
 def test_what_cannot_work_is_refused(method, options, weights, message):
     with pytest.raises(cd.UserError, match=message):
         make(method, weights, **options)
+
+
+def test_an_ensemble_without_common_classes_has_an_embedding(batch):
+    images, targets = batch
+    teachers = [build("plain_vit"), build("mlp", classes=0)]
+    distiller = cd.create_distiller("rsd", student=build("cnn"), teacher=teachers)
+    assert distiller.teacher.spec.num_classes == 0
+    output = distiller.teacher(images)
+    assert output.logits is None
+    assert output.embedding.shape == (6, 64 + 24)
+    distiller(images, targets).loss.backward()
+    with pytest.raises(cd.UserError, match="has no classifier"):
+        cd.create_distiller("kd", student=build("cnn"), teacher=teachers)

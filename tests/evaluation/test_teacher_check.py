@@ -30,7 +30,7 @@ def test_another_class_order_is_recognised(look):
     with torch.no_grad():
         backbone.model.fc.weight.copy_(backbone.model.fc.weight[order])
         backbone.model.fc.bias.copy_(backbone.model.fc.bias[order])
-    with pytest.raises(UserError, match="classes seem to stand in another order"):
+    with pytest.raises(UserError, match="classes seem to be in another order"):
         check_teacher(Teacher(backbone, backbone.spec), batches)
     assert check_teacher(Teacher(backbone, backbone.spec), batches, insist=True) < 0.3
 
@@ -48,7 +48,7 @@ def test_a_fresh_head_is_recognised(look):
 def test_a_wrong_normalisation_is_recognised(look):
     _, batches = look
     # A teacher that answers rightly only for mean and std 0.5, and claims to want pixels times 255.
-    backbone = create_backbone("tests.training.test_teacher_check:Brightness", 2, 32)
+    backbone = create_backbone("tests.evaluation.test_teacher_check:Brightness", 2, 32)
     dark, bright = torch.full((40, 3, 32, 32), 0.2), torch.full((40, 3, 32, 32), 0.8)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (backbone.spec.mean, backbone.spec.std))
     pixels = (torch.cat([dark, bright]) - mean) / std

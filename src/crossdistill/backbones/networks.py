@@ -1,0 +1,133 @@
+"""Build the plain network of a name: timm's, torchvision's or the user's own."""
+
+import inspect
+import pkgutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from crossdistill.backbones._probe import probe_images, record
+from crossdistill.backbones.args import BackboneArgs
+from crossdistill.backbones.hooked_backbone import is_classifier
+from crossdistill.backbones.small_stem import SMALL_STEM, remove_strides, strided_modules
+from crossdistill.errors import UserError, unknown
+
+OTHER_SIZE = 224
+"""Side in pixels of models that do not state one."""
+_SMALL_GRID = 8
+"""Patches along a side of a plain transformer with small_images."""
+_SMALL_LAST = 4
+"""Cells along a side of the last map of a hierarchical network with small_images; half as many where the first map
+comes from a patch embedding, whose patches stay at least 2 pixels wide."""
+_TORCHVISION_CLASSES = 1000
+
+
+def build_timm(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, int]:
+    """Build a timm model, and return it with the side of its input. Raises UserError."""
+    name, img_size, model_args = args.name, args.img_size, args.model_args
+    if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
+        raise unknown("model", name, timm.list_models())
+    wanted = dict(num_classes=args.num_classes, in_chans=args.in_chans, **model_args)
+    if not args.small_images:
+        model = _create(name, wanted, {"img_size": img_size}, pretrained)
+        return model, img_size or int(model.pretrained_cfg["input_size"][-1])
+    with torch.device("meta"):
+        plan = _create(name, wanted, {"img_size": img_size}, False)
+    size = img_size or int(plan.pretrained_cfg["input_size"][-1])
+    strides = [int(info["reduction"]) for info in plan.feature_info]
+    if len(set(strides)) == 1:
+        patch = max(1, size // _SMALL_GRID)
+    else:
+        patch = max(2, strides[0] * size // (_SMALL_LAST * strides[-1]))
+    extras: dict[str, int | None] = {"img_size": img_size}
+    if "patch_size" not in model_args:
+        extras["patch_size"] = min(patch, strides[0])
+    model = _create(name, wanted, extras, pretrained)
+    if [int(info["reduction"]) for info in model.feature_info] != strides or "patch_size" in model_args:
+        return model, size
+    if len(set(strides)) == 1 and strides[0] > patch:
+        raise UserError(
+            f"small_images: model {name!r} has no argument patch_size, so its {strides[0]} px patches stay; use a "
+            "larger img_size, or its class as 'package.module:Class' with model_args"
+        )
+    names = strided_modules(plan, args.in_chans, size, _SMALL_LAST)
+    if names:
+        stem = {"base": name, "strided": names}
+        model = _create(SMALL_STEM, {**wanted, **stem}, {"img_size": img_size}, pretrained)
+    return model, size
+
+
+def _create(name: str, wanted: dict[str, Any], optional: dict[str, Any], pretrained: bool) -> Any:
+    return _call(partial(timm.create_model, name, pretrained=pretrained), name, wanted, optional)
+
+
+def _call(factory: Callable[..., Any], name: str, wanted: dict[str, Any], optional: dict[str, Any]) -> Any:
+    """Call a model's factory with those of the optional arguments that it accepts. Raises UserError."""
+    optional = {key: value for key, value in optional.items() if value is not None}
+    while True:
+        try:
+            return factory(**wanted, **optional)
+        except TypeError as error:
+            refused = next((key for key in optional if f"'{key}'" in str(error)), None)
+            if refused is None:
+                raise UserError(f"model {name!r} does not accept these arguments: {error}") from error
+            optional.pop(refused)
+        except (AssertionError, OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"model {name!r} cannot be built with { ({**wanted, **optional}) }: {error}") from error
+
+
+def build_other(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, int]:
+    """Build a torchvision model or the user's own, and return it with the side of its input. Raises UserError."""
+    size = args.img_size or OTHER_SIZE
+    torchvisions = args.name.startswith("torchvision:")
+    model = _torchvision_model(args, pretrained) if torchvisions else _own_model(args, size)
+    if args.small_images:
+        remove_strides(model, strided_modules(model, args.in_chans, size, _SMALL_LAST))
+    return model, size
+
+
+def _torchvision_model(args: BackboneArgs, pretrained: bool) -> nn.Module:
+    name, num_classes, img_size = args.name, args.num_classes, args.img_size
+    short = name.partition(":")[2]
+    known = torchvision.models.list_models(module=torchvision.models)
+    if short not in known:
+        raise unknown("torchvision model", short, known)
+    if pretrained and num_classes not in (0, _TORCHVISION_CLASSES):
+        raise UserError(
+            f"{name!r}: torchvision's pretrained heads have {_TORCHVISION_CLASSES} classes, not {num_classes}; build "
+            "it without pretrained and load a checkpoint"
+        )
+    factory = partial(torchvision.models.get_model, short, weights="DEFAULT" if pretrained else None)
+    classes = num_classes or _TORCHVISION_CLASSES
+    model = _call(factory, name, {"num_classes": classes, **args.model_args}, {"image_size": img_size})
+    if not num_classes:
+        _remove_classifier(model, img_size or OTHER_SIZE)
+    return model
+
+
+def _remove_classifier(model: nn.Module, img_size: int) -> None:
+    """Replace the classifier, the last layer with torchvision's number of classes, by an identity."""
+    images = probe_images(model, 3, img_size)
+    calls, _ = record(model, lambda: model(images), lambda inputs, output: None)
+    name = next(call.name for call in reversed(calls) if is_classifier(call.module, _TORCHVISION_CLASSES))
+    model.set_submodule(name, nn.Identity())
+
+
+def _own_model(args: BackboneArgs, img_size: int) -> nn.Module:
+    name = args.name
+    try:
+        factory = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"model {name!r} cannot be imported: {error}") from error
+    taken = inspect.signature(factory).parameters
+    offered = dict(num_classes=args.num_classes, in_chans=args.in_chans, img_size=img_size)
+    passed = {key: value for key, value in offered.items() if key in taken}
+    model = _call(factory, name, {**passed, **args.model_args}, {})
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{name!r} returned {type(model).__name__}, not an nn.Module")
+    return model

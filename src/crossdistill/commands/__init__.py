@@ -1,0 +1,13 @@
+"""The sub-commands, one file each. Nothing heavy is imported before it is needed."""
+
+COMMANDS: dict[str, str] = {
+    "demo": "crossdistill.commands.demo",
+    "teacher": "crossdistill.commands.teacher",
+    "fit": "crossdistill.commands.fit",
+    "cache": "crossdistill.commands.cache",
+    "compare": "crossdistill.commands.compare",
+    "eval": "crossdistill.commands.evaluate",
+    "models": "crossdistill.commands.models",
+    "methods": "crossdistill.commands.methods",
+}
+"""Names of the sub-commands, and the modules with their `run`."""

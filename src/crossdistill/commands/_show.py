@@ -1,0 +1,28 @@
+"""Where a command prints: results to stdout, progress to stderr."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def consoles() -> "tuple[Console, Console]":
+    """Return the consoles of results and of progress."""
+    from rich.console import Console
+
+    return Console(), Console(stderr=True)
+
+
+def show_run(out: Path) -> int:
+    """Print the scores of a finished run and where its files are, in the first process. Returns the exit code."""
+    from crossdistill.report.page import PAGE_NAME, run_table
+    from crossdistill.report.records import read_run
+    from crossdistill.report.tables import show
+    from crossdistill.training.engine import is_first_process
+
+    if is_first_process():
+        result, _ = consoles()
+        show(run_table(read_run(out)), result)
+        result.print(f"run: {out}\nreport: {out / PAGE_NAME}", soft_wrap=True, highlight=False, markup=False)
+    return 0

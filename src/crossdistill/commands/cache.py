@@ -1,0 +1,27 @@
+"""`crossdistill cache`."""
+
+from collections.abc import Sequence
+
+from crossdistill.commands._run import RunParser
+from crossdistill.commands._show import consoles
+from crossdistill.errors import UserError
+
+ABOUT = "Store the teacher's outputs for every view of the training images, for later runs with --cache auto."
+_UNREAD = ("out", "optim", "teacher_training", "augment.mixup", "augment.cutmix", "augment.crop_pct")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Write a teacher cache."""
+    config, _ = RunParser("cache", ABOUT, unread=_UNREAD).read_run(argv)
+    if config.out is not None:
+        raise UserError(f"a cache is no run: give its folder as --cache {config.out}, not as --out")
+    from crossdistill.training.engine import is_first_process
+    from crossdistill.training.write_cache import write_cache
+
+    result, progress = consoles()
+    stored = write_cache(config, progress)
+    if is_first_process():
+        size = stored.format.bytes(stored.views) / 2**20
+        result.print(f"cache: {stored.folder}", soft_wrap=True, highlight=False, markup=False)
+        result.print(f"{stored.views} views of {stored.format.images} images, {size:.1f} MiB", highlight=False)
+    return 0

@@ -1,0 +1,75 @@
+"""`crossdistill compare`."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import get_loader
+
+from crossdistill.commands._run import RunParser, first_look, read_recipe
+from crossdistill.commands._show import consoles
+from crossdistill.errors import UserError
+
+if TYPE_CHECKING:
+    from crossdistill.training.compare import Variant
+
+ABOUT = "Train one student by several methods over several seeds, with one recipe and one teacher."
+_METHODS = "none,kd,rsd"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Compare methods."""
+    return run_comparison("compare", ABOUT, argv, None, "runs/compare")
+
+
+def run_comparison(command: str, about: str, argv: Sequence[str], recipe: str | None, out: str) -> int:
+    """Compare methods on a recipe, in the folder `out` unless another is given."""
+    parser = RunParser(command, about, unread=("method", "seed"))
+    parser.add_argument(
+        "--methods", type=str, default=_METHODS, help="Methods to compare, with commas; variants as rsd{kappa=0}."
+    )
+    parser.add_argument("--seeds", type=str, default="0,1,2", help="Seeds of each method, with commas.")
+    base = read_recipe(argv, recipe)
+    named = split_variants(first_look(argv).methods or _METHODS)
+    config, made = parser.read_run(argv, base, methods=[re.sub(r"\{.*", "", name) for name in named])
+    seeds = _whole_numbers(made.seeds)
+    variants = [parse_variant(text) for text in split_variants(made.methods)]
+    from crossdistill.report.tables import show
+    from crossdistill.training.compare import compare
+
+    result, progress = consoles()
+    table, page = compare(config, variants, seeds, Path(config.out or out), progress)
+    show(table, result)
+    result.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def split_variants(text: str) -> list[str]:
+    """Split "none,rsd{kappa=0,weight=0.2}" at the commas that are outside braces."""
+    return [part.strip() for part in re.split(r",(?![^{]*\})", text) if part.strip()]
+
+
+def parse_variant(text: str) -> "Variant":
+    """Read a method, or "method{option=value,...}". Raises UserError."""
+    from crossdistill.training.compare import Variant
+
+    named = re.fullmatch(r"([^{}]+)(?:\{(.*)\})?", text)
+    if not named:
+        raise UserError(f"method {text!r}: write a name, or name{{option=value,...}}")
+    method, changes = named.groups()
+    options = {}
+    for change in re.split(r",(?![^\[]*\])", changes or ""):
+        option, equals, value = change.partition("=")
+        if change and not equals:
+            raise UserError(f"method {text!r}: {change!r} is not option=value")
+        if change:
+            options[option.strip()] = get_loader("yaml")(value.strip())
+    return Variant(text, method, options)
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in str(text).split(",") if part.strip()]
+    except ValueError:
+        raise UserError(f"--seeds is {text!r}; give whole numbers with commas, e.g. 0,1,2") from None

@@ -1,0 +1,84 @@
+"""`crossdistill eval`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from crossdistill.commands._run import RunParser
+from crossdistill.commands._show import consoles
+
+ABOUT = "Score a finished run, or a model by name with a checkpoint, on a split of its data or of another set."
+_UNREAD = (
+    "student",
+    "teacher",
+    "method",
+    "out",
+    "teacher_checkpoint",
+    "teacher_weights",
+    "epochs",
+    "seed",
+    "options",
+    "teacher_training",
+    "cache",
+    "cache_top_k",
+    "cache_dtype",
+    "trust_teacher",
+    "model.teacher_stem",
+    "model.student_pretrained",
+    "model.teacher_pretrained",
+    "model.student_checkpoint",
+    "model.teacher_args",
+    "model.teacher_img_size",
+    "model.teacher_classes",
+    "model.student_stages",
+    "model.teacher_stages",
+    "loader.resident",
+    "loader.views",
+    "loader.view_seed",
+    "augment.crop",
+    "augment.scale",
+    "augment.hflip",
+    "augment.color_jitter",
+    "augment.auto_augment",
+    "augment.erasing",
+    "augment.mixup",
+    "augment.cutmix",
+    "optim",
+    "engine.devices",
+    "engine.nodes",
+    "engine.strategy",
+    "engine.shard_teacher",
+    "engine.precision",
+    "engine.compile",
+    "engine.channels_last",
+    "engine.accumulate",
+    "engine.sync_batchnorm",
+    "engine.log_every",
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Score a model."""
+    parser = RunParser("eval", ABOUT, unread=_UNREAD)
+    parser.add_argument("scored", metavar="MODEL", type=str, help="Folder of a finished run, or a model's name.")
+    parser.add_argument("--split", type=str, default="test", help="train, val or test.")
+    parser.add_argument("--checkpoint", type=str | None, default=None, help="Weights of a model given by name.")
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    folder = next((Path(word) for word in argv if (Path(word) / "config.yaml").is_file()), None)
+    base = None
+    if folder is not None and "-h" not in argv and "--help" not in argv:
+        from crossdistill.training.run_folder import read_config
+
+        # A run is scored with its own settings: the same data, the same held-out split.
+        base = read_config(folder)
+    config, made = parser.read_run(argv, base)
+    from crossdistill.report.page import accuracy_table
+    from crossdistill.report.tables import show
+    from crossdistill.training.score import score
+
+    scores = score(made.scored, config, split=made.split, checkpoint=made.checkpoint)
+    if made.json:
+        print(json.dumps(scores, indent=2))
+    else:
+        show(accuracy_table([(made.split, {"name": made.scored, "test": scores})]), consoles()[0])
+    return 0

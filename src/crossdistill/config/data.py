@@ -1,0 +1,98 @@
+"""Settings of reading and augmenting images."""
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+from crossdistill.config.validation import (
+    CHECKED,
+    AtLeastTwo,
+    NonNegative,
+    NonNegativeInt,
+    OpenShare,
+    OptionalAtLeastTwo,
+    OptionalPositiveInt,
+    OptionalShare,
+    Share,
+)
+from crossdistill.errors import UserError
+
+SMALL_IMAGE = 64
+"""Side in pixels up to which images are small: cropped after padding, evaluated without a crop, kept on the device."""
+
+
+@dataclass(frozen=True, config=CHECKED)
+class LoaderConfig:
+    """How the data is read."""
+
+    batch_size: AtLeastTwo = 128
+    """Images for each step on each device."""
+    workers: NonNegativeInt = 0
+    """Processes that decode images; 0 decodes in the training process. Unused for resident images."""
+    resident: bool | None = None
+    """Keep the images on the device as bytes and augment them there in batches; null does so for images of at most
+    64 px that are augmented by padded crops and flips alone."""
+    views: OptionalPositiveInt = None
+    """Number of different augmented views of each image, used in turn over the epochs; null makes new ones in every
+    epoch."""
+    view_seed: NonNegativeInt = 0
+    """Seed of a limited number of views; separate from `seed`, so that runs of several seeds share a teacher cache."""
+    val_fraction: OpenShare = 0.1
+    """Share of the training split held out to choose the model, where the data has no validation split of its own."""
+    split_seed: NonNegativeInt = 0
+    """Seed of the held-out choice; separate from `seed`, so that all runs share one split."""
+    max_train: OptionalAtLeastTwo = None
+    """Train on this many images only, a fixed random choice; null uses all."""
+    image_column: str | None = None
+    """Parquet column of the images; null uses the first image column of the schema."""
+    label_column: str | None = None
+    """Parquet column of the labels; null uses the first class label of the schema."""
+    root: str = "data"
+    """Folder that torch/<name> sets are read from, or downloaded to."""
+    download: bool = True
+    """Download a torch/<name> set that is not in the folder."""
+    in_chans: Literal[1, 3] | None = None
+    """Channels to convert images to, 1 or 3; null keeps those of the data."""
+
+
+@dataclass(frozen=True, config=CHECKED)
+class AugmentConfig:
+    """How training images are augmented, by the transforms of timm and torchvision."""
+
+    crop: Literal["auto", "resized", "padded", "none"] = "auto"
+    """"resized" (random resized crop), "padded" (random crop after padding by an eighth), "none"; "auto" is padded for
+    images of at most 64 px, else resized."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Area range of the resized crop."""
+    hflip: Share = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: NonNegative = 0.0
+    """Strength of colour jitter; unused with auto_augment."""
+    auto_augment: str | None = None
+    """timm policy, e.g. rand-m9-mstd0.5-inc1."""
+    erasing: Share = 0.0
+    """Probability of random erasing."""
+    mixup: NonNegative = 0.0
+    """Alpha of mixup; 0 is off."""
+    cutmix: NonNegative = 0.0
+    """Alpha of CutMix; 0 is off."""
+    crop_pct: OptionalShare = None
+    """Share of the resized image that evaluation uses; null is 1 for at most 64 px, else 0.875."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def decided(self, img_size: int) -> "AugmentConfig":
+        """Return these settings for images of `img_size` pixels, with nothing left to "auto"."""
+        small = img_size <= SMALL_IMAGE
+        crop: Any = self.crop if self.crop != "auto" else "padded" if small else "resized"
+        return replace(self, crop=crop, crop_pct=self.crop_pct or (1.0 if small else 0.875))
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise UserError(f"augment.scale is {self.scale}; it must be two shares of the area, rising, in (0, 1]")
+        if self.crop_pct is not None and self.crop_pct < 0.1:
+            raise UserError(f"augment.crop_pct is {self.crop_pct}; it must lie between 0.1 and 1")

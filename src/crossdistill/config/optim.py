@@ -1,0 +1,41 @@
+"""Settings of optimiser, schedule and task loss."""
+
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from crossdistill.config.validation import (
+    CHECKED,
+    NonNegative,
+    OptionalPositive,
+    OptionalShare,
+    Positive,
+    ShareBelowOne,
+)
+
+
+@dataclass(frozen=True, config=CHECKED)
+class OptimConfig:
+    """Optimiser and schedule, by timm's names."""
+
+    name: str = "adamw"
+    lr: Positive = 1e-3
+    """Peak learning rate for the whole batch."""
+    weight_decay: NonNegative = 0.05
+    momentum: NonNegative = 0.9
+    """Used by the optimisers that have it."""
+    schedule: Literal["cosine", "tanh", "wsd", "constant", "none"] = "cosine"
+    warmup_epochs: NonNegative = 5.0
+    """Epochs of linear warm-up; at most a tenth of the run is used."""
+    warmup_lr: NonNegative = 1e-6
+    """Learning rate at the start of the warm-up."""
+    min_lr: NonNegative = 1e-6
+    """Learning rate at the end of the schedule."""
+    clip_grad: OptionalPositive = None
+    """Largest gradient norm; null does not clip."""
+    ema: OptionalShare = None
+    """Decay of an exponential moving average of the student, which is then validated and kept; null keeps none."""
+    label_smoothing: ShareBelowOne = 0.0
+    """Smoothing of the labels in the task loss."""
+    task_weight: NonNegative = 1.0
+    """Factor of the task loss (cross entropy)."""

@@ -1,0 +1,96 @@
+"""Decide every setting that is left to "auto" or null, from the data and the models."""
+
+from collections.abc import Callable, Sized
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+from crossdistill.config.data import SMALL_IMAGE, AugmentConfig, LoaderConfig
+from crossdistill.config.model import Stem
+from crossdistill.config.run import RunConfig
+from crossdistill.errors import UserError
+
+_SMALLEST = 32
+"""Side in pixels to which smaller images are enlarged by default."""
+_MOST_VIEWS = 10
+_MOST_RESIDENT_BYTES = 2**30
+"""Sets above this size are read by workers unless loader.resident asks for more."""
+
+
+class DataFacts(Protocol):
+    """What the decisions depend on; `crossdistill.data.ImageData` has it."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+
+    @property
+    def channels(self) -> Literal[1, 3]:
+        """Channels of the images."""
+
+    @property
+    def train(self) -> Sized:
+        """Training images."""
+
+
+def resolve(config: RunConfig, data: DataFacts, own_size: Callable[[str], int]) -> RunConfig:
+    """Return the same run with everything decided; resolving it again changes nothing.
+
+    `own_size` returns the input size of a model by its name. Raises UserError for settings that exclude each other.
+    """
+    small = max(max(data.size), _SMALLEST) if max(data.size) <= SMALL_IMAGE else None
+    given = config.img_size or small
+    img_size = given or own_size(config.student)
+    model = replace(
+        config.model,
+        stem=_stem(config.model.stem, img_size, config.model.student_pretrained),
+        teacher_stem=_stem(config.model.teacher_stem or config.model.stem, img_size, config.model.teacher_pretrained),
+        teacher_img_size=config.model.teacher_img_size or _teacher_sizes(config, given, own_size),
+    )
+    augment = config.augment.decided(img_size)
+    loader = replace(config.loader, in_chans=config.loader.in_chans or data.channels)
+    if config.cached and loader.views is None:
+        loader = replace(loader, views=min(config.epochs, _MOST_VIEWS))
+    images = len(data.train)
+    loader = replace(loader, resident=_resident(loader, augment, img_size, data.channels, images))
+    optim = replace(config.optim, warmup_epochs=min(config.optim.warmup_epochs, config.epochs / 10))
+    engine = config.engine
+    if engine.channels_last == "auto":
+        engine = replace(engine, channels_last=not engine.sharded)
+    return replace(config, img_size=img_size, model=model, augment=augment, loader=loader, optim=optim, engine=engine)
+
+
+def _teacher_sizes(config: RunConfig, given: int | None, own_size: Callable[[str], int]) -> list[int | None] | None:
+    """Decide the input size of each teacher; None for those that are finished runs and know their own."""
+    sizes = [
+        None if name is None or (checkpoint is not None and Path(checkpoint).is_dir()) else given or own_size(name)
+        for name, checkpoint in config.teachers
+    ]
+    return sizes if any(sizes) else None
+
+
+def _stem(stem: Stem, img_size: int, pretrained: bool) -> Literal["native", "small"]:
+    if stem != "auto":
+        return stem
+    return "small" if img_size <= SMALL_IMAGE and not pretrained else "native"
+
+
+def _resident(loader: LoaderConfig, augment: AugmentConfig, img_size: int, channels: int, images: int) -> bool:
+    """Decide whether images are kept on the device. Raises UserError where that is asked for and cannot be done."""
+    if loader.resident is False:
+        return False
+    obstacle = None
+    for name in ("auto_augment", "color_jitter", "erasing"):
+        if getattr(augment, name):
+            obstacle = f"augment.{name} is {getattr(augment, name)!r}"
+    if augment.crop == "resized":
+        obstacle = "augment.crop is 'resized'"
+    if loader.resident and obstacle:
+        raise UserError(
+            f"loader.resident: {obstacle}, which is done for each image by itself; on the device there are padded "
+            "crops and flips (leave loader.resident out to let workers read the images)"
+        )
+    if obstacle is not None:
+        return False
+    fits = img_size <= SMALL_IMAGE and images * channels * img_size**2 <= _MOST_RESIDENT_BYTES
+    return bool(loader.resident) or fits

@@ -1,0 +1,52 @@
+"""The settings of the run that trains a teacher."""
+
+from dataclasses import replace
+
+from crossdistill.config.files import with_changes
+from crossdistill.config.run import RunConfig
+from crossdistill.errors import UserError
+
+
+def teacher_config(config: RunConfig) -> RunConfig:
+    """Turn the settings of a student's run into those of the run that trains its teacher, on the labels alone.
+
+    The settings in `teacher_training` replace the others. Raises UserError unless exactly one teacher is named.
+    """
+    config = with_changes(config, config.teacher_training, "teacher_training: ")
+    if config.teacher is None:
+        raise UserError("no teacher is named: --teacher NAME")
+    if not isinstance(config.teacher, str):
+        raise UserError("several teachers are trained one after the other; name one of them: --teacher NAME")
+    if isinstance(config.teacher_checkpoint, list):
+        raise UserError("a teacher starts from one checkpoint; several are given")
+    if isinstance(config.model.teacher_img_size, list):
+        raise UserError("model.teacher_img_size lists several sizes; a teacher is trained at one")
+    model = replace(
+        config.model,
+        stem=config.model.teacher_stem or config.model.stem,
+        student_args=config.model.teacher_args,
+        student_stages=config.model.teacher_stages,
+        student_pretrained=config.model.teacher_pretrained,
+        student_checkpoint=config.teacher_checkpoint,
+        teacher_args={},
+        teacher_stages=None,
+        teacher_pretrained=False,
+        teacher_stem=None,
+        teacher_img_size=None,
+        teacher_classes=None,
+    )
+    return replace(
+        config,
+        role="teacher",
+        student=config.teacher,
+        img_size=config.model.teacher_img_size or config.img_size,
+        teacher=None,
+        teacher_checkpoint=None,
+        teacher_weights=None,
+        cache="off",
+        method="none",
+        options={},
+        teacher_training={},
+        model=model,
+        optim=replace(config.optim, task_weight=1.0),
+    )

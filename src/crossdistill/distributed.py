@@ -1,0 +1,75 @@
+"""Sums, rows and batch norms over all processes that share a batch."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from typing_extensions import override
+
+
+def processes() -> int:
+    """Count the processes that share the batch."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def global_sum(tensor: Tensor) -> Tensor:
+    """Sum a tensor over all processes, differentiably; in one process return it as it is.
+
+    The backward pass sums the gradients over processes as well. Together with DDP's mean over processes this gives
+    the gradient of the loss of the joined batch.
+    """
+    if processes() > 1:
+        from torch.distributed.nn.functional import all_reduce
+
+        summed: Tensor = all_reduce(tensor)
+        return summed
+    return tensor
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """Concatenate the rows of all processes, differentiably, and return the position of this process's first row.
+
+    The backward pass returns to every process the gradients that the others computed for its rows. All processes must
+    have the same number of rows.
+    """
+    if processes() > 1:
+        from torch.distributed.nn.functional import all_gather
+
+        return torch.cat(list(all_gather(rows.contiguous()))), dist.get_rank() * len(rows)
+    return rows, 0
+
+
+class _GlobalStatistics(nn.modules.batchnorm._BatchNorm):
+    """Batch norm whose training statistics are those of the batch over all processes.
+
+    torch's SyncBatchNorm does this on CUDA only; this works on any backend, the CPU included.
+    """
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and processes() > 1):
+            return super().forward(input)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        dims = [d for d in range(x.ndim) if d != 1]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        count = global_sum(x.new_full((), x.numel() / x.shape[1]))
+        mean = global_sum(x.sum(dim=dims)) / count
+        centred = x - mean.view(shape)
+        variance = global_sum(centred.square().sum(dim=dims)) / count
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.momentum is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
+        scale = (variance + self.eps).rsqrt() * self.weight
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+
+
+class GlobalBatchNorm1d(_GlobalStatistics, nn.BatchNorm1d):
+    """BatchNorm1d with the statistics of all processes."""
+
+
+class GlobalBatchNorm2d(_GlobalStatistics, nn.BatchNorm2d):
+    """BatchNorm2d with the statistics of all processes."""

@@ -1,0 +1,66 @@
+"""Progress of long work: a bar with the remaining time on a terminal, else a line at least every minute."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 60.0
+
+
+class ProgressReport:
+    """Progress of `total` steps, of which `done` are finished at the start; use it in a `with` statement."""
+
+    def __init__(self, console: Console, title: str, total: int, done: int = 0) -> None:
+        self.console = console
+        self.title = title
+        self.total = total
+        self.done = self._first = done
+        self._start = self._last_line = time.perf_counter()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=total, completed=done)
+
+    def __enter__(self) -> "ProgressReport":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bar, so that the terminal is left in order."""
+        self._bar.stop()
+
+    @property
+    def due(self) -> bool:
+        """Whether no line was printed for a minute, where there is no terminal."""
+        return not self.console.is_terminal and time.perf_counter() - self._last_line >= _SECONDS_BETWEEN_LINES
+
+    def advance(self, steps: int = 1) -> None:
+        """Count finished steps."""
+        self.done += steps
+        self._bar.advance(self._task, steps)
+
+    def say(self, state: str) -> None:
+        """Show a state: beside the bar, or as a line with the time spent and left."""
+        if self.console.is_terminal:
+            self._bar.update(self._task, description=f"{self.title}  {state}")
+            return
+        spent = time.perf_counter() - self._start
+        left = spent / max(self.done - self._first, 1) * (self.total - self.done)
+        self._last_line = time.perf_counter()
+        line = f"{self.title}  {state}  {spent:.0f} s, {left:.0f} s left"
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)

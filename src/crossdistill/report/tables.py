@@ -1,0 +1,53 @@
+"""Tables of strings, for a page and for the terminal."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_NARROWEST_ON_TERMINAL, _NARROWEST_IN_PIPE = 24, 72
+"""Width to which a column of names or sentences may be narrowed, before lines go beyond the width of the output."""
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table; columns other than the first hold numbers, unless they are listed in `text_columns`."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    text_columns: tuple[int, ...] = (0,)
+
+
+def show(table: TextTable, console: Console) -> None:
+    """Print a table. Numbers and their headings are never cut: names fold, then lines go beyond the terminal."""
+    shown = Table(
+        title=table.title or None,
+        caption=table.note or None,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
+    narrowest = _NARROWEST_ON_TERMINAL if console.is_terminal else _NARROWEST_IN_PIPE
+    needed = 1
+    for place, head in enumerate(table.header):
+        widest = max(len(cell) for cell in (head, *(row[place] for row in table.rows)))
+        if place in table.text_columns:
+            least = min(widest, narrowest)
+            shown.add_column(Text(head), overflow="fold", min_width=least)
+        else:
+            least = widest
+            shown.add_column(Text(head), justify="right", no_wrap=True, min_width=least)
+        needed += least + 2
+    for row in table.rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    console.print(shown, width=max(console.width, needed), crop=False)
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> TextTable:
+    """Make a table without title in which every column is text."""
+    return TextTable("", list(header), [list(row) for row in rows], text_columns=tuple(range(len(header))))

@@ -1,0 +1,159 @@
+"""The models of a run, built from its settings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from timm.layers import convert_sync_batchnorm
+from timm.optim import list_optimizers
+
+from crossdistill.backbones import Backbone, create_backbone, load_backbone
+from crossdistill.backbones.args import read_class_names
+from crossdistill.config import RunConfig
+from crossdistill.data import ImageData
+from crossdistill.data.classes import check_class_order
+from crossdistill.data.views import sample_loader
+from crossdistill.distiller import Distiller, create_distiller
+from crossdistill.errors import UserError, unknown
+from crossdistill.evaluation.teacher_check import check_teacher
+from crossdistill.methods import find_method, options_key, parse_options, plain_options
+from crossdistill.teacher import Teacher, make_teacher
+
+
+def check_names(config: RunConfig) -> None:
+    """Raise UserError for names that do not exist and for wrong options, before any data is read."""
+    for key, options in config.options.items():
+        parse_options(config.method if key == options_key(config.method) else key, options)
+    if uses_teacher(config) and not config.teachers:
+        raise UserError(f"method {config.method!r} needs a teacher: --teacher NAME, or --teacher-checkpoint RUN")
+    if config.optim.name not in list_optimizers():
+        raise unknown("optimiser", config.optim.name, list_optimizers())
+
+
+def full_options(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Return all options of the run's method, by its name. Raises UserError."""
+    key = options_key(config.method)
+    parsed = parse_options(config.method, config.options.get(key))
+    return {} if parsed is None else {key: plain_options(parsed)}
+
+
+def uses_teacher(config: RunConfig) -> bool:
+    """Return whether the run's method reads anything of a teacher. Raises UserError."""
+    method = find_method(config.method)
+    options = parse_options(config.method, config.options.get(options_key(config.method)))
+    return method is not None and bool(method.needs_of(options).teacher)
+
+
+def build_models(config: RunConfig, data: ImageData) -> Distiller:
+    """Build student, teachers and method of a run, with initial weights from its seed. Raises UserError."""
+    torch.manual_seed(config.seed)
+    student = build_student(config, data)
+    teachers = build_teachers(config, data) if uses_teacher(config) else []
+    if config.engine.sync_batchnorm:
+        # Not Lightning's flag: torch's converter drops the activation inside timm's norm layers.
+        student.model = convert_sync_batchnorm(student.model)
+    return create_distiller(
+        config.method,
+        student=student,
+        teacher=teachers,
+        options=config.options.get(options_key(config.method)),
+        teacher_weights=config.teacher_weights,
+        task_weight=config.optim.task_weight,
+        label_smoothing=config.optim.label_smoothing,
+    )
+
+
+def rebuild_teacher(config: RunConfig, data: ImageData) -> Teacher | None:
+    """Build the teacher of a run once more, after it was released."""
+    # A teacher without weights of its own has those that come after the student's from the seed.
+    torch.manual_seed(config.seed)
+    student = build_student(config, data)
+    return make_teacher(build_teachers(config, data), student, config.teacher_weights)
+
+
+def build_student(config: RunConfig, data: ImageData) -> Backbone:
+    """Build the student of a run. Raises UserError."""
+    model = config.model
+    return create_backbone(
+        config.student,
+        num_classes=data.num_classes,
+        in_chans=data.channels,
+        img_size=config.img_size,
+        pretrained=model.student_pretrained,
+        checkpoint=model.student_checkpoint,
+        small_images=model.stem == "small",
+        stages=model.student_stages,
+        **model.student_args,
+    )
+
+
+def build_teachers(config: RunConfig, data: ImageData) -> list[Backbone]:
+    """Build the teachers of a run. Raises UserError."""
+    sizes = config.model.teacher_img_size
+    count = len(config.teachers)
+    listed: Sequence[int | None] = sizes if isinstance(sizes, list) else [sizes] * count
+    if len(listed) != count:
+        raise UserError(f"model.teacher_img_size lists {len(listed)} sizes for {count} teachers")
+    return [
+        _load_teacher(name, checkpoint, img_size, config, data)
+        if checkpoint is not None and Path(checkpoint).is_dir()
+        else _build_teacher(name, checkpoint, img_size, config, data)
+        for (name, checkpoint), img_size in zip(config.teachers, listed, strict=True)
+    ]
+
+
+def _load_teacher(name: str | None, run: str, img_size: int | None, config: RunConfig, data: ImageData) -> Backbone:
+    """Load the model of a finished run. Raises UserError for settings that contradict it."""
+    teacher = load_backbone(run)
+    built, model = teacher.args, config.model
+    for field, given, stored in (
+        ("teacher_img_size", img_size, built.img_size),
+        ("teacher_args", model.teacher_args, built.model_args),
+        ("teacher_stages", model.teacher_stages, built.stages),
+        ("teacher_classes", model.teacher_classes, built.num_classes),
+    ):
+        if given and given != stored:
+            raise UserError(f"model.{field} is {given!r}, but the run {run!r} was built with {stored!r}; leave it out")
+    if name not in (None, teacher.spec.name):
+        raise UserError(f"{run!r} holds a {teacher.spec.name!r}, but --teacher is {name!r}")
+    check_class_order(read_class_names(run), run, data)
+    return teacher
+
+
+def _build_teacher(
+    name: str | None, checkpoint: str | None, img_size: int | None, config: RunConfig, data: ImageData
+) -> Backbone:
+    if name is None:
+        raise UserError(f"teacher_checkpoint {checkpoint!r} is no run's folder; name its model with --teacher")
+    model = config.model
+    return create_backbone(
+        name,
+        num_classes=data.num_classes if model.teacher_classes is None else model.teacher_classes,
+        in_chans=data.channels,
+        img_size=img_size,
+        pretrained=model.teacher_pretrained,
+        checkpoint=checkpoint,
+        small_images=model.teacher_stem == "small",
+        stages=model.teacher_stages,
+        **model.teacher_args,
+    )
+
+
+def look_at_teachers(
+    config: RunConfig, data: ImageData, distiller: Distiller, device: torch.device, console: Console
+) -> None:
+    """Print how accurate the teachers are on some held-out images. Raises UserError, with the cause, near chance."""
+    if distiller.teacher is None:
+        return
+    student = distiller.student
+    loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, student.img_size, config.loader)
+    for member in distiller.teacher.members:
+        name = member.spec.name
+        if member.spec.num_classes != data.num_classes:
+            kind = f"{member.spec.num_classes} other classes" if member.spec.num_classes else "no classifier"
+            console.print(f"teacher {name}: {kind}, so its accuracy is not known", highlight=False, markup=False)
+            continue
+        accuracy = check_teacher(member.to(device), loader, insist=config.trust_teacher)
+        console.print(f"teacher {name}: {100 * accuracy:.1f}% on held-out images", highlight=False, markup=False)

@@ -1,0 +1,165 @@
+"""The folder of a run: who may write it, what it was started with, what it can be continued with."""
+
+import json
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning
+import timm
+import torch
+import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+import crossdistill
+from crossdistill.config import RunConfig
+from crossdistill.config.files import from_dict, read_yaml, to_dict
+from crossdistill.errors import UserError
+from crossdistill.files import make_folder, write_whole
+
+CONFIG_NAME = "config.yaml"
+ENVIRONMENT_NAME = "environment.json"
+METRICS_NAME = "metrics.json"
+CHECKPOINTS = "checkpoints"
+BEST, LAST = "best.ckpt", "last.ckpt"
+
+# What may differ when a run goes on: how it is executed, not what it computes.
+_FREE = (
+    "out",
+    "cache",
+    "engine.accelerator",
+    "engine.compile",
+    "engine.channels_last",
+    "engine.threads",
+    "engine.log_every",
+    "loader.workers",
+)
+# And with other devices, where the batch over all of them stays the same.
+_FREE_WITH_DEVICES = ("loader.batch_size", "engine.devices", "engine.nodes", "engine.strategy", "engine.shard_teacher")
+
+
+def default_out(config: RunConfig) -> Path:
+    """Name a run's folder by its data, models, method and seed."""
+    teacher = "+".join(name or Path(checkpoint or "").name for name, checkpoint in config.teachers)
+    data = Path(config.data).name if Path(config.data).exists() else config.data
+    parts = [data, teacher, config.student, config.method, f"s{config.seed}"]
+    return Path("runs") / "-".join(p.replace("/", "_").replace(":", "_") for p in parts if p)
+
+
+@rank_zero_only
+def claim_folder(out: Path, *, resume: bool) -> None:
+    """Make the run's folder. Raises UserError where it is taken, or cannot be written."""
+    stored = out / CONFIG_NAME
+    try:
+        if stored.exists() and not resume:
+            raise UserError(f"{str(out)!r} already holds a run: continue it with --resume, or choose another --out")
+        if resume and not stored.exists():
+            raise UserError(f"{str(out)!r} holds no run to resume")
+        make_folder(out)
+        probe = out / ".writable"
+        probe.write_bytes(bytes(4096))
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {str(out)!r}: {error.strerror or error}") from error
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Read the settings of a run. Raises UserError for a folder without readable ones."""
+    path = folder / CONFIG_NAME
+    return from_dict(read_yaml(path), f"in {str(path)!r}: ")
+
+
+@rank_zero_only
+def write_config(config: RunConfig, out: Path, processes: int, root: Path | None = None) -> None:
+    """Write the decided settings, from which the run can be started again, and the versions it is made with.
+
+    Checkpoints inside `root` are written relative to the run, so that the whole folder can be moved.
+    """
+    settings = {**to_dict(config), "out": None}
+    if root is not None:
+        settings["teacher_checkpoint"] = _relative(config.teacher_checkpoint, out, root)
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    write_whole(out / ENVIRONMENT_NAME, json.dumps({**environment(), "processes": processes}, indent=2))
+    write_whole(out / CONFIG_NAME, text)
+
+
+def _relative(checkpoint: Any, out: Path, root: Path) -> Any:
+    if isinstance(checkpoint, list):
+        return [_relative(one, out, root) for one in checkpoint]
+    if checkpoint is None or not Path(checkpoint).resolve().is_relative_to(root.resolve()):
+        return checkpoint
+    relative = os.path.relpath(Path(checkpoint).resolve(), out.resolve())
+    return relative if relative.startswith("../") else f"./{relative}"
+
+
+def check_unchanged(before: RunConfig, now: RunConfig, *, other_devices: bool = False) -> None:
+    """Raise UserError where two decided settings of a run differ in what is computed.
+
+    How it is executed may differ; with `other_devices` also the devices, and `check_global_batch` checks the batch.
+    """
+    free = {*_FREE, *(_FREE_WITH_DEVICES if other_devices else ())}
+    old, new = _comparable(before), _comparable(now)
+    for name in {**new, **old}:
+        if name not in free and new.get(name) != old.get(name):
+            raise UserError(
+                f"--resume continues the run as it was, but {name} is now {new.get(name)!r} and was "
+                f"{old.get(name)!r}; choose another --out for other settings"
+            )
+
+
+def _comparable(config: RunConfig) -> dict[str, Any]:
+    """Return the settings by dotted name, with absolute paths of checkpoints."""
+    flat: dict[str, Any] = {"cached": config.cached}
+    flat.update(_flat(to_dict(config)))
+    paths = config.teacher_checkpoint
+    listed = paths if isinstance(paths, list) else [] if paths is None else [paths]
+    return {**flat, "teacher_checkpoint": [str(Path(path).resolve()) for path in listed]}
+
+
+def _flat(settings: dict[str, Any], section: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{section}{key}"
+        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return flat
+
+
+@rank_zero_only
+def check_global_batch(before: RunConfig, now: RunConfig, out: Path, processes: int) -> None:
+    """Raise UserError, with the batch size that fits, where the batch over all processes differs from the run's.
+
+    The steps, the schedule and the order of images depend on it.
+    """
+    old = before.loader.batch_size * json.loads((out / ENVIRONMENT_NAME).read_text())["processes"]
+    new = now.loader.batch_size * processes
+    if new != old:
+        fits = f"--loader.batch-size {old // processes}" if old % processes == 0 else "another number of devices"
+        raise UserError(
+            f"the run used {old} images for a step over all processes, now it would use {new}: resume it with {fits}"
+        )
+
+
+@rank_zero_only
+def check_space(out: Path, trained: int) -> None:
+    """Raise UserError where the disk is too small for the checkpoints of `trained` parameters."""
+    # Weights, two optimiser moments and an average, in the best, the last and the one being written.
+    needed = 3 * 4 * 4 * trained + 16 * 2**20
+    free = shutil.disk_usage(out).free
+    if free < needed:
+        raise UserError(f"{str(out)!r} has {free / 2**20:.0f} MiB free; this run may need {needed / 2**20:.0f} MiB")
+
+
+def environment() -> dict[str, Any]:
+    """Return the versions and the machine that a run is made with."""
+    return {
+        "crossdistill": crossdistill.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "lightning": lightning.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else (platform.processor() or "cpu"),
+        "threads": torch.get_num_threads(),
+    }

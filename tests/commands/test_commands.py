@@ -1,0 +1,473 @@
+"""The real command line, in this process: what it prints and how it exits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crossdistill.cli import main
+from crossdistill.commands import COMMANDS
+
+TINY = [
+    "--student", "test_vit", "--data", "digits", "--img-size", "32", "--epochs", "2", "--model.stem", "native",
+    "--model.student-args.patch_size", "8", "--loader.batch-size", "64", "--loader.max-train", "192",
+    "--augment.hflip", "0", "--engine.accelerator", "cpu", "--engine.threads", "1", "--optim.lr", "2e-3",
+]  # fmt: skip
+
+
+def run(capsys, *words):
+    code = main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys\nfrom crossdistill.cli import main\n"
+        "main(['--help'])\n"
+        "from crossdistill.commands import COMMANDS\n"
+        "for command in COMMANDS:\n"
+        "    try: main([command, '--help'])\n"
+        "    except SystemExit as stop: assert stop.code == 0, command\n"
+        "assert 'torch' not in sys.modules and 'timm' not in sys.modules\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for command in COMMANDS:
+        assert f"\n  {command} " in shown
+    assert "--loader.batch-size" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fitt"], "unknown command 'fitt'; did you mean 'fit'?"),
+        (["fit", "--epoch", "3"], "unknown option --epoch; did you mean --epochs?"),
+        (["fit", "--optim.lrr=1"], "unknown option --optim.lrr; did you mean --optim.lr?"),
+        (["fit", "--epochs", "many"], "epochs"),
+        (["fit", "--epochs", "0"], "epochs is 0; it must be greater than or equal to 1"),
+        (["fit", "--method", "rds"], "unknown method 'rds'; did you mean 'rsd'?"),
+        (["fit", "--method", "rsd"], "method 'rsd' needs a teacher"),
+        (["fit", "--options.rds.kappa", "1", "--method", "none"], "unknown option --options.rds.kappa; did you mean"),
+        (["fit", "--method", "none", "--student", "resnet19"], "unknown model 'resnet19'; did you mean"),
+        (["fit", "--method", "none", "--optim.name", "adamww"], "unknown optimiser 'adamww'; did you mean 'adamw'?"),
+        (["fit", "--optim.schedule", "cosin"], "optim.schedule: 'cosin' is not one of ['cosine', 'tanh'"),
+        (["fit", "--epochs"], "expected one argument"),
+        (["fit", "stray"], "unexpected argument 'stray'; options begin with --"),
+        (["fit", "--teacher", "a", "--teacher", "b"], "--teacher is given twice; give several as one list"),
+        (["fit", "--options.rsd.kapa", "1"], "unknown option --options.rsd.kapa; did you mean --options.rsd.kappa?"),
+        (["fit", "--options.rsd.kappa", "-1"], "kappa is -1.0; it must be greater than or equal to 0"),
+        (["fit", "--options.rsd.on", "stage"], "options.rsd.on: 'stage' is not one of"),
+        (["fit", "--options.hcd.stages", "[2,1]"], "rising numbers from 1 to 4"),
+        (["fit", "--loader.max-train", "x"], "loader.max_train: 'x' is not int or NoneType"),
+        (["fit", "--method", "none", "--data", "/no/such/folder"], "no such folder"),
+        (["fit", "--method", "none", "--optim.lr", "-1"], "optim.lr is -1.0; it must be greater than 0"),
+        (["fit", "--recipe", "dmo"], "did you mean 'demo'?"),
+        (["fit", "--augment.mixup", "1", "--loader.batch-size", "7"], "loader.batch_size 7 is odd"),
+        (["demo", "--seeds", "a,b"], "give whole numbers with commas"),
+        (["teacher", "--data", "digits"], "no teacher is named"),
+        (["eval", "nothing"], "is no folder of a run"),
+        (["models", "resnet18x"], "unknown model 'resnet18x'; did you mean 'resnet18'?"),
+        (["methods", "rds"], "did you mean 'rsd'?"),
+    ],
+)
+def test_wrong_words_are_answered_in_a_line_or_two(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) <= 2
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_wrong_options_of_a_method_and_wrong_checkpoints(capsys, tmp_path, teacher_folder):
+    given = [*TINY, "--method", "rsd", "--out", tmp_path / "run"]
+    code, _, err = run(capsys, "fit", *given, "--teacher-checkpoint", teacher_folder, "--options.rsd.kapa", "1")
+    assert (code, "did you mean --options.rsd.kappa?" in err) == (2, True)
+    code, _, err = run(
+        capsys, "fit", *given, "--method", "kd", "--teacher-checkpoint", tmp_path / "none.pth", "--teacher", "test_vit"
+    )
+    assert (code, "does not exist" in err) == (2, True)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes((teacher_folder / "student.safetensors").read_bytes()[:-1000])
+    code, _, err = run(capsys, "fit", *given, "--teacher", "test_resnet", "--teacher-checkpoint", cut)
+    assert (code, "truncated" in err) == (2, True)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("epochs: 2\nlearning_rate: 3\n")
+    code, _, err = run(capsys, "fit", "--recipe", recipe)
+    assert (code, "learning_rate" in err) == (2, True)
+    folder = tmp_path / "file"
+    folder.write_text("x")
+    code, _, err = run(capsys, "fit", *TINY, "--method", "none", "--out", folder / "run")
+    assert (code, "cannot write to" in err) == (2, True)
+
+
+def test_a_full_disk_is_said_plainly(capsys, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip("this machine lets nobody mount a small disk")
+    try:
+        code, _, err = run(capsys, "fit", *TINY, "--method", "none", "--out", disk / "run")
+        assert code == 2
+        assert "MiB free" in err
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def parsed(capsys, *words):
+    """The settings that a command would use."""
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, words), "--print-config"])
+    assert stop.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_yaml_numbers_and_flags_go_over_a_recipe(capsys, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "method: rsd\nepochs: 7\noptim: {lr: 1e-3}\noptions: {rsd: {kappa: 1e-2, weight: 0.3}, kd: {temperature: 4}}\n"
+        "model: {student_args: {depth: 3}}\nteacher_training: {epochs: 5}\n"
+    )
+    flags = ["--epochs", "9", "--options.rsd.kappa", "0.5", "--model.student-args.drop_rate", "0.1"]
+    config = parsed(capsys, "fit", "--recipe", recipe, *flags)
+    assert (config["epochs"], config["optim"]["lr"]) == (9, 1e-3)
+    assert config["options"] == {"rsd": {"kappa": 0.5, "weight": 0.3}, "kd": {"temperature": 4.0}}
+    assert config["model"]["student_args"] == {"depth": 3, "drop_rate": 0.1}
+    # Wherever the recipe is named, and however an option is spelled.
+    again = parsed(capsys, "fit", *[flag.replace("-args", "_args") for flag in flags], f"--recipe={recipe}")
+    assert again == config
+
+
+def test_an_option_that_is_set_back_to_its_default_is_set_back(capsys, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("options: {rsd: {kappa: 0.5}}\n")
+    assert parsed(capsys, "fit", "--recipe", recipe, "--options.rsd.kappa", "0.01")["options"] == {}
+
+
+def test_options_of_a_method_of_ones_own(capsys):
+    config = parsed(capsys, "fit", "--method", "tests.methods.own:Agreement", "--options.Agreement.weight", "2")
+    assert config["options"] == {"Agreement": {"weight": 2.0}}
+
+
+def test_the_teachers_settings_and_flags_over_them(capsys, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("epochs: 7\nteacher: test_resnet\nteacher_training: {epochs: 5, optim.lr: 0.5}\n")
+    config = parsed(capsys, "teacher", "--recipe", recipe)
+    assert (config["epochs"], config["optim"]["lr"]) == (5, 0.5)
+    config = parsed(capsys, "teacher", "--recipe", recipe, "--epochs", "2")
+    assert (config["epochs"], config["optim"]["lr"]) == (2, 0.5)
+
+
+def test_help_shows_what_a_command_reads(capsys):
+    shown = {}
+    for command in ("fit", "eval", "cache", "teacher", "compare"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown[command] = capsys.readouterr().out
+    assert "--optim.lr" in shown["fit"]
+    assert "--optim.lr" not in shown["eval"] + shown["cache"]
+    assert "--loader.batch-size" in shown["eval"]
+    assert "--loader.views" in shown["cache"]
+    assert "--loader.views" not in shown["eval"]
+    assert "--student " not in shown["teacher"]
+    assert "--seeds" in shown["compare"]
+    assert "--seed SEED" not in shown["compare"]
+    assert not any("--role" in page for page in shown.values())
+
+
+def test_flags_that_a_command_does_not_read_are_said(capsys, teacher_folder):
+    code, _, err = run(capsys, "eval", teacher_folder, "--optim.lr", "3", "--engine.accelerator", "cpu")
+    assert code == 0
+    assert "note: crossdistill eval does not read --optim.lr" in err
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("commands") / "teacher"
+    words = [
+        "--teacher",
+        "test_resnet",
+        "--data",
+        "digits",
+        "--img-size",
+        "32",
+        "--epochs",
+        "5",
+        "--model.stem",
+        "native",
+    ]
+    words += [
+        "--loader.batch-size",
+        "64",
+        "--augment.hflip",
+        "0",
+        "--engine.accelerator",
+        "cpu",
+        "--engine.threads",
+        "1",
+    ]
+    assert main(["teacher", *words, "--optim.lr", "2e-3", "--out", str(out)]) == 0
+    return out
+
+
+def test_teacher_fit_eval(capsys, tmp_path, teacher_folder):
+    out = tmp_path / "run"
+    code, shown, progress = run(
+        capsys,
+        "fit",
+        *TINY,
+        "--method",
+        "rsd",
+        "--teacher-checkpoint",
+        teacher_folder,
+        "--out",
+        out,
+        "--options.rsd.kappa",
+        "0.02",
+    )
+    assert code == 0
+    assert "teacher (test_resnet)" in shown
+    assert "report.html" in shown
+    assert "on held-out images" in progress
+    metrics = json.loads((out / "metrics.json").read_text())
+    code, shown, _ = run(capsys, "eval", out, "--json", "--engine.accelerator", "cpu")
+    assert code == 0
+    scores = json.loads(shown)
+    assert scores["top1"] == pytest.approx(metrics["student"]["test"]["top1"], abs=1e-4)
+    assert scores["loss"] == pytest.approx(metrics["student"]["test"]["loss"], rel=1e-4)
+    code, shown, _ = run(capsys, "eval", out, "--split", "val")
+    assert (code, "val (" in shown) == (0, True)
+    code, _, err = run(capsys, "eval", out, "--split", "tests")
+    assert (code, "did you mean 'test'?" in err) == (2, True)
+    # The stored config is a recipe.
+    code, _, _ = run(capsys, "fit", "--recipe", out / "config.yaml", "--out", tmp_path / "again")
+    assert code == 0
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert again["student"]["test"] == metrics["student"]["test"]
+
+
+def test_compare_and_the_same_command_again(capsys, tmp_path, teacher_folder):
+    out = tmp_path / "compare"
+    words = [
+        "compare",
+        *TINY,
+        "--teacher-checkpoint",
+        teacher_folder,
+        "--methods",
+        "none,rsd",
+        "--seeds",
+        "0,1",
+        "--out",
+        out,
+    ]
+    code, shown, _ = run(capsys, *words)
+    assert code == 0
+    assert {path.name for path in out.iterdir()} == {
+        ".gitignore",
+        "none-s0",
+        "none-s1",
+        "rsd-s0",
+        "rsd-s1",
+        "report.html",
+    }
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") == 1
+    written = (out / "rsd-s1" / "metrics.json").stat().st_mtime_ns
+    code, again, progress = run(capsys, *words)
+    assert code == 0
+    assert again == shown
+    assert "epoch" not in progress
+    assert (out / "rsd-s1" / "metrics.json").stat().st_mtime_ns == written
+    code, _, err = run(capsys, *words, "--epochs", "3")
+    assert (code, "epochs is now 3 and was 2" in err) == (2, True)
+
+
+def test_a_command_that_is_started_again_goes_on(capsys, tmp_path, monkeypatch):
+    """As SLURM after a requeue and torchrun after a failure do: the same words, with a count."""
+    words = ["fit", *TINY, "--method", "tests.training.stopping:Stopping", "--out", tmp_path / "run"]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    monkeypatch.setenv("STOP_AT", "2")
+    assert run(capsys, *words)[0] == 143
+    monkeypatch.delenv("STOP_AT")
+    code, _, err = run(capsys, *words)
+    assert (code, "already holds a run" in err) == (2, True)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert run(capsys, *words)[0] == 0
+
+
+def test_two_teachers(capsys, tmp_path, teacher_folder):
+    out = tmp_path / "run"
+    words = ["fit", *TINY, "--epochs", "1", "--method", "rsd", "--out", out]
+    words += ["--teacher-checkpoint", json.dumps([str(teacher_folder)] * 2), "--teacher-weights", "confidence"]
+    code, shown, progress = run(capsys, *words)
+    assert code == 0
+    assert progress.count("on held-out images") == 2
+    assert "test_resnet + test_resnet" in shown
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["training"]["training_only_parameters"] == 64 * 128 + 2 * 128 + 128 * 2 * 96
+    code, _, err = run(capsys, *words, "--teacher", "test_resnet", "--out", tmp_path / "other")
+    assert (code, "1 teachers but 2 checkpoints" in err) == (2, True)
+
+
+def test_variants_of_a_method_are_compared(capsys, tmp_path, teacher_folder):
+    from crossdistill.commands.compare import split_variants
+
+    assert split_variants("none, hcd{stages=[1,2],parts=2},rsd{}") == ["none", "hcd{stages=[1,2],parts=2}", "rsd{}"]
+    out = tmp_path / "compare"
+    words = ["compare", *TINY, "--epochs", "1", "--teacher-checkpoint", teacher_folder, "--seeds", "0", "--out", out]
+    code, shown, _ = run(
+        capsys, *words, "--options.rsd.weight", "0.2", "--methods", "rsd,rsd{kappa=0,decoupler=linear}"
+    )
+    assert code == 0
+    assert "rsd{kappa=0,decoupler=linear}" in shown
+    stored = yaml.safe_load((out / "rsd_kappa=0_decoupler=linear-s0" / "config.yaml").read_text())
+    kept = stored["options"]["rsd"]
+    assert (kept["weight"], kept["kappa"], kept["decoupler"]) == (0.2, 0, "linear")
+    code, _, err = run(capsys, *words, "--methods", "rsd{kapa=0}")
+    assert (code, "did you mean 'kappa'?" in err) == (2, True)
+    code, _, err = run(capsys, *words, "--methods", "rsd{kappa}")
+    assert (code, "is not option=value" in err) == (2, True)
+
+
+def test_models_and_methods_are_described(capsys):
+    code, shown, _ = run(capsys, "models", "resnet18")
+    assert code == 0
+    assert all(word in shown for word in ("resnet18", "11.69", "1814", "512", "64 128 256 512", "4 8 16 32"))
+    code, shown, _ = run(capsys, "methods")
+    assert all(name in shown for name in ("none", "kd", "rsd", "arXiv 2507.21844"))
+    code, shown, _ = run(capsys, "methods", "rsd")
+    assert "kappa" in shown
+    assert "1,312,768 training-only parameters" in shown
+
+
+def test_a_teacher_without_a_head_teaches(capsys, tmp_path):
+    """Live and from the cache: rsd reads embeddings alone, and the report says nothing of an accuracy."""
+    words = ["fit", *TINY, "--epochs", "1", "--teacher", "test_resnet", "--model.teacher-classes", "0"]
+    for cache in ("off", tmp_path / "cache"):
+        out = tmp_path / f"run-{Path(cache).name}"
+        code, shown, progress = run(capsys, *words, "--method", "rsd", "--cache", cache, "--out", out)
+        assert code == 0
+        assert "teacher test_resnet: no classifier, so its accuracy is not known" in progress
+        assert "teacher (" not in shown
+        metrics = json.loads((out / "metrics.json").read_text())
+        assert "test" not in metrics["teacher"]
+        assert "taught by test_resnet" in (out / "report.html").read_text()
+    assert json.loads((tmp_path / "cache" / "cache.json").read_text())["format"]["classes"] == 0
+    code, _, err = run(capsys, *words, "--method", "kd", "--out", tmp_path / "kd")
+    assert code == 2
+    assert (
+        "method 'kd' reads the teacher's logits, but 'test_resnet' has no classifier: use a method that does not" in err
+    )
+    assert "(rsd, fbt with ofa=false), or train the teacher on the student's classes first" in err
+
+
+def test_a_teacher_is_called_a_teacher(capsys, tmp_path):
+    out = tmp_path / "teacher"
+    code, shown, progress = run(capsys, "teacher", "--teacher", "test_resnet", *TINY[2:], "--out", out)
+    assert code == 0
+    assert "teacher (test_resnet)" in shown
+    assert "student" not in shown
+    assert "teacher: test_resnet (0.37 M) on digits" in progress
+    assert "teacher test_resnet s0  epoch 2/2" in progress
+    assert "note: crossdistill teacher does not read --model.student-args" in progress
+    page = (out / "report.html").read_text()
+    assert "teacher (test_resnet)" in page
+    assert "student: <span" not in page
+
+
+OWN = """
+from pydantic.dataclasses import dataclass
+from crossdistill import Method, Needs, Reads
+
+
+@dataclass(frozen=True)
+class GapOptions:
+    weight: float = 1.0
+
+
+class Gap(Method):
+    Options = GapOptions
+    idea = "Equal mean logits."
+    paper = "-"
+    needs = Needs(student=Reads(logits=True), teacher=Reads(logits=True))
+
+    def __init__(self, options, student, teacher):
+        super().__init__(options, student, teacher)
+        self.weights = {"gap": options.weight}
+
+    def forward(self, student, teacher, targets):
+        return {"gap": (student.logits.mean(1) - teacher.logits.mean(1)).square().mean()}
+"""
+
+
+def test_a_method_is_one_file_and_one_line(capsys, tmp_path, monkeypatch, teacher_folder):
+    (tmp_path / "gap.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    from gap import Gap
+
+    from crossdistill.methods import METHODS
+
+    monkeypatch.setitem(METHODS, "gap", Gap)
+    words = ["fit", *TINY, "--epochs", "1", "--method", "gap", "--teacher-checkpoint", teacher_folder]
+    code, _, _ = run(capsys, *words, "--options.gap.weight", "0.5", "--out", tmp_path / "run")
+    assert code == 0
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert stored["options"] == {"gap": {"weight": 0.5}}
+    assert "train/gap" in (tmp_path / "run" / "logs" / "0" / "metrics.csv").read_text()
+    assert "gap" in run(capsys, "methods")[1]
+    # And with no line at all, by its path.
+    words[words.index("gap")] = "gap:Gap"
+    assert run(capsys, *words, "--options.Gap.weight", "0.5", "--out", tmp_path / "again")[0] == 0
+
+
+def test_a_moved_comparison_goes_on(capsys, tmp_path):
+    words = ["compare", *TINY, "--epochs", "1", "--teacher", "test_resnet", "--trust-teacher", "true", "--seeds", "0"]
+    assert run(capsys, *words, "--methods", "kd", "--out", tmp_path / "here")[0] == 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    written = (tmp_path / "there" / "kd-s0" / "metrics.json").stat().st_mtime_ns
+    code, shown, _ = run(capsys, *words, "--methods", "kd,none", "--out", tmp_path / "there")
+    assert code == 0
+    assert (tmp_path / "there" / "kd-s0" / "metrics.json").stat().st_mtime_ns == written
+    assert {"kd", "none"} <= {line.split()[0] for line in shown.splitlines() if line.split()}
+
+
+def test_a_damaged_finished_run_is_named(capsys, tmp_path):
+    words = ["compare", *TINY, "--epochs", "1", "--methods", "none", "--seeds", "0", "--out", tmp_path / "out"]
+    assert run(capsys, *words)[0] == 0
+    path = tmp_path / "out" / "none-s0" / "metrics.json"
+    whole = json.loads(path.read_text())
+    for text in ("", "{", "[]", "{}", json.dumps({**whole, "student": {"test": {}}})):
+        path.write_text(text)
+        code, _, err = run(capsys, *words)
+        assert code == 2
+        assert "none-s0/metrics.json' is damaged" in err
+        assert "Traceback" not in err
+
+
+def test_numbers_are_never_cut(tmp_path, teacher_folder):
+    """Into a pipe and in a narrow terminal: the whole heading and every number."""
+    command = [sys.executable, "-m", "crossdistill", "eval", str(teacher_folder), "--engine.accelerator", "cpu"]
+    for columns in ("40", "200"):
+        shown = subprocess.run(
+            command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": columns}
+        )
+        assert "calibration error, %" in shown.stdout
+        assert "top-1, %" in shown.stdout
+        assert "…" not in shown.stdout
+
+
+def test_nothing_that_a_command_writes_is_committed(capsys, tmp_path):
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    words = [*TINY, "--epochs", "1", "--teacher", "test_resnet", "--trust-teacher", "true"]
+    words += ["--cache", tmp_path / "cache", "--methods", "kd", "--seeds", "0"]
+    assert run(capsys, "compare", *words, "--out", tmp_path / "out")[0] == 0
+    assert run(capsys, "fit", *TINY, "--epochs", "1", "--method", "none", "--out", tmp_path / "run")[0] == 0
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert not status.stdout
+    assert (tmp_path / "cache" / "cache.json").exists()

@@ -1,0 +1,109 @@
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from crossdistill import UserError
+from crossdistill.config import AugmentConfig, EngineConfig, LoaderConfig, ModelConfig, OptimConfig, RunConfig
+from crossdistill.config.resolve import resolve
+
+
+@dataclass
+class Data:
+    """What is asked of a data set."""
+
+    size: tuple[int, int] = (32, 32)
+    channels: int = 3
+    train: list = field(default_factory=lambda: [0] * 1000)
+
+
+def decided(config=None, data=None, own_size=lambda name: {"vit": 224, "big": 384}.get(name, 224)):
+    return resolve(config or RunConfig(student="vit", teacher="big"), data or Data(), own_size)
+
+
+def test_small_images():
+    config = decided()
+    assert config.img_size == 32
+    assert (config.model.stem, config.model.teacher_stem, config.model.teacher_img_size) == ("small", "small", [32])
+    assert (config.augment.crop, config.augment.crop_pct) == ("padded", 1.0)
+    assert (config.loader.resident, config.loader.in_chans, config.loader.views) == (True, 3, None)
+    assert decided(data=Data(size=(8, 8), channels=1)).img_size == 32
+    assert decided(data=Data(size=(40, 64))).img_size == 64
+
+
+def test_large_images():
+    config = decided(data=Data(size=(300, 400)))
+    assert (config.img_size, config.model.teacher_img_size) == (224, [384])
+    assert (config.model.stem, config.augment.crop, config.augment.crop_pct) == ("native", "resized", 0.875)
+    assert config.loader.resident is False
+    given = decided(RunConfig(student="vit", teacher="big", img_size=96), Data(size=(300, 400)))
+    assert (given.img_size, given.model.teacher_img_size) == (96, [96])
+
+
+def test_what_is_given_is_kept():
+    config = RunConfig(
+        student="vit",
+        teacher="big",
+        img_size=48,
+        model=ModelConfig(stem="native", teacher_stem="small", teacher_img_size=64),
+        augment=AugmentConfig(crop="none", crop_pct=0.9),
+        loader=LoaderConfig(resident=False, views=3),
+        engine=EngineConfig(channels_last=False),
+        optim=OptimConfig(warmup_epochs=1.0),
+    )
+    same = decided(config)
+    assert same == replace(config, loader=replace(config.loader, in_chans=3))
+
+
+def test_deciding_again_changes_nothing(tmp_path):
+    (tmp_path / "run").mkdir()
+    cases = [RunConfig(student="vit", teacher="big"), RunConfig(student="vit", teacher=["big", "vit"], cache="auto")]
+    cases.append(RunConfig(student="vit", teacher_checkpoint=str(tmp_path / "run")))
+    for config in cases:
+        for data in (Data(), Data(size=(300, 400))):
+            once = decided(config, data)
+            assert decided(once, data) == once
+            assert "auto" not in (once.model.stem, once.augment.crop, once.engine.channels_last)
+
+
+def test_a_finished_run_knows_its_own_size(tmp_path):
+    (tmp_path / "run").mkdir()
+    config = RunConfig(student="vit", teacher=["big", "big"], teacher_checkpoint=[str(tmp_path / "run"), "w.pth"])
+    assert decided(config, Data(size=(300, 400))).model.teacher_img_size == [None, 384]
+    alone = RunConfig(student="vit", teacher_checkpoint=str(tmp_path / "run"))
+    assert decided(alone).model.teacher_img_size is None
+
+
+def test_pretrained_models_keep_their_stem():
+    config = RunConfig(student="vit", teacher="big", model=ModelConfig(teacher_pretrained=True))
+    assert (decided(config).model.stem, decided(config).model.teacher_stem) == ("small", "native")
+
+
+def test_a_cache_has_as_many_views_as_epochs_and_at_most_ten():
+    for epochs, views in ((3, 3), (30, 10)):
+        assert decided(RunConfig(student="vit", teacher="big", epochs=epochs, cache="auto")).loader.views == views
+
+
+def test_a_short_run_has_a_short_warm_up():
+    assert decided(RunConfig(student="vit", epochs=8)).optim.warmup_epochs == pytest.approx(0.8)
+    assert decided(RunConfig(student="vit", epochs=100)).optim.warmup_epochs == 5
+
+
+def test_which_images_live_on_the_device():
+    flips = AugmentConfig(crop="padded")
+    base = RunConfig(student="vit", augment=flips)
+
+    def resident(size, images=1000, **loader):
+        data = Data(size=(size, size), train=[0] * images)
+        return decided(replace(base, img_size=size, loader=LoaderConfig(**loader)), data).loader.resident
+
+    assert resident(32, 50_000)
+    assert not resident(224)
+    assert resident(224, resident=True)
+    assert not resident(32, resident=False)
+    assert not resident(64, 1_200_000)  # 14 GiB
+    strong = replace(base, augment=replace(flips, auto_augment="rand-m9-mstd0.5"))
+    assert not decided(strong).loader.resident
+    with pytest.raises(UserError, match=r"augment.auto_augment is 'rand-m9-mstd0.5', which is done for each image"):
+        decided(replace(strong, loader=LoaderConfig(resident=True)))
+    with pytest.raises(UserError, match="crop is 'resized'"):
+        decided(replace(base, augment=AugmentConfig(crop="resized"), loader=LoaderConfig(resident=True)))

@@ -1,0 +1,53 @@
+import re
+
+import pytest
+
+from crossdistill.report.page import comparison_table, cost_table, run_table, write_comparison_page
+from crossdistill.report.records import RunRecord
+
+MODEL = {"name": "m<b>", "parameters": 3_000_000, "macs": 4e6, "images_per_second": 5.0, "img_size": 32}
+
+
+def record(folder, method, seed, top1, teacher=None):
+    scores = {"top1": top1, "loss": 1.0, "ece": 2.0, "images": 10}
+    metrics = {
+        "method": method,
+        "seed": seed,
+        "data": "digits",
+        "training": {"seconds": 1.0, "epochs": 2, "training_only_parameters": 1234, "global_batch": 64},
+        "student": {**MODEL, "test": scores},
+    }
+    if teacher is not None:
+        metrics["teacher"] = {**MODEL, "name": "t", **({"test": {**scores, "top1": teacher}} if teacher else {})}
+    curves = {"val/top1": [(1.0, top1 - 1), (2.0, top1)], "train/task": [(1.0, 2.0), (2.0, 1.0)]}
+    return RunRecord(folder, {"epochs": 2}, metrics, {"torch": "2"}, curves, [])
+
+
+@pytest.fixture
+def groups(tmp_path):
+    none = [record(tmp_path, "none", seed, top1) for seed, top1 in enumerate((40.0, 42.0, 44.0))]
+    return {"none": none, "kd": [record(tmp_path, "kd", seed, 50.0 + seed, teacher=80.0) for seed in range(3)]}
+
+
+def test_means_spreads_and_gains(groups):
+    table = comparison_table(groups)
+    assert table.rows == [
+        ["teacher (t)", "80.00", "", "", "1", ""],
+        ["none", "42.00", "± 2.00", "", "3", "1,234"],
+        ["kd", "51.00", "± 1.00", "+9.00", "3", "1,234"],
+    ]
+
+
+def test_a_teacher_without_scores_has_no_row(tmp_path):
+    run = record(tmp_path, "rsd", 0, 50.0, teacher=0)
+    assert [row[0] for row in comparison_table({"rsd": [run]}).rows] == ["rsd"]
+    assert [row[0] for row in run_table(run).rows] == ["student (m<b>)"]
+    assert [row[0] for row in cost_table(run).rows] == ["student (m<b>)", "teacher (t)"]
+
+
+def test_the_page_is_self_contained_and_escaped(groups, tmp_path):
+    page = write_comparison_page(tmp_path, groups).read_text()
+    assert page.count("<svg") == 1
+    assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)([^\"']+)", page)
+    assert "t teaches m&lt;b&gt;" in page
+    assert "m<b>" not in page

@@ -1,0 +1,73 @@
+import csv
+import json
+
+import pytest
+
+from crossdistill import UserError
+from crossdistill.report.records import read_metrics, read_run
+
+MODEL = {"name": "m", "parameters": 3, "macs": 4, "images_per_second": 5.0, "img_size": 32}
+SCORES = {"top1": 50.0, "loss": 1.0, "ece": 2.0, "images": 10}
+METRICS = {
+    "method": "kd",
+    "seed": 0,
+    "data": "digits",
+    "training": {"seconds": 1.0, "epochs": 2, "training_only_parameters": 0, "global_batch": 64},
+    "student": {**MODEL, "test": SCORES},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps(METRICS))
+    (tmp_path / "config.yaml").write_text("epochs: 2\n")
+    (tmp_path / "environment.json").write_text("{}")
+    (tmp_path / "samples.json").write_text("[]")
+    return tmp_path
+
+
+def write_log(folder, attempt, rows):
+    path = folder / "logs" / str(attempt) / "metrics.csv"
+    path.parent.mkdir(parents=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["step", "epoch", "train/loss"])
+        writer.writeheader()
+        writer.writerows({"step": step, "epoch": 0, "train/loss": value} for step, value in rows)
+
+
+def test_what_a_resumed_run_repeats_replaces_what_was_logged(folder):
+    write_log(folder, 0, [(0, 9), (1, 8), (2, 7)])
+    write_log(folder, 1, [(2, 6), (3, 5)])
+    run = read_run(folder)
+    assert run.curves["train/loss"] == [(0.5, 9.0), (1.0, 8.0), (1.5, 6.0), (2.0, 5.0)]
+    assert (run.top1, run.role) == (50.0, "student")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.pop("method"), "method: Field required"),
+        (lambda m: m["student"].pop("test"), "student.test: Field required"),
+        (lambda m: m["student"]["test"].update(top1="high"), "student.test.top1"),
+        (lambda m: m["training"].update(epochs=None), "training.epochs"),
+        (lambda m: m.update(teacher={"name": "t"}), "teacher.parameters"),
+    ],
+)
+def test_incomplete_metrics_are_named(folder, change, message):
+    metrics = json.loads(json.dumps(METRICS))
+    change(metrics)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(UserError, match=f"metrics.json' is damaged: {message}"):
+        read_metrics(folder)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "config.yaml", "environment.json", "samples.json"])
+def test_missing_files_are_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(UserError, match="holds no finished run"):
+        read_run(folder)
+
+
+def test_a_teacher_needs_no_scores(folder):
+    (folder / "metrics.json").write_text(json.dumps({**METRICS, "teacher": MODEL}))
+    assert "test" not in read_run(folder).metrics["teacher"]
