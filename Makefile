@@ -1,19 +1,24 @@
 # Two commands matter: `make demo` and `make test`. Both need only Python >= 3.11 and make.
 PYTHON ?= python3
-LOCK := requirements.lock
+# The lock decides the versions: requirements.lock has the oldest torch that is supported, requirements-newest.lock the
+# newest of everything (`make test-newest`).
+LOCK ?= requirements.lock
 CACHE := $(HOME)/.cache/crossdistill
 # The environment is kept outside the checkout, by the lock and the Python it was made for.
 KEY := $(shell { cat $(LOCK); $(PYTHON) -c 'import sys; print(sys.version)'; } | cksum | cut -d ' ' -f 1)
 ENV := $(CACHE)/env-$(KEY)
 RUN := $(ENV)/bin/python
 
-.PHONY: demo test lint types format lock clean
+.PHONY: demo test test-newest lint types format lock clean
 
 demo: $(ENV)/ready
 	PYTHONPATH=src $(RUN) -m crossdistill demo
 
 test: $(ENV)/ready
 	PYTHONPATH=src $(RUN) -m pytest -m "not slow"
+
+test-newest:
+	$(MAKE) test LOCK=requirements-newest.lock
 
 lint: $(ENV)/ready
 	$(RUN) -m ruff check .
@@ -26,8 +31,8 @@ format: $(ENV)/ready
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-# Bytecode is compiled once here: importing torch and timm without it takes many times longer. The folder's name stands
-# for the lock, so a fresh checkout of the same lock finds the environment ready.
+# Bytecode is compiled once here: importing torch and timm without it takes many times longer. The folder's name
+# contains a checksum of the lock, so a fresh checkout with the same lock finds the environment ready.
 $(ENV)/ready:
 	rm -rf $(ENV)
 	$(PYTHON) -m venv $(ENV)
@@ -35,10 +40,11 @@ $(ENV)/ready:
 	$(ENV)/bin/uv pip install --quiet --python $(RUN) --compile-bytecode -r $(LOCK)
 	touch $@
 
-# Resolve the newest versions that pyproject.toml allows; torch stays at the oldest one supported, so CI proves it.
+# Resolve the newest versions that pyproject.toml allows; for requirements.lock torch stays at the oldest supported one.
+COMPILE = $(ENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra parquet --group dev --no-header
 lock: $(ENV)/ready
-	$(ENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --extra parquet --group dev \
-		--constraint constraints.txt --no-header pyproject.toml --output-file $(LOCK)
+	$(COMPILE) --constraint constraints.txt pyproject.toml --output-file requirements.lock
+	$(COMPILE) pyproject.toml --output-file requirements-newest.lock
 
 clean:
 	rm -rf $(CACHE) runs .pytest_cache .mypy_cache .ruff_cache
