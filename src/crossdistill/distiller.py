@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from crossdistill.backbones import Backbone
 from crossdistill.backbones.tail import Tail
 from crossdistill.errors import UserError
-from crossdistill.methods import create_method, find_method, parse_options
+from crossdistill.methods import choose_method
 from crossdistill.methods.base import Method
 from crossdistill.tasks import Classification
 from crossdistill.teacher import Teacher, TeacherWeights, make_teacher
@@ -129,12 +129,10 @@ def create_distiller(
     """
     teachers = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
     _check_models(student, teachers)
-    found, parsed = find_method(method), parse_options(method, options)
-    uses_teacher = found is not None and bool(found.needs_of(parsed).teacher)
-    frozen = make_teacher(teachers, student, teacher_weights) if uses_teacher else None
-    built = create_method(method, parsed, student, None if frozen is None else frozen.backbone)
-    task = Classification(label_smoothing)
-    return Distiller(student, built, frozen, task=task, task_weight=task_weight)
+    choice = choose_method(method, options)
+    frozen = make_teacher(teachers, student, teacher_weights) if choice.needs.teacher else None
+    built = choice.build(student, None if frozen is None else frozen.backbone)
+    return Distiller(student, built, frozen, task=Classification(label_smoothing), task_weight=task_weight)
 
 
 def _check_models(student: Backbone, teachers: Sequence[Backbone]) -> None:

@@ -103,19 +103,19 @@ def test_recipes_by_name_and_file(tmp_path):
 def test_every_recipe_builds_its_pair(name):
     from crossdistill.backbones.build import outline
     from crossdistill.config.teacher import teacher_config
-    from crossdistill.methods import create_method, parse_options
-    from crossdistill.training.models import check_names
+    from crossdistill.methods import choose_from, choose_method
+    from crossdistill.training.models import check_settings
 
     config = from_dict(read_yaml(recipe_path(name)), "")
-    check_names(config)
-    check_names(teacher_config(config))
+    check_settings(config)
+    check_settings(teacher_config(config))
     assert teacher_config(config).student == config.teacher
     for method, options in config.options.items():
-        parse_options(method, options)
+        choose_method(method, options)
     model, small = config.model, config.model.stem == "small"
     student = outline(config.student, 100, config.img_size, small_images=small, **model.student_args)
     teacher = outline(config.teacher, 100, config.img_size, small_images=small, **model.teacher_args)
-    create_method("rsd", config.options.get("rsd"), student, teacher)
+    assert choose_from("rsd", config.options).build(student, teacher) is not None
 
 
 def test_recipes_name_no_path_of_this_machine():

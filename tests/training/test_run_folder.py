@@ -5,7 +5,6 @@ import pytest
 import yaml
 
 from crossdistill import UserError
-from crossdistill.config import LoaderConfig
 from crossdistill.config.files import to_dict
 from crossdistill.training.fit import read_data
 from crossdistill.training.run_folder import (
@@ -71,9 +70,9 @@ def test_how_a_run_is_executed_may_change(decided):
 
 def test_the_batch_over_all_processes_stays(decided, tmp_path):
     write_config(decided, tmp_path, 1)
-    check_global_batch(decided, replace(decided, loader=LoaderConfig(batch_size=32)), tmp_path, 2)
+    check_global_batch(tmp_path, 64, 32, 2)
     with pytest.raises(UserError, match=r"used 64 images .* would use 128: resume it with --loader.batch-size 32"):
-        check_global_batch(decided, decided, tmp_path, 2)
+        check_global_batch(tmp_path, 64, 64, 2)
 
 
 def test_checkpoints_inside_the_root_are_relative(decided, tmp_path):

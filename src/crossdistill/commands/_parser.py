@@ -43,6 +43,10 @@ class Parser(ArgumentParser):
         for action in self._actions:
             if any(action.dest == name or action.dest.startswith(f"{name}.") for name in sections):
                 action.help = argparse.SUPPRESS
+        for action in self._actions:
+            inner = [other.help for other in self._actions if other.dest.startswith(f"{action.dest}.")]
+            if inner and all(help == argparse.SUPPRESS for help in inner):
+                action.help = argparse.SUPPRESS
 
     def read(self, argv: Sequence[str]) -> Namespace:
         """Parse. Raises UserError, with the nearest option for an unknown one."""

@@ -18,16 +18,18 @@ _EPILOG = "Options of a method are --options.METHOD.OPTION; `crossdistill method
 
 
 class RunParser(Parser):
-    """A parser of a command that reads the settings of a run.
+    """A parser of a command that reads the settings of a run: all of them, all but `unread`, or only `reads`.
 
-    `unread` names the settings that the command does not read. They are accepted, so that the same flags serve several
-    commands, but they are left out of its help, and a note names those that were given.
+    The others are accepted, so that the same flags serve several commands, but they are left out of the help, and a
+    note names those that were given.
     """
 
-    def __init__(self, command: str, about: str, unread: Sequence[str] = ()) -> None:
+    def __init__(
+        self, command: str, about: str, *, unread: Sequence[str] = (), reads: Sequence[str] | None = None
+    ) -> None:
         super().__init__(command, about)
-        self.unread = ("role", *unread)
-        self.epilog = None if "options" in unread else _EPILOG
+        self.unread = tuple(unread)
+        self.epilog = _EPILOG if reads is None and "options" not in unread else None
         self.add_argument(
             "--recipe",
             type=str | None,
@@ -35,7 +37,9 @@ class RunParser(Parser):
             help="A recipe by name, or a YAML file; flags replace its values.",
         )
         self.add_argument("--print_config", action="store_true", help="Print the settings as YAML, and exit.")
-        self.add_class_arguments(RunConfig, skip={"options"})
+        self.add_class_arguments(RunConfig, skip={"options", "role"})
+        if reads is not None:
+            self.unread = tuple(name for name in _flat(to_dict(RunConfig())) if name not in reads)
         self.hide(self.unread)
 
     def read_run(
@@ -48,7 +52,7 @@ class RunParser(Parser):
         _refuse_repeated(argv, ("--teacher", "--teacher-checkpoint"))
         base = base or read_recipe(argv)
         plain = to_dict(base)
-        options = plain.pop("options")
+        options, _ = plain.pop("options"), plain.pop("role")
         self.set_defaults(_flat(plain))
         if "-h" in argv or "--help" in argv:
             self.read(argv)
@@ -61,8 +65,9 @@ class RunParser(Parser):
             for key, default in defaults.items()
             if default
         }
-        settings = {field.name: values[field.name] for field in fields(RunConfig) if field.name != "options"}
-        config = from_dict({**settings, "options": {key: value for key, value in changed.items() if value}}, "")
+        settings = {field.name: values[field.name] for field in fields(RunConfig) if field.name in values}
+        settings |= {"role": base.role, "options": {key: value for key, value in changed.items() if value}}
+        config = from_dict(settings, "")
         if made.print_config:
             print(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), end="")
             raise SystemExit(0)
@@ -71,7 +76,7 @@ class RunParser(Parser):
     def _add_options(self, names: Sequence[str], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Add the options of all methods, with `given` values, and return their defaults by key. Raises UserError."""
         # Imports torch, which the help does without.
-        from crossdistill.methods import METHODS, find_method, options_key, parse_options, plain_options
+        from crossdistill.methods import METHODS, choose_method, find_method, options_key
 
         methods = {options_key(name): name for name in (*METHODS, *names) if find_method(name) is not None}
         for key in given:
@@ -79,11 +84,10 @@ class RunParser(Parser):
                 raise unknown("method", key, methods)
         defaults = {}
         for key, name in methods.items():
-            options = parse_options(name)
-            self.add_class_arguments(type(options), f"options.{key}")
-            values = plain_options(parse_options(name, given.get(key)))
-            self.set_defaults({f"options.{key}.{option}": value for option, value in values.items()})
-            defaults[key] = plain_options(options)
+            default, base = choose_method(name), choose_method(name, given.get(key))
+            self.add_class_arguments(type(default.options), f"options.{key}")
+            self.set_defaults({f"options.{key}.{option}": value for option, value in base.plain[key].items()})
+            defaults[key] = default.plain[key]
         return defaults
 
     def _note_unread(self, argv: Sequence[str]) -> None:

@@ -8,58 +8,17 @@ from crossdistill.commands._run import RunParser
 from crossdistill.commands._show import consoles
 
 ABOUT = "Score a finished run, or a model by name with a checkpoint, on a split of its data or of another set."
-_UNREAD = (
-    "student",
-    "teacher",
-    "method",
-    "out",
-    "teacher_checkpoint",
-    "teacher_weights",
-    "epochs",
-    "seed",
-    "options",
-    "teacher_training",
-    "cache",
-    "cache_top_k",
-    "cache_dtype",
-    "trust_teacher",
-    "model.teacher_stem",
-    "model.student_pretrained",
-    "model.teacher_pretrained",
-    "model.student_checkpoint",
-    "model.teacher_args",
-    "model.teacher_img_size",
-    "model.teacher_classes",
-    "model.student_stages",
-    "model.teacher_stages",
-    "loader.resident",
-    "loader.views",
-    "loader.view_seed",
-    "augment.crop",
-    "augment.scale",
-    "augment.hflip",
-    "augment.color_jitter",
-    "augment.auto_augment",
-    "augment.erasing",
-    "augment.mixup",
-    "augment.cutmix",
-    "optim",
-    "engine.devices",
-    "engine.nodes",
-    "engine.strategy",
-    "engine.shard_teacher",
-    "engine.precision",
-    "engine.compile",
-    "engine.channels_last",
-    "engine.accumulate",
-    "engine.sync_batchnorm",
-    "engine.log_every",
-)
+_LOADER = ("batch_size", "workers", "val_fraction", "split_seed", "max_train", "image_column", "label_column", "root")
+_READS = [
+    *("data", "img_size", "model.stem", "model.student_args", "augment.crop_pct"),
+    *(f"loader.{name}" for name in (*_LOADER, "download", "in_chans")),
+    *("engine.accelerator", "engine.threads"),
+]
 
 
 def run(argv: Sequence[str]) -> int:
     """Score a model."""
-    parser = RunParser("eval", ABOUT, unread=_UNREAD)
+    parser = RunParser("eval", ABOUT, reads=_READS)
     parser.add_argument("scored", metavar="MODEL", type=str, help="Folder of a finished run, or a model's name.")
     parser.add_argument("--split", type=str, default="test", help="train, val or test.")
     parser.add_argument("--checkpoint", type=str | None, default=None, help="Weights of a model given by name.")

@@ -1,6 +1,6 @@
 """Decide every setting that is left to "auto" or null, from the data and the models."""
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -45,7 +45,7 @@ def resolve(config: RunConfig, data: DataFacts, own_size: Callable[[str], int]) 
         config.model,
         stem=_stem(config.model.stem, img_size, config.model.student_pretrained),
         teacher_stem=_stem(config.model.teacher_stem or config.model.stem, img_size, config.model.teacher_pretrained),
-        teacher_img_size=config.model.teacher_img_size or _teacher_sizes(config, given, own_size),
+        teacher_img_size=config.model.teacher_img_size or _teacher_sizes(config.teachers, given, own_size),
     )
     augment = config.augment.decided(img_size)
     loader = replace(config.loader, in_chans=config.loader.in_chans or data.channels)
@@ -60,11 +60,13 @@ def resolve(config: RunConfig, data: DataFacts, own_size: Callable[[str], int]) 
     return replace(config, img_size=img_size, model=model, augment=augment, loader=loader, optim=optim, engine=engine)
 
 
-def _teacher_sizes(config: RunConfig, given: int | None, own_size: Callable[[str], int]) -> list[int | None] | None:
+def _teacher_sizes(
+    teachers: Sequence[tuple[str | None, str | None]], given: int | None, own_size: Callable[[str], int]
+) -> list[int | None] | None:
     """Decide the input size of each teacher; None for those that are finished runs and know their own."""
     sizes = [
         None if name is None or (checkpoint is not None and Path(checkpoint).is_dir()) else given or own_size(name)
-        for name, checkpoint in config.teachers
+        for name, checkpoint in teachers
     ]
     return sizes if any(sizes) else None
 

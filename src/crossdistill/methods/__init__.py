@@ -2,7 +2,7 @@
 
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from crossdistill.backbones import Backbone
@@ -58,37 +58,58 @@ def options_key(name: str) -> str:
     return name.rpartition(":")[2]
 
 
-def parse_options(name: str, values: Any = None) -> Any:
-    """Make a method's options from a dict, or check an options object. Raises UserError for a value that is wrong."""
+@dataclass(frozen=True)
+class MethodChoice:
+    """A method and its options, before it is built for a pair; "none" has neither."""
+
+    name: str
+    method: type[Method] | None
+    options: Any
+
+    @property
+    def needs(self) -> Needs:
+        """What is read of the two outputs; the built method may need less for its pair."""
+        return Needs() if self.method is None else self.method.needs_of(self.options)
+
+    @property
+    def plain(self) -> dict[str, dict[str, Any]]:
+        """All options as plain data that YAML can hold, by the method's key."""
+        if self.method is None:
+            return {}
+        values = asdict(self.options).items()
+        return {options_key(self.name): {key: list(v) if isinstance(v, tuple) else v for key, v in values}}
+
+    def build(self, student: Backbone, teacher: Backbone | None) -> Method | None:
+        """Build the method for a pair; None for "none". Raises UserError for a pair that it cannot serve."""
+        if self.method is None:
+            return None
+        check_needs(self.name, self.needs, student, teacher)
+        return self.method(self.options, student, teacher)
+
+
+def choose_method(name: str, options: Any = None) -> MethodChoice:
+    """Choose a method by its name, with options as a dict or as its options object.
+
+    Raises UserError for an unknown method or option, or a value of another type or range.
+    """
     method = find_method(name)
     if method is None:
-        if values:
-            raise UserError(f"method {name!r} has no options, but {next(iter(values))!r} was given")
-        return None
-    if values is None:
-        values = {}
-    elif is_dataclass(values) and not isinstance(values, type):
+        if options:
+            raise UserError(f"method {name!r} has no options, but {next(iter(options))!r} was given")
+        return MethodChoice(name, None, None)
+    values = {} if options is None else options
+    if is_dataclass(values) and not isinstance(values, type):
         if not isinstance(values, method.Options):
             raise UserError(f"options is a {type(values).__name__}; method {name!r} takes {method.Options.__name__}")
         values = asdict(values)
     elif not isinstance(values, Mapping):
         raise UserError(f"options is {values!r}; it must be a dict or a {method.Options.__name__}")
-    return validated(method.Options, values, f"method {name!r}")
+    return MethodChoice(name, method, validated(method.Options, values, f"method {name!r}"))
 
 
-def plain_options(options: Any) -> dict[str, Any]:
-    """Return options as plain data that YAML can hold."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()}
-
-
-def create_method(name: str, options: Any, student: Backbone, teacher: Backbone | None) -> Method | None:
-    """Build a method for a pair; None for "none". Raises UserError for options or a pair that it cannot serve."""
-    method = find_method(name)
-    parsed = parse_options(name, options)
-    if method is None:
-        return None
-    check_needs(name, method.needs_of(parsed), student, teacher)
-    return method(parsed, student, teacher)
+def choose_from(name: str, options: Mapping[str, Mapping[str, Any]]) -> MethodChoice:
+    """Choose a method with those of the options, by method, that are its own. Raises UserError."""
+    return choose_method(name, options.get(options_key(name)))
 
 
 def check_needs(name: str, needs: Needs, student: Backbone, teacher: Backbone | None) -> None:

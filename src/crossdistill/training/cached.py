@@ -86,7 +86,7 @@ def prepare_cache(
     )
     reads = [distiller.needs.teacher, *reads]
     fmt = stored_format(teacher, len(images), reads, top_k=config.cache_top_k, dtype=config.cache_dtype)
-    folder = _folder(config, teacher, fmt, record)
+    folder = _folder(config.cache, Path(config.data).name, teacher, fmt, record)
     if (folder / MANIFEST).exists():
         check_fits(folder, fmt, record)
         fmt, _ = read_manifest(folder)
@@ -119,9 +119,9 @@ def judged_once(
     return scores
 
 
-def _folder(config: RunConfig, teacher: Teacher, fmt: CacheFormat, record: dict[str, object]) -> Path:
-    if config.cache != "auto":
-        folder = Path(config.cache)
+def _folder(cache: str, data: str, teacher: Teacher, fmt: CacheFormat, record: dict[str, object]) -> Path:
+    if cache != "auto":
+        folder = Path(cache)
         others = [path for path in folder.iterdir() if path.name not in _OURS] if folder.is_dir() else []
         if others and not (folder / MANIFEST).exists():
             raise UserError(f"{str(folder)!r} is no teacher cache and not empty; give another folder as --cache")
@@ -130,7 +130,7 @@ def _folder(config: RunConfig, teacher: Teacher, fmt: CacheFormat, record: dict[
         return folder
     # A cache with more stage maps serves as well as one without them, so they are not part of the number.
     plain = asdict(replace(fmt, stages=(), shard_images=1))
-    name = f"{Path(config.data).name}-{teacher.spec.name}-{short_name({**record, 'format': plain})}"
+    name = f"{data}-{teacher.spec.name}-{short_name({**record, 'format': plain})}"
     name = name.replace("/", "_").replace(":", "_").replace(" ", "")
     for manifest in sorted(_ROOT.glob(f"{name}*/{MANIFEST}")):
         if set(fmt.stages) <= set(read_manifest(manifest.parent)[0].stages):

@@ -13,12 +13,12 @@ from crossdistill.config.teacher import teacher_config
 from crossdistill.data import ImageData
 from crossdistill.errors import UserError
 from crossdistill.files import make_folder
-from crossdistill.methods import options_key
+from crossdistill.methods import choose_from, options_key
 from crossdistill.report.page import PAGE_NAME, comparison_table, write_comparison_page, write_run_page
 from crossdistill.report.records import RunRecord, read_run
 from crossdistill.report.tables import TextTable
 from crossdistill.training.fit import fit, read_data
-from crossdistill.training.models import check_names, uses_teacher
+from crossdistill.training.models import check_settings
 from crossdistill.training.run_folder import CONFIG_NAME, METRICS_NAME, check_unchanged, read_config
 from crossdistill.training.write_cache import write_cache
 
@@ -39,6 +39,10 @@ class Variant:
         options = {**config.options.get(key, {}), **self.options}
         return replace(config, method=self.method, options={**config.options, key: options})
 
+    def uses_teacher(self, config: RunConfig) -> bool:
+        """Return whether the method reads anything of a teacher. Raises UserError."""
+        return bool(choose_from(self.method, self.applied(config).options).needs.teacher)
+
     def folder(self, seed: int) -> str:
         """Name the folder of one of its runs."""
         plain = re.sub(r"[^\w=.+-]+", "_", self.label).strip("_")
@@ -55,13 +59,13 @@ def compare(
     """
     _check(config, variants, seeds, out)
     make_folder(out)
-    if config.teacher_checkpoint is None and any(uses_teacher(variant.applied(config)) for variant in variants):
+    if config.teacher_checkpoint is None and any(variant.uses_teacher(config) for variant in variants):
         config = _with_teacher(config, out / "teacher", console)
     _, data = read_data(config)
     runs = [(variant, seed, out / variant.folder(seed)) for seed in seeds for variant in variants]
     unfinished = {variant.label for variant, _, folder in runs if not (folder / METRICS_NAME).exists()}
-    todo = [variant.applied(config) for variant in variants if variant.label in unfinished]
-    taught = [one for one in todo if uses_teacher(one)]
+    todo = [variant for variant in variants if variant.label in unfinished and variant.uses_teacher(config)]
+    taught = [variant.applied(config) for variant in todo]
     if config.cached and len(taught) > 1:
         # One cache with what all of them read, so that the teacher runs once.
         write_cache(taught[0], console, data, others=taught[1:])
@@ -87,7 +91,7 @@ def _check(config: RunConfig, variants: Sequence[Variant], seeds: Sequence[int],
     for variant in variants:
         # A teacher that is not named yet is trained first.
         named = variant.applied(config)
-        check_names(named if named.teachers else replace(named, teacher=config.teacher))
+        check_settings(named if named.teachers else replace(named, teacher=config.teacher))
 
 
 def _with_teacher(config: RunConfig, folder: Path, console: Console) -> RunConfig:

@@ -15,7 +15,7 @@ from crossdistill.backbones import Backbone
 from crossdistill.backbones.build import own_img_size
 from crossdistill.backbones.checkpoint import read_weights
 from crossdistill.cache import TeacherCache
-from crossdistill.config import RunConfig
+from crossdistill.config import AugmentConfig, LoaderConfig, RunConfig
 from crossdistill.config.resolve import resolve
 from crossdistill.data import ImageData, load_data
 from crossdistill.data.loaders import WithTeacher
@@ -23,11 +23,12 @@ from crossdistill.data.views import held_out_views, training_views
 from crossdistill.distiller import Distiller
 from crossdistill.errors import UserError
 from crossdistill.evaluation.cost import count_parameters
+from crossdistill.methods import choose_from
 from crossdistill.training.cached import prepare_cache
 from crossdistill.training.datamodule import DataModule
 from crossdistill.training.engine import make_trainer, set_threads
 from crossdistill.training.finish import finish_run
-from crossdistill.training.models import build_models, check_names, full_options, look_at_teachers
+from crossdistill.training.models import build_models, check_settings, look_at_teachers
 from crossdistill.training.module import DistillModule
 from crossdistill.training.run_folder import (
     CHECKPOINTS,
@@ -90,22 +91,22 @@ def prepare(
     root: Path | None = None,
 ) -> Run:
     """Check and build everything that a run needs, and write its settings into its folder. Raises UserError."""
-    check_names(config)
+    check_settings(config)
     out = Path(config.out) if config.out else default_out(config)
     claim_folder(out, resume=resume)
     config, data = read_data(config, data)
-    title = f"{'teacher' if config.role == 'teacher' else config.method} {config.student} s{config.seed}"
-    trainer, log = make_trainer(config, out, console, title)
+    label = "teacher" if config.role == "teacher" else config.method
+    trainer, log = make_trainer(config, out, console, f"{label} {config.student} s{config.seed}")
     checkpoint = _check_resumed(config, out, data, trainer) if resume else None
     distiller = build_models(config, data)
     check_space(out, count_parameters(distiller))
-    _check_counts(config, data, trainer.world_size)
-    _announce(config, data, distiller.student, console)
+    _check_counts(data, config.loader.batch_size, config.augment.mixes, trainer.world_size)
+    _announce(label, data, config.loader.batch_size, distiller.student, console)
     device = trainer.strategy.root_device
     if trainer.is_global_zero:
         look_at_teachers(config, data, distiller, device, console)
     write_config(config, out, trainer.world_size, root)
-    train, val = make_views(config, data, distiller.student, device)
+    train, val = make_views(config.loader, config.augment, config.seed, data, distiller.student, device)
     cache = None
     if config.cached and distiller.teacher is not None:
         cache = prepare_cache(config, data.train, train, distiller, device, console)
@@ -127,16 +128,16 @@ def read_data(config: RunConfig, data: ImageData | None = None) -> tuple[RunConf
     """Read the data of a run, and decide its settings. Raises UserError."""
     set_threads(config.engine)
     data = data or load_data(config.data, config.loader)
-    return replace(resolve(config, data, own_img_size), options=full_options(config)), data
+    options = choose_from(config.method, config.options).plain
+    return replace(resolve(config, data, own_img_size), options=options), data
 
 
 def make_views(
-    config: RunConfig, data: ImageData, student: Backbone, device: torch.device
+    loader: LoaderConfig, augment: AugmentConfig, seed: int, data: ImageData, student: Backbone, device: torch.device
 ) -> tuple[Dataset[Any], Dataset[Any]]:
     """Make the data sets of training and held-out views."""
-    loader, augment = config.loader, config.augment
     assert loader.resident is not None
-    seed = config.seed if loader.views is None else loader.view_seed
+    seed = seed if loader.views is None else loader.view_seed
     common: dict[str, Any] = dict(resident=loader.resident, device=device)
     train = training_views(data.train, augment, student.spec, student.img_size, seed=seed, **common)
     return train, held_out_views(data.val, augment, student.spec, student.img_size, **common)
@@ -149,26 +150,26 @@ def _check_resumed(config: RunConfig, out: Path, data: ImageData, trainer: L.Tra
     last = out / CHECKPOINTS / LAST
     if not last.exists():
         return None
-    check_global_batch(before, config, out, trainer.world_size)
+    check_global_batch(out, before.loader.batch_size, config.loader.batch_size, trainer.world_size)
     read_weights(last)
     return last
 
 
-def _check_counts(config: RunConfig, data: ImageData, processes: int) -> None:
+def _check_counts(data: ImageData, batch_size: int, mixes: bool, processes: int) -> None:
     """Raise UserError for splits that are too small for the processes or for mixing."""
     if min(len(data.val), len(data.test)) < processes:
         raise UserError(f"{len(data.val)} held-out images are fewer than the {processes} processes")
-    if config.augment.mixes and min(len(data.train), config.loader.batch_size) % 2:
+    if batch_size > len(data.train) and mixes and len(data.train) % 2:
         raise UserError(f"mixup and CutMix pair the images of a batch; the one batch of {len(data.train)} is odd")
 
 
-def _announce(config: RunConfig, data: ImageData, student: Backbone, console: Console) -> None:
+def _announce(label: str, data: ImageData, batch_size: int, student: Backbone, console: Console) -> None:
     """Say what is about to be trained, on what."""
     say = rank_zero_only(console.print)
-    if config.loader.batch_size > len(data.train):
-        say(f"note: a batch of {config.loader.batch_size} is more than the {len(data.train)} training images")
+    if batch_size > len(data.train):
+        say(f"note: a batch of {batch_size} is more than the {len(data.train)} training images")
     say(
-        f"{'teacher' if config.role == 'teacher' else config.method}: {student.spec.name} "
+        f"{label}: {student.spec.name} "
         f"({count_parameters(student) / 1e6:.2f} M) on {data.name}, {len(data.train)} images at {student.img_size} px, "
         f"{len(data.val)} held out, {len(data.test)} for the test",
         highlight=False,

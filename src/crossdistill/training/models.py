@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,46 +10,35 @@ from timm.optim import list_optimizers
 
 from crossdistill.backbones import Backbone, create_backbone, load_backbone
 from crossdistill.backbones.args import read_class_names
-from crossdistill.config import RunConfig
+from crossdistill.config import ModelConfig, RunConfig
 from crossdistill.data import ImageData
 from crossdistill.data.classes import check_class_order
 from crossdistill.data.views import sample_loader
 from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError, unknown
 from crossdistill.evaluation.teacher_check import check_teacher
-from crossdistill.methods import find_method, options_key, parse_options, plain_options
+from crossdistill.methods import MethodChoice, choose_from, choose_method, options_key
 from crossdistill.teacher import Teacher, make_teacher
 
 
-def check_names(config: RunConfig) -> None:
-    """Raise UserError for names that do not exist and for wrong options, before any data is read."""
+def check_settings(config: RunConfig) -> MethodChoice:
+    """Return the run's method. Raises UserError for names and options that do not exist, before any data is read."""
     for key, options in config.options.items():
-        parse_options(config.method if key == options_key(config.method) else key, options)
-    if uses_teacher(config) and not config.teachers:
+        choose_method(config.method if key == options_key(config.method) else key, options)
+    choice = choose_from(config.method, config.options)
+    if choice.needs.teacher and not config.teachers:
         raise UserError(f"method {config.method!r} needs a teacher: --teacher NAME, or --teacher-checkpoint RUN")
     if config.optim.name not in list_optimizers():
         raise unknown("optimiser", config.optim.name, list_optimizers())
-
-
-def full_options(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Return all options of the run's method, by its name. Raises UserError."""
-    key = options_key(config.method)
-    parsed = parse_options(config.method, config.options.get(key))
-    return {} if parsed is None else {key: plain_options(parsed)}
-
-
-def uses_teacher(config: RunConfig) -> bool:
-    """Return whether the run's method reads anything of a teacher. Raises UserError."""
-    method = find_method(config.method)
-    options = parse_options(config.method, config.options.get(options_key(config.method)))
-    return method is not None and bool(method.needs_of(options).teacher)
+    return choice
 
 
 def build_models(config: RunConfig, data: ImageData) -> Distiller:
     """Build student, teachers and method of a run, with initial weights from its seed. Raises UserError."""
     torch.manual_seed(config.seed)
-    student = build_student(config, data)
-    teachers = build_teachers(config, data) if uses_teacher(config) else []
+    student = build_student(config.student, config.model, config.img_size, data)
+    choice = choose_from(config.method, config.options)
+    teachers = build_teachers(config.teachers, config.model, data) if choice.needs.teacher else []
     if config.engine.sync_batchnorm:
         # Not Lightning's flag: torch's converter drops the activation inside timm's norm layers.
         student.model = convert_sync_batchnorm(student.model)
@@ -58,7 +46,7 @@ def build_models(config: RunConfig, data: ImageData) -> Distiller:
         config.method,
         student=student,
         teacher=teachers,
-        options=config.options.get(options_key(config.method)),
+        options=choice.options,
         teacher_weights=config.teacher_weights,
         task_weight=config.optim.task_weight,
         label_smoothing=config.optim.label_smoothing,
@@ -69,18 +57,17 @@ def rebuild_teacher(config: RunConfig, data: ImageData) -> Teacher | None:
     """Build the teacher of a run once more, after it was released."""
     # A teacher without weights of its own has those that come after the student's from the seed.
     torch.manual_seed(config.seed)
-    student = build_student(config, data)
-    return make_teacher(build_teachers(config, data), student, config.teacher_weights)
+    student = build_student(config.student, config.model, config.img_size, data)
+    return make_teacher(build_teachers(config.teachers, config.model, data), student, config.teacher_weights)
 
 
-def build_student(config: RunConfig, data: ImageData) -> Backbone:
+def build_student(name: str, model: ModelConfig, img_size: int | None, data: ImageData) -> Backbone:
     """Build the student of a run. Raises UserError."""
-    model = config.model
     return create_backbone(
-        config.student,
+        name,
         num_classes=data.num_classes,
         in_chans=data.channels,
-        img_size=config.img_size,
+        img_size=img_size,
         pretrained=model.student_pretrained,
         checkpoint=model.student_checkpoint,
         small_images=model.stem == "small",
@@ -89,25 +76,26 @@ def build_student(config: RunConfig, data: ImageData) -> Backbone:
     )
 
 
-def build_teachers(config: RunConfig, data: ImageData) -> list[Backbone]:
-    """Build the teachers of a run. Raises UserError."""
-    sizes = config.model.teacher_img_size
-    count = len(config.teachers)
-    listed: Sequence[int | None] = sizes if isinstance(sizes, list) else [sizes] * count
-    if len(listed) != count:
-        raise UserError(f"model.teacher_img_size lists {len(listed)} sizes for {count} teachers")
+def build_teachers(
+    teachers: Sequence[tuple[str | None, str | None]], model: ModelConfig, data: ImageData
+) -> list[Backbone]:
+    """Build teachers by name and checkpoint, or load them from the folders of runs. Raises UserError."""
+    sizes = model.teacher_img_size
+    listed: Sequence[int | None] = sizes if isinstance(sizes, list) else [sizes] * len(teachers)
+    if len(listed) != len(teachers):
+        raise UserError(f"model.teacher_img_size lists {len(listed)} sizes for {len(teachers)} teachers")
     return [
-        _load_teacher(name, checkpoint, img_size, config, data)
+        _load_teacher(name, checkpoint, img_size, model, data)
         if checkpoint is not None and Path(checkpoint).is_dir()
-        else _build_teacher(name, checkpoint, img_size, config, data)
-        for (name, checkpoint), img_size in zip(config.teachers, listed, strict=True)
+        else _build_teacher(name, checkpoint, img_size, model, data)
+        for (name, checkpoint), img_size in zip(teachers, listed, strict=True)
     ]
 
 
-def _load_teacher(name: str | None, run: str, img_size: int | None, config: RunConfig, data: ImageData) -> Backbone:
+def _load_teacher(name: str | None, run: str, img_size: int | None, model: ModelConfig, data: ImageData) -> Backbone:
     """Load the model of a finished run. Raises UserError for settings that contradict it."""
     teacher = load_backbone(run)
-    built, model = teacher.args, config.model
+    built = teacher.args
     for field, given, stored in (
         ("teacher_img_size", img_size, built.img_size),
         ("teacher_args", model.teacher_args, built.model_args),
@@ -123,11 +111,10 @@ def _load_teacher(name: str | None, run: str, img_size: int | None, config: RunC
 
 
 def _build_teacher(
-    name: str | None, checkpoint: str | None, img_size: int | None, config: RunConfig, data: ImageData
+    name: str | None, checkpoint: str | None, img_size: int | None, model: ModelConfig, data: ImageData
 ) -> Backbone:
     if name is None:
         raise UserError(f"teacher_checkpoint {checkpoint!r} is no run's folder; name its model with --teacher")
-    model = config.model
     return create_backbone(
         name,
         num_classes=data.num_classes if model.teacher_classes is None else model.teacher_classes,

@@ -127,13 +127,12 @@ def _flat(settings: dict[str, Any], section: str = "") -> dict[str, Any]:
 
 
 @rank_zero_only
-def check_global_batch(before: RunConfig, now: RunConfig, out: Path, processes: int) -> None:
+def check_global_batch(out: Path, before: int, now: int, processes: int) -> None:
     """Raise UserError, with the batch size that fits, where the batch over all processes differs from the run's.
 
-    The steps, the schedule and the order of images depend on it.
+    `before` and `now` are the batches of one process. The steps, the schedule and the order of images depend on it.
     """
-    old = before.loader.batch_size * json.loads((out / ENVIRONMENT_NAME).read_text())["processes"]
-    new = now.loader.batch_size * processes
+    old, new = before * json.loads((out / ENVIRONMENT_NAME).read_text())["processes"], now * processes
     if new != old:
         fits = f"--loader.batch-size {old // processes}" if old % processes == 0 else "another number of devices"
         raise UserError(

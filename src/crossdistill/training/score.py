@@ -42,4 +42,4 @@ def _load(model: str, config: RunConfig, checkpoint: str | None) -> tuple[Backbo
         raise UserError(f"{model!r} is no folder of a run; a model by name needs --checkpoint FILE")
     by_name = replace(config, student=model, model=replace(config.model, student_checkpoint=checkpoint))
     decided, data = read_data(replace(by_name, method="none", options={}))
-    return build_student(decided, data), data
+    return build_student(model, decided.model, decided.img_size, data), data

@@ -10,11 +10,12 @@ from crossdistill.cache import TeacherCache
 from crossdistill.config import RunConfig
 from crossdistill.data import ImageData
 from crossdistill.errors import UserError
-from crossdistill.methods import create_method, options_key
+from crossdistill.methods import choose_from
 from crossdistill.training.cached import prepare_cache
 from crossdistill.training.engine import choose_device
 from crossdistill.training.fit import make_views, read_data
-from crossdistill.training.models import build_models, check_names, look_at_teachers, uses_teacher
+from crossdistill.training.models import build_models, check_settings, look_at_teachers
+from crossdistill.types import Reads
 
 
 def write_cache(
@@ -25,24 +26,22 @@ def write_cache(
     Raises UserError for bad input, as `fit` does.
     """
     config = config if config.cached else replace(config, cache="auto")
-    check_names(config)
+    choice = check_settings(config)
     if (config.engine.devices != 1 or config.engine.nodes != 1) and "WORLD_SIZE" not in os.environ:
         raise UserError(
             f"to write a cache with {config.engine.devices} devices, start the command under torchrun "
             "--nproc-per-node: each process writes the shards that no other is writing"
         )
-    if not uses_teacher(config):
+    if not choice.needs.teacher:
         raise UserError(f"method {config.method!r} uses no teacher, so there is nothing to store")
     config, data = read_data(config, data)
     distiller = build_models(config, data)
     device = choose_device(config.engine)
     look_at_teachers(config, data, distiller, device, console)
     assert distiller.teacher is not None
-    reads = []
+    reads: list[Reads] = []
     for other in others:
-        options = other.options.get(options_key(other.method))
-        method = create_method(other.method, options, distiller.student, distiller.teacher.backbone)
-        assert method is not None
-        reads.append(method.needs.teacher)
-    views, _ = make_views(config, data, distiller.student, device)
+        method = choose_from(other.method, other.options).build(distiller.student, distiller.teacher.backbone)
+        reads.append(method.needs.teacher if method is not None else Reads())
+    views, _ = make_views(config.loader, config.augment, config.seed, data, distiller.student, device)
     return prepare_cache(config, data.train, views, distiller, device, console, reads)
