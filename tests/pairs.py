@@ -18,6 +18,11 @@ METHODS = {
     "kd": ("kd", {"temperature": 4.0}),
     "dkd": ("dkd", {"temperature": 4.0}),
     "dist": ("dist", {"standardise": True}),
+    "fitnet": ("fitnet", {}),
+    "fitnet-3-to-2": ("fitnet", {"stage": 3, "teacher_stage": 2}),
+    "cc": ("cc", {}),
+    "rkd": ("rkd", {}),
+    "crd": ("crd", {"images": 20, "negatives": 16}),
     "ofa": ("ofa", {"eps": 1.2}),
     "rsd": ("rsd", {}),
     "rsd-logits": ("rsd", {"on": "logits"}),
@@ -29,6 +34,8 @@ METHODS = {
     "hcd": ("hcd", {}),
     "hcd-parts": ("hcd", {"stages": [3, 4], "parts": 2}),
     "fbt": ("fbt", {}),
+    "rsd+kd": ("rsd+kd", {"kd": {"temperature": 4.0}}),
+    "ofa+fitnet+crd": ("ofa+fitnet+crd", {"crd": {"images": 20}}),
 }
 
 

@@ -80,22 +80,36 @@ class Distiller(nn.Module):
         """Return the names of parameters that the student's architecture excludes from weight decay, for timm.optim."""
         return {f"student.{name}" for name in self.student.no_weight_decay()}
 
-    def forward(self, images: Tensor, targets: Tensor, teacher_output: BackboneOutput | None = None) -> StepResult:
+    def forward(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        teacher_output: BackboneOutput | None = None,
+        index: Tensor | None = None,
+    ) -> StepResult:
         """Run one step.
 
         `images` (B, C, H, W), normalised for the student; `targets` as the task takes them. With `teacher_output`, of
-        any float dtype, the teacher is not run. Raises ValueError where the teacher was released and no output is
-        given.
+        any float dtype, the teacher is not run. `index` (B,) holds the number of each image in the training set, for
+        methods that need it. Raises ValueError where the teacher was released and no output is given, or where `index`
+        is needed.
         """
         student: BackboneOutput = self.student(images, stages=bool(self.needs.student.stages))
         terms = {"task": self.task.loss(student, targets)}
         if self.method is not None:
             teacher = self._run_teacher(images, teacher_output) if self.needs.teacher else None
-            terms |= self.method(student, teacher, targets)
+            terms |= self.method(student, teacher, targets, **self._extra(index))
         loss = self.task_weight * terms["task"]
         for name, weight in self.weights.items():
             loss = loss + weight * terms[name]
         return StepResult(loss=loss, logits=student.require_logits(), terms=terms)
+
+    def _extra(self, index: Tensor | None) -> dict[str, Tensor]:
+        if not self.needs.index:
+            return {}
+        if index is None:
+            raise ValueError("this method needs the numbers of the images in the training set; pass index")
+        return {"index": index}
 
     def _run_teacher(self, images: Tensor, stored: BackboneOutput | None) -> BackboneOutput:
         if stored is not None:

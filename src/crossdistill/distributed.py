@@ -38,6 +38,15 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     return rows, 0
 
 
+def gather_detached(rows: Tensor) -> Tensor:
+    """Concatenate the rows of all processes, of any dtype and without gradients."""
+    if processes() == 1:
+        return rows
+    everyone = [torch.empty_like(rows) for _ in range(processes())]
+    dist.all_gather(everyone, rows.contiguous())
+    return torch.cat(everyone)
+
+
 class _GlobalStatistics(nn.modules.batchnorm._BatchNorm):
     """Batch norm whose training statistics are those of the batch over all processes.
 

@@ -70,6 +70,10 @@ class Reads:
     def __bool__(self) -> bool:
         return self.logits or self.embedding or bool(self.stages)
 
+    def __or__(self, other: "Reads") -> "Reads":
+        stages = tuple(sorted({*self.stages, *other.stages}))
+        return Reads(self.logits or other.logits, self.embedding or other.embedding, stages)
+
 
 @dataclass(frozen=True, slots=True)
 class Needs:
@@ -77,6 +81,11 @@ class Needs:
 
     student: Reads = Reads()
     teacher: Reads = Reads()
+    index: bool = False
+    """Whether the number of each image in the training set is read."""
+
+    def __or__(self, other: "Needs") -> "Needs":
+        return Needs(self.student | other.student, self.teacher | other.teacher, self.index or other.index)
 
 
 @dataclass(frozen=True, slots=True)

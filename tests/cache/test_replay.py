@@ -40,7 +40,8 @@ def test_every_method_gives_the_same_losses_from_what_is_stored(student, teacher
         fmt.pack(output, rows)
         cached.release_teacher()
         assert cached.teacher is None
-        steps = online(images, targets), cached(images, targets, fmt.unpack(rows))
+        index = torch.arange(8)
+        steps = online(images, targets, None, index), cached(images, targets, fmt.unpack(rows), index)
         for name, value in steps[0].terms.items():
             torch.testing.assert_close(
                 steps[1].terms[name], value, rtol=4e-3, atol=1e-4, msg=f"{method} {options} {name}"
@@ -173,7 +174,7 @@ def test_a_cache_with_more_serves_those_that_need_less(config, silent, tmp_path,
     compare(config, methods, [0], tmp_path / "out", silent)
     assert not (tmp_path / "runs" / "cache").exists()
     # One with another stage map does not serve.
-    compare(config, [Variant("rsd{spatial=2}", "rsd", {"spatial": 2})], [0], tmp_path / "out", silent)
+    compare(config, [Variant("rsd{spatial=2}", "rsd", {"rsd": {"spatial": 2}})], [0], tmp_path / "out", silent)
     compare(config, methods[1:2], [1], tmp_path / "out", silent)
     assert len(list((tmp_path / "runs" / "cache").iterdir())) == 2
 

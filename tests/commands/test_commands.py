@@ -364,7 +364,7 @@ def test_a_teacher_without_a_head_teaches(capsys, tmp_path):
     assert (
         "method 'kd' reads the teacher's logits, but 'test_resnet' has no classifier: use a method that does not" in err
     )
-    assert "(rsd, fbt with ofa=false), or train the teacher on the student's classes first" in err
+    assert "(fitnet, cc, rkd, crd, rsd, fbt with ofa=false), or train the teacher on the student's classes first" in err
 
 
 def test_a_teacher_is_called_a_teacher(capsys, tmp_path):

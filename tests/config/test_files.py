@@ -103,7 +103,7 @@ def test_recipes_by_name_and_file(tmp_path):
 def test_every_recipe_builds_its_pair(name):
     from crossdistill.backbones.build import outline
     from crossdistill.config.teacher import teacher_config
-    from crossdistill.methods import choose_from, choose_method
+    from crossdistill.methods import choose_method, options_for
     from crossdistill.training.models import check_settings
 
     config = from_dict(read_yaml(recipe_path(name)), "")
@@ -115,7 +115,7 @@ def test_every_recipe_builds_its_pair(name):
     model, small = config.model, config.model.stem == "small"
     student = outline(config.student, 100, config.img_size, small_images=small, **model.student_args)
     teacher = outline(config.teacher, 100, config.img_size, small_images=small, **model.teacher_args)
-    assert choose_from("rsd", config.options).build(student, teacher) is not None
+    assert choose_method("rsd", options_for("rsd", config.options)).build(student, teacher) is not None
 
 
 def test_recipes_name_no_path_of_this_machine():

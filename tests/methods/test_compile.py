@@ -23,7 +23,7 @@ PAIRS = [
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_a_step_is_one_graph_with_the_same_numbers(student, teacher, methods):
     pair = build(student), build(teacher)
-    targets = torch.arange(8) % 5
+    targets, index = torch.arange(8) % 5, 2 * torch.arange(8)
     for method, options in methods:
         torch._dynamo.reset()
         plain = cd.create_distiller(method, student=copy.deepcopy(pair[0]), teacher=pair[1], options=options).train()
@@ -32,7 +32,7 @@ def test_a_step_is_one_graph_with_the_same_numbers(student, teacher, methods):
         for step in range(2):
             images = torch.randn(8, 3, 32, 32)
             with torch._dynamo.config.patch(error_on_recompile=step > 0):
-                results = plain(images, targets), compiled(images, targets)
+                results = plain(images, targets, index=index), compiled(images, targets, index=index)
             for name, value in results[0].terms.items():
                 torch.testing.assert_close(results[1].terms[name], value, rtol=1e-4, atol=1e-5)
             for distiller, result in zip((plain, twin), results, strict=True):
@@ -70,5 +70,6 @@ def test_a_step_looks_at_no_value():
                 method, student=copy.deepcopy(pair[0]), teacher=copy.deepcopy(pair[1]), options=options
             )
             distiller.to("meta").train()
-            step = distiller(torch.randn(8, 3, 32, 32, device="meta"), torch.zeros(8, dtype=torch.long, device="meta"))
+            index = torch.zeros(8, dtype=torch.long, device="meta")
+            step = distiller(torch.randn(8, 3, 32, 32, device="meta"), index, index=index)
             step.loss.backward()

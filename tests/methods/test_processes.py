@@ -14,9 +14,14 @@ CASES = [
     ("rsd", {}),
     ("rsd", {"on": "stages"}),
     ("rsd", {"spatial": 2}),
+    ("fitnet", {}),
+    ("cc", {}),
+    ("rkd", {}),
+    ("crd", {"images": 12}),
     ("ofa", {}),
     ("hcd", {}),
     ("fbt", {"symmetric": True}),
+    ("rsd+kd", {}),
 ]
 
 
@@ -41,7 +46,8 @@ def gradients(distiller, loss):
 def half(rank, method, options):
     distiller = make(method, options)
     images, targets = batch()
-    step = distiller(images[rank::2], targets[rank::2])
+    own = slice(rank * 4, rank * 4 + 4)
+    step = distiller(images[own], targets[own], index=torch.arange(8)[own])
     found = gradients(distiller, step.loss)
     for grad in found.values():
         dist.all_reduce(grad)
@@ -54,7 +60,7 @@ def half(rank, method, options):
 @pytest.mark.parametrize(("method", "options"), CASES)
 def test_two_processes_equal_one(method, options):
     distiller = make(method, options)
-    step = distiller(*batch())
+    step = distiller(*batch(), index=torch.arange(8))
     expected = gradients(distiller, step.loss)
     for loss, found in in_two_processes(half, method, options):
         assert float(loss) == pytest.approx(step.loss.item(), rel=1e-6)

@@ -78,14 +78,15 @@ class RunParser(Parser):
         # Imports torch, which the help does without.
         from crossdistill.methods import METHODS, choose_method, find_method, options_key
 
-        methods = {options_key(name): name for name in (*METHODS, *names) if find_method(name) is not None}
+        named = [one for name in names for one in name.split("+")]
+        methods = {options_key(name): name for name in (*METHODS, *named) if find_method(name) is not None}
         for key in given:
             if key not in methods:
                 raise unknown("method", key, methods)
         defaults = {}
         for key, name in methods.items():
             default, base = choose_method(name), choose_method(name, given.get(key))
-            self.add_class_arguments(type(default.options), f"options.{key}")
+            self.add_class_arguments(type(default.parts[0].options), f"options.{key}")
             self.set_defaults({f"options.{key}.{option}": value for option, value in base.plain[key].items()})
             defaults[key] = default.plain[key]
         return defaults

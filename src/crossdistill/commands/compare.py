@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import get_loader
 
@@ -32,7 +32,7 @@ def run_comparison(command: str, about: str, argv: Sequence[str], recipe: str | 
     parser.add_argument("--seeds", type=str, default="0,1,2", help="Seeds of each method, with commas.")
     base = read_recipe(argv, recipe)
     named = split_variants(first_look(argv).methods or _METHODS)
-    config, made = parser.read_run(argv, base, methods=[re.sub(r"\{.*", "", name) for name in named])
+    config, made = parser.read_run(argv, base, methods=[re.sub(r"\{[^}]*\}", "", name) for name in named])
     seeds = _whole_numbers(made.seeds)
     variants = [parse_variant(text) for text in split_variants(made.methods)]
     from crossdistill.report.tables import show
@@ -51,21 +51,31 @@ def split_variants(text: str) -> list[str]:
 
 
 def parse_variant(text: str) -> "Variant":
-    """Read a method, or "method{option=value,...}". Raises UserError."""
+    """Read a method, "method{option=value,...}", or a sum of these. Raises UserError."""
+    from crossdistill.methods import options_key
     from crossdistill.training.compare import Variant
 
-    named = re.fullmatch(r"([^{}]+)(?:\{(.*)\})?", text)
-    if not named:
-        raise UserError(f"method {text!r}: write a name, or name{{option=value,...}}")
-    method, changes = named.groups()
+    names, options = [], {}
+    for part in re.split(r"\+(?![^{]*\})", text):
+        named = re.fullmatch(r"([^{}]+)(?:\{(.*)\})?", part.strip())
+        if not named:
+            raise UserError(f"method {text!r}: write a name, or name{{option=value,...}}")
+        name, changes = named.groups()
+        names.append(name)
+        if changes:
+            options[options_key(name)] = _options(text, changes)
+    return Variant(text, "+".join(names), options)
+
+
+def _options(text: str, changes: str) -> dict[str, Any]:
     options = {}
-    for change in re.split(r",(?![^\[]*\])", changes or ""):
+    for change in re.split(r",(?![^\[]*\])", changes):
         option, equals, value = change.partition("=")
         if change and not equals:
             raise UserError(f"method {text!r}: {change!r} is not option=value")
         if change:
             options[option.strip()] = get_loader("yaml")(value.strip())
-    return Variant(text, method, options)
+    return options
 
 
 def _whole_numbers(text: str) -> list[int]:

@@ -44,3 +44,12 @@ def check_same_shape(student: Tensor, teacher: Tensor) -> None:
             f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must be two matrices of one shape "
             "(batch, features); map the student to the teacher's width first"
         )
+
+
+def check_batch(student: Tensor, teacher: Tensor) -> None:
+    """Raise ValueError unless both are matrices with the same number of rows."""
+    if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
+        raise ValueError(
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must be two matrices (batch, features) "
+            "of the same images"
+        )

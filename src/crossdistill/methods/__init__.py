@@ -3,25 +3,36 @@
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from crossdistill.backbones import Backbone
 from crossdistill.config.validation import validated
 from crossdistill.errors import UserError, unknown
 from crossdistill.methods.base import Method as Method
+from crossdistill.methods.cc import CC
+from crossdistill.methods.crd import CRD
 from crossdistill.methods.dist import DIST
 from crossdistill.methods.dkd import DKD
 from crossdistill.methods.fbt import FBT
+from crossdistill.methods.fitnet import FitNet
 from crossdistill.methods.hcd import HCD
 from crossdistill.methods.kd import KD
 from crossdistill.methods.ofa import OFA
+from crossdistill.methods.rkd import RKD
 from crossdistill.methods.rsd import RSD
+from crossdistill.methods.sums import SumOfMethods
 from crossdistill.types import Needs
 
 METHODS: dict[str, type[Method]] = {
     "kd": KD,
     "dkd": DKD,
     "dist": DIST,
+    "fitnet": FitNet,
+    "cc": CC,
+    "rkd": RKD,
+    "crd": CRD,
     "ofa": OFA,
     "rsd": RSD,
     "hcd": HCD,
@@ -59,44 +70,71 @@ def options_key(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class MethodChoice:
-    """A method and its options, before it is built for a pair; "none" has neither."""
+class Part:
+    """One method of a choice, with its options."""
 
     name: str
-    method: type[Method] | None
+    method: type[Method]
     options: Any
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """All options as plain data that YAML can hold."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.options).items()}
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """A method, or a sum of methods, with options, before it is built for a pair; "none" has no parts."""
+
+    parts: tuple[Part, ...]
 
     @property
     def needs(self) -> Needs:
         """What is read of the two outputs; the built method may need less for its pair."""
-        return Needs() if self.method is None else self.method.needs_of(self.options)
+        return reduce(or_, (part.method.needs_of(part.options) for part in self.parts), Needs())
 
     @property
     def plain(self) -> dict[str, dict[str, Any]]:
-        """All options as plain data that YAML can hold, by the method's key."""
-        if self.method is None:
-            return {}
-        values = asdict(self.options).items()
-        return {options_key(self.name): {key: list(v) if isinstance(v, tuple) else v for key, v in values}}
+        """All options as plain data, by the key of each method."""
+        return {options_key(part.name): part.plain for part in self.parts}
 
     def build(self, student: Backbone, teacher: Backbone | None) -> Method | None:
         """Build the method for a pair; None for "none". Raises UserError for a pair that it cannot serve."""
-        if self.method is None:
-            return None
-        check_needs(self.name, self.needs, student, teacher)
-        return self.method(self.options, student, teacher)
+        built: dict[str, Method] = {}
+        for part in self.parts:
+            check_needs(part.name, part.method.needs_of(part.options), student, teacher)
+            built[options_key(part.name)] = part.method(part.options, student, teacher)
+        return SumOfMethods(built) if len(built) > 1 else next(iter(built.values()), None)
 
 
 def choose_method(name: str, options: Any = None) -> MethodChoice:
-    """Choose a method by its name, with options as a dict or as its options object.
+    """Choose a method by its name, or a sum of methods by "name+name".
 
-    Raises UserError for an unknown method or option, or a value of another type or range.
+    `options` are those of the method, as a dict or as its options object; of a sum, a dict of these by the names of its
+    methods. Raises UserError for an unknown method or option, or a value of another type or range.
     """
+    names = name.split("+")
+    if len(names) == 1:
+        return _choose_one(name, options)
+    keys = [options_key(one) for one in names]
+    if len(set(keys)) < len(keys) or NONE in keys:
+        raise UserError(f"method {name!r}: a sum names different methods, each once, and not {NONE!r}")
+    given = {} if options is None else options
+    if not isinstance(given, Mapping):
+        raise UserError(f"options is {given!r}; for {name!r} it must be a dict by method, as {{{keys[0]!r}: {{...}}}}")
+    for key in given:
+        if key not in keys:
+            raise unknown(f"method in the options of {name!r}:", key, keys)
+    return MethodChoice(tuple(_choose_one(one, given.get(options_key(one))).parts[0] for one in names))
+
+
+def _choose_one(name: str, options: Any) -> MethodChoice:
     method = find_method(name)
     if method is None:
         if options:
             raise UserError(f"method {name!r} has no options, but {next(iter(options))!r} was given")
-        return MethodChoice(name, None, None)
+        return MethodChoice(())
     values = {} if options is None else options
     if is_dataclass(values) and not isinstance(values, type):
         if not isinstance(values, method.Options):
@@ -104,12 +142,13 @@ def choose_method(name: str, options: Any = None) -> MethodChoice:
         values = asdict(values)
     elif not isinstance(values, Mapping):
         raise UserError(f"options is {values!r}; it must be a dict or a {method.Options.__name__}")
-    return MethodChoice(name, method, validated(method.Options, values, f"method {name!r}"))
+    return MethodChoice((Part(name, method, validated(method.Options, values, f"method {name!r}")),))
 
 
-def choose_from(name: str, options: Mapping[str, Mapping[str, Any]]) -> MethodChoice:
-    """Choose a method with those of the options, by method, that are its own. Raises UserError."""
-    return choose_method(name, options.get(options_key(name)))
+def options_for(name: str, options: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Take from options by method those of one method or sum, as `choose_method` accepts them."""
+    keys = [options_key(one) for one in name.split("+")]
+    return options.get(keys[0]) if len(keys) == 1 else {key: options[key] for key in keys if key in options}
 
 
 def check_needs(name: str, needs: Needs, student: Backbone, teacher: Backbone | None) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from crossdistill.backbones import Backbone
 from crossdistill.backbones.tail import Tail
 from crossdistill.losses.kd import standardise_logits
-from crossdistill.types import BackboneOutput, Needs
+from crossdistill.types import Needs
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class Method(nn.Module):
 
     A method owns the parts that exist only in training and knows neither the task loss nor the trainer. It is built
     from `options` (an instance of `Options`), the student and the frozen teacher (None where its needs read nothing of
-    a teacher), and raises UserError for a pair that it cannot serve. `forward` returns unweighted scalars by name;
-    `weights` holds the factor that the distiller multiplies each with.
+    a teacher), and raises UserError for a pair that it cannot serve. `forward(student, teacher, targets)`, with `index`
+    where it is needed, maps the two outputs to unweighted scalars by name; `weights` holds the factor that the
+    distiller multiplies each with.
     """
 
     Options: ClassVar[type] = NoOptions
@@ -44,10 +45,6 @@ class Method(nn.Module):
     def needs_of(cls, options: Any) -> Needs:
         """Return what a method with these options reads. A constructor may narrow it for its pair."""
         return cls.needs
-
-    def forward(self, student: BackboneOutput, teacher: BackboneOutput, targets: Tensor) -> dict[str, Tensor]:
-        """Return the method's terms, unweighted scalars by name."""
-        raise NotImplementedError
 
 
 def comparable(student: Tensor, teacher: Tensor, standardise: bool) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from crossdistill.config.teacher import teacher_config
 from crossdistill.data import ImageData
 from crossdistill.errors import UserError
 from crossdistill.files import make_folder
-from crossdistill.methods import choose_from, options_key
+from crossdistill.methods import choose_method, options_for
 from crossdistill.report.page import PAGE_NAME, comparison_table, write_comparison_page, write_run_page
 from crossdistill.report.records import RunRecord, read_run
 from crossdistill.report.tables import TextTable
@@ -25,23 +25,20 @@ from crossdistill.training.write_cache import write_cache
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with options of its own, which replace the recipe's; `label` names it in tables."""
+    """A method with options of its own, by method, which replace the recipe's; `label` names it in tables."""
 
     label: str
     method: str
-    options: Mapping[str, Any]
+    options: Mapping[str, Mapping[str, Any]]
 
     def applied(self, config: RunConfig) -> RunConfig:
         """Return the settings of a run of this variant."""
-        if not self.options:
-            return replace(config, method=self.method)
-        key = options_key(self.method)
-        options = {**config.options.get(key, {}), **self.options}
-        return replace(config, method=self.method, options={**config.options, key: options})
+        options = {key: {**config.options.get(key, {}), **values} for key, values in self.options.items()}
+        return replace(config, method=self.method, options={**config.options, **options})
 
     def uses_teacher(self, config: RunConfig) -> bool:
         """Return whether the method reads anything of a teacher. Raises UserError."""
-        return bool(choose_from(self.method, self.applied(config).options).needs.teacher)
+        return bool(choose_method(self.method, options_for(self.method, self.applied(config).options)).needs.teacher)
 
     def folder(self, seed: int) -> str:
         """Name the folder of one of its runs."""

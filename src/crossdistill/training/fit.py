@@ -23,7 +23,7 @@ from crossdistill.data.views import held_out_views, training_views
 from crossdistill.distiller import Distiller
 from crossdistill.errors import UserError
 from crossdistill.evaluation.cost import count_parameters
-from crossdistill.methods import choose_from
+from crossdistill.methods import choose_method, options_for
 from crossdistill.training.cached import prepare_cache
 from crossdistill.training.datamodule import DataModule
 from crossdistill.training.engine import make_trainer, set_threads
@@ -128,7 +128,10 @@ def read_data(config: RunConfig, data: ImageData | None = None) -> tuple[RunConf
     """Read the data of a run, and decide its settings. Raises UserError."""
     set_threads(config.engine)
     data = data or load_data(config.data, config.loader)
-    options = choose_from(config.method, config.options).plain
+    options = choose_method(config.method, options_for(config.method, config.options)).plain
+    for values in options.values():
+        if "images" in values:
+            values["images"] = values["images"] or len(data.train)
     return replace(resolve(config, data, own_img_size), options=options), data
 
 

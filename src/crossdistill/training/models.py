@@ -17,15 +17,19 @@ from crossdistill.data.views import sample_loader
 from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError, unknown
 from crossdistill.evaluation.teacher_check import check_teacher
-from crossdistill.methods import MethodChoice, choose_from, choose_method, options_key
+from crossdistill.methods import MethodChoice, choose_method, options_for, options_key
 from crossdistill.teacher import Teacher, make_teacher
 
 
 def check_settings(config: RunConfig) -> MethodChoice:
     """Return the run's method. Raises UserError for names and options that do not exist, before any data is read."""
+    choice = choose_method(config.method, options_for(config.method, config.options))
+    own = {options_key(part.name) for part in choice.parts}
     for key, options in config.options.items():
-        choose_method(config.method if key == options_key(config.method) else key, options)
-    choice = choose_from(config.method, config.options)
+        if key not in own:
+            choose_method(key, options)
+    if choice.needs.index and config.augment.mixes:
+        raise UserError(f"method {config.method!r} remembers images by number, so they cannot be mixed: turn mixup off")
     if choice.needs.teacher and not config.teachers:
         raise UserError(f"method {config.method!r} needs a teacher: --teacher NAME, or --teacher-checkpoint RUN")
     if config.optim.name not in list_optimizers():
@@ -37,8 +41,9 @@ def build_models(config: RunConfig, data: ImageData) -> Distiller:
     """Build student, teachers and method of a run, with initial weights from its seed. Raises UserError."""
     torch.manual_seed(config.seed)
     student = build_student(config.student, config.model, config.img_size, data)
-    choice = choose_from(config.method, config.options)
-    teachers = build_teachers(config.teachers, config.model, data) if choice.needs.teacher else []
+    options = options_for(config.method, config.options)
+    uses_teacher = choose_method(config.method, options).needs.teacher
+    teachers = build_teachers(config.teachers, config.model, data) if uses_teacher else []
     if config.engine.sync_batchnorm:
         # Not Lightning's flag: torch's converter drops the activation inside timm's norm layers.
         student.model = convert_sync_batchnorm(student.model)
@@ -46,7 +51,7 @@ def build_models(config: RunConfig, data: ImageData) -> Distiller:
         config.method,
         student=student,
         teacher=teachers,
-        options=choice.options,
+        options=options,
         teacher_weights=config.teacher_weights,
         task_weight=config.optim.task_weight,
         label_smoothing=config.optim.label_smoothing,

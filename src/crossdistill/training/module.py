@@ -92,7 +92,7 @@ class DistillModule(L.LightningModule):
         images, targets = self._arranged(batch.images), batch.targets
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
-        step = self.distiller(images, targets, batch.teacher)
+        step = self.distiller(images, targets, batch.teacher, batch.index)
         terms = {"loss": step.loss, **step.terms}
         return {"loss": step.loss, "terms": {name: value.detach() for name, value in terms.items()}}
 

@@ -10,7 +10,7 @@ from crossdistill.cache import TeacherCache
 from crossdistill.config import RunConfig
 from crossdistill.data import ImageData
 from crossdistill.errors import UserError
-from crossdistill.methods import choose_from
+from crossdistill.methods import choose_method, options_for
 from crossdistill.training.cached import prepare_cache
 from crossdistill.training.engine import choose_device
 from crossdistill.training.fit import make_views, read_data
@@ -41,7 +41,8 @@ def write_cache(
     assert distiller.teacher is not None
     reads: list[Reads] = []
     for other in others:
-        method = choose_from(other.method, other.options).build(distiller.student, distiller.teacher.backbone)
+        options = options_for(other.method, read_data(other, data)[0].options)
+        method = choose_method(other.method, options).build(distiller.student, distiller.teacher.backbone)
         reads.append(method.needs.teacher if method is not None else Reads())
     views, _ = make_views(config.loader, config.augment, config.seed, data, distiller.student, device)
     return prepare_cache(config, data.train, views, distiller, device, console, reads)

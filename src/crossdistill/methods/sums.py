@@ -1,0 +1,47 @@
+"""Several methods at once: their terms side by side, from one forward pass of each model."""
+
+from collections.abc import Mapping
+from functools import reduce
+from operator import or_
+from typing import Any
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+from crossdistill.methods.base import Method
+from crossdistill.types import BackboneOutput
+
+
+class SumOfMethods(Method):
+    """The terms of several methods, each by the name of its method.
+
+    A method's only term that has the method's name keeps it; other terms are called METHOD.TERM.
+    """
+
+    idea = "The terms of several methods at once."
+    paper = "-"
+
+    def __init__(self, parts: Mapping[str, Method]) -> None:
+        nn.Module.__init__(self)
+        self.parts = nn.ModuleDict(parts)
+        self.needs = reduce(or_, (part.needs for part in parts.values()))
+        self.borrowed = tuple(tail for part in parts.values() for tail in part.borrowed)
+        self._names = {key: {term: _name(key, term, part) for term in part.weights} for key, part in parts.items()}
+        self.weights = {
+            self._names[key][term]: weight for key, part in parts.items() for term, weight in part.weights.items()
+        }
+
+    @override
+    def forward(
+        self, student: BackboneOutput, teacher: BackboneOutput, targets: Tensor, **extra: Any
+    ) -> dict[str, Tensor]:
+        terms = {}
+        for key, part in self.parts.items():
+            assert isinstance(part, Method)
+            own = part(student, teacher, targets, **(extra if part.needs.index else {}))
+            terms.update({self._names[key].get(term, f"{key}.{term}"): value for term, value in own.items()})
+        return terms
+
+
+def _name(key: str, term: str, method: Method) -> str:
+    return key if len(method.weights) == 1 and term == key else f"{key}.{term}"
