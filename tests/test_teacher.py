@@ -66,10 +66,10 @@ def test_the_same_teacher_twice_is_that_teacher(batch):
 @pytest.mark.parametrize(
     ("method", "options", "weights", "message"),
     [
-        ("fbt", {}, None, "stages of 'test_vit .* cannot be read: several teachers have no common stages"),
-        ("rsd", {"spatial": 2}, None, "several teachers have no common stages"),
-        ("kd", {}, [1.0], "do not fit 2 teachers"),
-        ("kd", {}, [0.0, 0.0], "do not fit 2 teachers"),
+        ("fbt", {}, None, "reads the teacher's stages, and several teachers have none in common"),
+        ("rsd", {"spatial": 2}, None, "several teachers have none in common"),
+        ("kd", {}, [1.0], "must have one number for each of 2 teachers"),
+        ("kd", {}, [0.0, 0.0], "must be numbers >= 0, not all 0"),
         ("kd", {}, "sure", "must be 'confidence'"),
     ],
 )

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from crossdistill.backbones import Backbone
 from crossdistill.backbones.tail import Tail
+from crossdistill.config import OptimConfig
 from crossdistill.errors import UserError
-from crossdistill.methods import choose_method
+from crossdistill.methods import MethodChoice, choose_method
 from crossdistill.methods.base import Method
 from crossdistill.tasks import Classification
 from crossdistill.teacher import Teacher, TeacherWeights, make_teacher
@@ -70,11 +70,12 @@ class Distiller(nn.Module):
         self._teacher = (None,)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.teacher is not None:
             self.teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for tail in self.borrowed:
             tail.apply(fn)
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that the student's architecture excludes from weight decay, for timm.optim."""
@@ -89,7 +90,7 @@ class Distiller(nn.Module):
     ) -> StepResult:
         """Run one step.
 
-        `images` (B, C, H, W), normalised for the student; `targets` as the task takes them. With `teacher_output`, of
+        `images` (B, C, H, W), normalised for the student; `targets` as the task expects them. With `teacher_output`, of
         any float dtype, the teacher is not run. `index` (B,) holds the number of each image in the training set, for
         methods that need it. Raises ValueError where the teacher was released and no output is given, or where `index`
         is needed.
@@ -98,7 +99,13 @@ class Distiller(nn.Module):
         terms = {"task": self.task.loss(student, targets)}
         if self.method is not None:
             teacher = self._run_teacher(images, teacher_output) if self.needs.teacher else None
-            terms |= self.method(student, teacher, targets, **self._extra(index))
+            own = self.method(student, teacher, targets, **self._extra(index))
+            if own.keys() != self.weights.keys():
+                raise ValueError(
+                    f"the method returned the terms {sorted(own)}, but its weights name {sorted(self.weights)}; both "
+                    "must have the same names"
+                )
+            terms |= own
         loss = self.task_weight * terms["task"]
         for name, weight in self.weights.items():
             loss = loss + weight * terms[name]
@@ -113,19 +120,16 @@ class Distiller(nn.Module):
 
     def _run_teacher(self, images: Tensor, stored: BackboneOutput | None) -> BackboneOutput:
         if stored is not None:
-            return stored.map(_at_least_single)
+            dtype = next(self.student.parameters()).dtype
+            return stored.map(lambda tensor: tensor.to(dtype))
         if self.teacher is None:
             raise ValueError("this distiller has no teacher; pass teacher_output")
         output: BackboneOutput = self.teacher(images, stages=bool(self.needs.teacher.stages))
         return output
 
 
-def _at_least_single(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
 def create_distiller(
-    method: str,
+    method: str | MethodChoice,
     *,
     student: Backbone,
     teacher: Backbone | Sequence[Backbone] | None = None,
@@ -136,14 +140,16 @@ def create_distiller(
 ) -> Distiller:
     """Build a distiller for a student and its teacher, or several teachers.
 
-    `method` is a name of `list_methods()` or "package.module:Class"; `options` are that method's, as a dict or as its
-    options object (see `crossdistill methods NAME`). Teachers are frozen in place; `teacher_weights` says how several
-    are mixed (`Ensemble`). `task_weight` and `label_smoothing` belong to the task loss. Raises UserError for an unknown
-    method or option, a missing teacher, or models that do not fit together.
+    `method` is a name of `list_methods()`, "package.module:Class", or a sum of these as "rsd+kd"; `options` are that
+    method's, as a dict or as its options object (see `crossdistill methods NAME`), and of a sum a dict of these by
+    method. (A `MethodChoice` stands for both.) Teachers are frozen in place; `teacher_weights` says how several
+    are mixed (`Ensemble`). `task_weight` (>= 0) and `label_smoothing` (in [0, 1)) belong to the task loss. Raises
+    UserError for an unknown method or option, a missing teacher, or models that do not fit together.
     """
     teachers = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
     _check_models(student, teachers)
-    choice = choose_method(method, options)
+    OptimConfig(task_weight=task_weight, label_smoothing=label_smoothing)
+    choice = method if isinstance(method, MethodChoice) else choose_method(method, options)
     frozen = make_teacher(teachers, student, teacher_weights) if choice.needs.teacher else None
     built = choice.build(student, None if frozen is None else frozen.backbone)
     return Distiller(student, built, frozen, task=Classification(label_smoothing), task_weight=task_weight)
@@ -154,6 +160,8 @@ def _check_models(student: Backbone, teachers: Sequence[Backbone]) -> None:
     for role, model in (("student", student), *(("teacher", model) for model in teachers)):
         if not isinstance(model, Backbone):
             raise UserError(f"{role} is a {type(model).__name__}; build it with create_backbone")
+    if student.spec.num_classes == 0:
+        raise UserError("the student has no classifier, so there are no logits to train; build it with num_classes")
     if any(model is student for model in teachers):
         raise UserError(
             "teacher and student are the same object; copy.deepcopy one of them to distil a model into itself"

@@ -5,11 +5,10 @@ from pathlib import Path
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for what a command writes, so that nothing of it is committed by accident."""
-    folder.mkdir(parents=True, exist_ok=True)
-    ignore = folder / ".gitignore"
-    if not ignore.exists():
-        ignore.write_text("*\n", encoding="utf-8")
+    """Make a folder for what a command writes. A new folder is ignored by git; one that exists is left as it is."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".gitignore").write_text("*\n", encoding="utf-8")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -54,7 +54,7 @@ class ProgressReport:
         self.done += steps
         self._bar.advance(self._task, steps)
 
-    def say(self, state: str) -> None:
+    def print_state(self, state: str) -> None:
         """Show a state: beside the bar, or as a line with the time spent and left."""
         if self.console.is_terminal:
             self._bar.update(self._task, description=f"{self.title}  {state}")

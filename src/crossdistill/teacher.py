@@ -1,5 +1,6 @@
 """The teacher: frozen, in eval mode, with its own normalisation and input size."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -67,8 +68,8 @@ class Ensemble(Backbone):
 
     It accepts the student's images; each teacher converts them. The mixture's logits are log sum_k w_k softmax(p_k),
     or None unless all teachers have the same classes. `weights` are numbers (scaled to sum 1), None for equal shares,
-    or "confidence": for each image, each teacher counts by its largest probability. There are no common stages. Raises
-    UserError for weights that do not match the teachers.
+    or "confidence": for each image, each teacher is weighted by its largest probability. There are no common stages.
+    Raises UserError for weights that do not match the teachers.
     """
 
     def __init__(self, backbones: Sequence[Backbone], student: Backbone, weights: TeacherWeights = None) -> None:
@@ -78,8 +79,10 @@ class Ensemble(Backbone):
         if isinstance(weights, str) and not self.by_confidence:
             raise UserError(f"teacher_weights is {weights!r}; it must be 'confidence', or a number for each teacher")
         shares = [1.0] * len(backbones) if weights is None or isinstance(weights, str) else list(weights)
-        if len(shares) != len(backbones) or min(shares) < 0 or sum(shares) <= 0:
-            raise UserError(f"teacher_weights {shares} do not fit {len(backbones)} teachers: one number >= 0 for each")
+        if len(shares) != len(backbones):
+            raise UserError(f"teacher_weights {shares} must have one number for each of {len(backbones)} teachers")
+        if not (all(math.isfinite(share) and share >= 0 for share in shares) and sum(shares) > 0):
+            raise UserError(f"teacher_weights {shares} must be numbers >= 0, not all 0")
         self.log_shares: Tensor
         self.register_buffer("log_shares", (torch.tensor(shares) / sum(shares)).log(), persistent=False)
         specs = [backbone.spec for backbone in backbones]
@@ -107,6 +110,16 @@ class Ensemble(Backbone):
         """The weights of the teachers, which sum to 1, or "confidence"."""
         return "confidence" if self.by_confidence else [round(v, 6) for v in self.log_shares.exp().tolist()]
 
+    def classes_in_words(self) -> str:
+        """Return how many classes each teacher has, for an error message."""
+        if self.spec.num_classes:
+            return super().classes_in_words()
+        return " and ".join(teacher.backbone.classes_in_words() for teacher in self.teachers)
+
+    def require_stages(self) -> None:
+        """Raise UserError: several teachers have no common stages."""
+        raise UserError("this method reads the teacher's stages, and several teachers have none in common; give one")
+
     def forward(self, images: Tensor, stages: bool = False) -> BackboneOutput:
         """Run images (B, C, H, W) normalised for the student."""
         if stages:
@@ -122,6 +135,8 @@ class Ensemble(Backbone):
 
 def make_teacher(backbones: Sequence[Backbone], student: Backbone, weights: TeacherWeights = None) -> Teacher | None:
     """Make the teacher of a student from one backbone or several; None from none. Raises UserError."""
+    if weights is not None and len(backbones) < 2:
+        raise UserError(f"teacher_weights {weights!r} mix several teachers, but {len(backbones)} is given")
     if not backbones:
         return None
     backbone = backbones[0] if len(backbones) == 1 else Ensemble(backbones, student, weights)

@@ -194,4 +194,4 @@ def test_the_command_writes_and_fit_finds_it(teacher_run, tmp_path, monkeypatch,
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
     assert main(["cache", *common, "--cache", "photos"]) == 2
-    assert "is no teacher cache and not empty" in capsys.readouterr().err
+    assert "is not empty and not a teacher cache" in capsys.readouterr().err

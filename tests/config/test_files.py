@@ -28,7 +28,7 @@ def test_changes_by_dotted_name():
         ({"epochs": "ten"}, "here: epochs is 'ten'; it must be a whole number"),
         ({"optim.lr": "3"}, "optim.lr is '3'; it must be a number"),
         ({"optim": 3}, "optim is 3; it must be a group of settings"),
-        ({"epochs.x": 3}, "epochs is no group of settings"),
+        ({"epochs.x": 3}, "epochs is not a group of settings"),
         ({"epochs": 0}, "epochs is 0"),
     ],
 )

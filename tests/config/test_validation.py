@@ -1,7 +1,6 @@
 from dataclasses import dataclass, replace
 
 import pytest
-from pydantic import ValidationError
 
 from crossdistill import UserError
 from crossdistill.config import AugmentConfig, EngineConfig, LoaderConfig, ModelConfig, OptimConfig, RunConfig
@@ -22,30 +21,31 @@ from crossdistill.config.validation import validated
         (lambda: OptimConfig(lr=float("inf")), "finite"),
         (lambda: OptimConfig(label_smoothing=1.0), "less than 1"),
         (lambda: LoaderConfig(batch_size=1), "greater than or equal to 2"),
-        (lambda: LoaderConfig(workers=True), "integer"),
+        (lambda: LoaderConfig(workers=True), "workers is True; it must be a whole number"),
         (lambda: LoaderConfig(max_train=1), "greater than or equal to 2"),
         (lambda: LoaderConfig(in_chans=2), "1 or 3"),
         (lambda: ModelConfig(teacher_img_size=[32, 0]), "a size must be at least 1"),
         (lambda: EngineConfig(devices=0), "at least 1, or -1 for all"),
         (lambda: EngineConfig(devices=-2), "greater than or equal to -1"),
         (lambda: RunConfig(epochs=0), "greater than or equal to 1"),
-        (lambda: RunConfig(epochs=2.0), "integer"),
+        (lambda: RunConfig(epochs=2.0), "epochs is 2.0; it must be a whole number"),
         (lambda: replace(RunConfig(), seed=-1), "greater than or equal to 0"),
         (lambda: RunConfig(nonsense=1), "nonsense"),
+        (lambda: RunConfig(seed=2**32), "less than or equal to 4294967295"),
     ],
 )
 def test_a_value_is_checked_wherever_settings_are_made(make, message):
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(UserError, match=message):
         make()
 
 
 def test_settings_that_exclude_each_other():
     for augment in (AugmentConfig(mixup=0.2), AugmentConfig(cutmix=1.0)):
-        with pytest.raises(ValidationError, match="mixup and CutMix cannot be used with a teacher cache"):
+        with pytest.raises(UserError, match="mixup and CutMix cannot be used with a teacher cache"):
             RunConfig(cache="auto", augment=augment)
-    with pytest.raises(ValidationError, match=r"loader\.batch_size 7 is odd"):
+    with pytest.raises(UserError, match=r"loader\.batch_size 7 is odd"):
         RunConfig(augment=AugmentConfig(mixup=0.2), loader=LoaderConfig(batch_size=7))
-    with pytest.raises(ValidationError, match=r"with engine.strategy fsdp leave it out"):
+    with pytest.raises(UserError, match=r"with engine.strategy fsdp leave it out"):
         RunConfig(engine=EngineConfig(strategy="fsdp"), optim=OptimConfig(ema=0.9))
 
 
@@ -65,8 +65,15 @@ class Plain:
 
 
 def test_options_of_any_dataclass_are_checked():
-    assert validated(Plain, {"weight": 2, "names": ["a"]}, "method 'own'") == Plain(2.0, ("a",))
-    with pytest.raises(UserError, match="unknown option of method 'own': 'wieght'; did you mean 'weight'"):
-        validated(Plain, {"wieght": 2}, "method 'own'")
+    owner = "method 'own': "
+    assert validated(Plain, {"weight": 2, "names": ["a"]}, owner, "option") == Plain(2.0, ("a",))
+    with pytest.raises(UserError, match="method 'own': unknown option 'wieght'; did you mean 'weight'"):
+        validated(Plain, {"wieght": 2}, owner, "option")
     with pytest.raises(UserError, match=r"method 'own': weight is \[1\]; it must be a number"):
-        validated(Plain, {"weight": [1]}, "method 'own'")
+        validated(Plain, {"weight": [1]}, owner, "option")
+
+
+def test_arguments_that_a_setting_decides_are_refused():
+    for name in ("num_classes", "img_size", "pretrained"):
+        with pytest.raises(UserError, match=f"'{name}' is not for the constructor"):
+            ModelConfig(student_args={name: 3})

@@ -32,7 +32,7 @@ def test_another_class_order_is_recognised(look):
         backbone.model.fc.bias.copy_(backbone.model.fc.bias[order])
     with pytest.raises(UserError, match="classes seem to be in another order"):
         check_teacher(Teacher(backbone, backbone.spec), batches)
-    assert check_teacher(Teacher(backbone, backbone.spec), batches, insist=True) < 0.3
+    assert check_teacher(Teacher(backbone, backbone.spec), batches, trust=True) < 0.3
 
 
 def test_a_fresh_head_is_recognised(look):
@@ -41,7 +41,7 @@ def test_a_fresh_head_is_recognised(look):
         backbone.model.fc.weight.mul_(1e-3)
         backbone.model.fc.bias.zero_()
         backbone.model.fc.weight.copy_(1e-3 * torch.randn_like(backbone.model.fc.weight))
-    with pytest.raises(UserError, match="head looks fresh"):
+    with pytest.raises(UserError, match="classifier appears untrained"):
         check_teacher(Teacher(backbone, backbone.spec), batches)
 
 
@@ -53,7 +53,7 @@ def test_a_wrong_normalisation_is_recognised(look):
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (backbone.spec.mean, backbone.spec.std))
     pixels = (torch.cat([dark, bright]) - mean) / std
     batches = [(pixels, torch.cat([torch.zeros(40), torch.ones(40)]).long())]
-    with pytest.raises(UserError, match=r"input normalisation is wrong; with mean and std 0\.5 it gets 100% right"):
+    with pytest.raises(UserError, match=r"input normalisation is wrong; with mean and std 0\.5 its accuracy is 100%"):
         check_teacher(Teacher(backbone, backbone.spec), batches)
 
 

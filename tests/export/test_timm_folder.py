@@ -41,6 +41,6 @@ def test_a_folder_that_is_none_is_refused(tmp_path):
     for text in texts:
         if text is not None:
             (tmp_path / "config.json").write_text(text)
-        with pytest.raises(cd.UserError, match=r"is no finished run|was not written by crossdistill") as refused:
+        with pytest.raises(cd.UserError, match=r"is not a finished run|was not written by crossdistill") as refused:
             cd.load_backbone(tmp_path)
         assert "\n" not in str(refused.value)

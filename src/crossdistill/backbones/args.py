@@ -5,23 +5,14 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
-
-from crossdistill.config.validation import (
-    CHECKED,
-    NonNegativeInt,
-    OptionalPositiveInt,
-    PositiveInt,
-    plain,
-)
+from crossdistill.config.validation import NonNegativeInt, OptionalPositiveInt, PositiveInt, settings, validated
 from crossdistill.errors import UserError, first_line
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "student.safetensors"
 
 
-@dataclass(frozen=True, config=CHECKED)
+@settings
 class BackboneArgs:
     """Arguments of `create_backbone`, without the weights."""
 
@@ -37,20 +28,16 @@ class BackboneArgs:
 
 def read_args(folder: str | Path) -> BackboneArgs:
     """Read the arguments that the student of a finished run was built with. Raises UserError."""
-    path = Path(folder) / CONFIG_FILE
-    try:
-        return TypeAdapter(BackboneArgs).validate_python(_read_export(folder).get("crossdistill"))
-    except ValidationError as error:
-        raise UserError(f"{str(path)!r} was not written by crossdistill, or is damaged: {plain(error)}") from error
+    stored = _read_export(folder).get("crossdistill")
+    owner = f"{str(Path(folder) / CONFIG_FILE)!r} was not written by crossdistill, or is damaged: "
+    args: BackboneArgs = validated(BackboneArgs, stored, owner)
+    return args
 
 
 def read_class_names(folder: str | Path) -> tuple[str, ...] | None:
     """Read the class names of a finished run, in the order of its logits; None where it has none. Raises UserError."""
-    path = Path(folder) / CONFIG_FILE
-    try:
-        names = TypeAdapter(list[str] | None).validate_python(_read_export(folder).get("label_names"))
-    except ValidationError as error:
-        raise UserError(f"{str(path)!r} is damaged: label_names: {plain(error)}") from error
+    stored = _read_export(folder).get("label_names")
+    names = validated(list[str] | None, stored, f"{str(Path(folder) / CONFIG_FILE)!r} is damaged: label_names: ")
     return None if names is None else tuple(names)
 
 
@@ -59,7 +46,7 @@ def _read_export(folder: str | Path) -> dict[str, Any]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{str(folder)!r} is no finished run: {CONFIG_FILE}: {first_line(error)}") from error
+        raise UserError(f"{str(folder)!r} is not a finished run: {CONFIG_FILE}: {first_line(error)}") from error
     if not isinstance(stored, dict):
-        raise UserError(f"{str(folder)!r} is no finished run: {CONFIG_FILE} holds no settings")
+        raise UserError(f"{str(folder)!r} is not a finished run: {CONFIG_FILE} holds no settings")
     return stored

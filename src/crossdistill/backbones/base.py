@@ -33,6 +33,11 @@ class Backbone(nn.Module):
         ask = getattr(self.model, "no_weight_decay", None)
         return {f"model.{name}" for name in ask()} if callable(ask) else set()
 
+    def classes_in_words(self) -> str:
+        """Return how many classes the network has, for an error message."""
+        name, classes = self.spec.name, self.spec.num_classes
+        return f"{name!r} has {classes} classes" if classes else f"{name!r} has no classifier"
+
     def require_stages(self) -> None:
         """Raise UserError where the stages cannot be read: why, and what to do."""
         if self.stage_problem is not None:

@@ -50,7 +50,7 @@ def create_backbone(
         stages=None if stages is None else list(stages),
         model_args=model_args,
     )
-    args = validated(BackboneArgs, given, "create_backbone")
+    args: BackboneArgs = validated(BackboneArgs, given, "create_backbone: ")
     own = name.startswith("torchvision:") or (":" in name and not name.startswith(("hf-hub:", "local-dir:")))
     model, size = (build_other if own else build_timm)(args, pretrained)
     if checkpoint is not None:

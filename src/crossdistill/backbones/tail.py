@@ -29,7 +29,7 @@ class _Stub(nn.Module):
         # Other modules may read its attributes (a grid size); inside a tuple it is not registered.
         self._replaced = (module,)
         leaves, self.tree = tree_flatten(output)
-        # Shapes for each image; what is no tensor (a height, a width) stays as it was.
+        # Shapes for each image; what is not a tensor (a height, a width) stays as it was.
         self.leaves = [
             (leaf.shape[0] / batch, leaf.shape[1:]) if isinstance(leaf, Tensor) and leaf.ndim else leaf
             for leaf in leaves
@@ -106,7 +106,7 @@ class Tail:
 
     Call it with the stage's map (B, C, H, W), and optionally with prefix tokens (B, P, C) where the model has them; it
     returns embedding and logits. Gradients flow through. Batch norms follow the backbone's mode, but do not update the
-    running statistics. It is no `nn.Module`, so that nothing it shares is registered twice: a distiller moves the
+    running statistics. It is not an `nn.Module`, so that nothing it shares is registered twice: a distiller moves the
     tails that its method lists in `borrowed`.
 
     A model that cannot be cut this way may have a method `run_tail(stage, features)` that returns (logits, embedding);
@@ -121,6 +121,7 @@ class Tail:
         self.stage = stage
         self.own = getattr(backbone.model, "run_tail", None)
         self.prefix_tokens = 0
+        self._released = False
         if self.own is not None:
             return
         shared = {id(t): t for t in (*backbone.parameters(), *backbone.buffers())}
@@ -143,7 +144,7 @@ class Tail:
         if not _close(again, cut.output):
             raise UserError(
                 f"the tail of {backbone.spec.name!r} needs more than the map of stage {stage} (several branches?); "
-                "give the model a method run_tail(stage, features) -> (logits, embedding)"
+                "add a method run_tail(stage, features) -> (logits, embedding) to the model"
             )
 
     def __call__(self, features: Tensor, prefix: Tensor | None = None) -> BackboneOutput:
@@ -165,6 +166,8 @@ class Tail:
             return output
         finally:
             self._entry.features = None
+            if isinstance(self._entry.layout, _Tokens):
+                self._entry.layout.prefix = None
             for stub in self._stubs:
                 stub.like = torch.empty(0)
 
@@ -175,6 +178,7 @@ class Tail:
 
     def release_front(self) -> None:
         """Free the weights of the backbone that the tail does not run; the backbone itself cannot run afterwards."""
+        self._released = True
         kept = {id(tensor) for tensor in self.tensors()}
         for tensor in (*self.backbone.parameters(), *self.backbone.buffers()):
             if id(tensor) not in kept:
@@ -182,8 +186,15 @@ class Tail:
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move or cast the tail as `nn.Module._apply` does."""
-        if self.own is None:
-            self.network._apply(fn)  # type: ignore[no-untyped-call]
+        if self.own is not None:
+            self.backbone._apply(fn)  # type: ignore[no-untyped-call]
+            return
+        self.network._apply(fn)  # type: ignore[no-untyped-call]
+        if not self._released:
+            # A move or cast replaces buffers, while parameters keep their identity.
+            for original, copied in self._pairs:
+                for name, buffer in original.named_buffers(recurse=False):
+                    setattr(copied, name, buffer)
 
 
 @dataclass(frozen=True)
@@ -244,8 +255,8 @@ def _find_entry(
     found = [(i, *place) for i, call in enumerate(calls) if (place := _place_of(target, call.value)) is not None]
     if not found:
         raise UserError(
-            f"stage {stage} of {model!r} is not the output of one of its modules, so its tail cannot be found; give "
-            "the model a method run_tail(stage, features) -> (logits, embedding)"
+            f"stage {stage} of {model!r} is not the output of one of its modules, so its tail cannot be found; add "
+            "a method run_tail(stage, features) -> (logits, embedding) to the model"
         )
     # The first module that returns the map, or the outermost one around it that still does. A later one with the same
     # values is only a fresh norm or an identity.

@@ -84,7 +84,7 @@ def build_cache(
                         written += 1
                         progress.advance()
                         if progress.due or progress.done == progress.total:
-                            progress.say(f"{progress.done}/{progress.total} shards")
+                            progress.print_state(f"{progress.done}/{progress.total} shards")
             todo = missing_shards(folder, fmt, views)
             if todo and not written:
                 time.sleep(_WAIT_S)

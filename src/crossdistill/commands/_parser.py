@@ -6,10 +6,16 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_dumper, set_loader, set_parsing_settings
 from typing_extensions import override
 
+from crossdistill.config.yaml_text import load_yaml
 from crossdistill.errors import UserError
+
+_MODE = "yaml-core"
+set_loader(_MODE, load_yaml, exceptions=(yaml.YAMLError,))
+set_dumper(_MODE, yaml.safe_dump)
 
 
 class Parser(ArgumentParser):
@@ -24,6 +30,7 @@ class Parser(ArgumentParser):
             exit_on_error=False,
             allow_abbrev=False,
             print_config=None,
+            parser_mode=_MODE,
         )
 
     @override
@@ -53,9 +60,10 @@ class Parser(ArgumentParser):
         try:
             return self.parse_args(argv)
         except (ArgumentError, UnicodeDecodeError) as error:
-            raise UserError(self._plain(str(error))) from error
+            raise UserError(self.plain(str(error), argv)) from error
 
-    def _plain(self, message: str) -> str:
+    def plain(self, message: str, argv: Sequence[str]) -> str:
+        """Turn jsonargparse's message about `argv` into one line."""
         if stray := re.search(r"unrecognized arguments: (\S+)", message):
             option = stray.group(1).partition("=")[0]
             if not option.startswith("-"):
@@ -64,17 +72,16 @@ class Parser(ArgumentParser):
             near = difflib.get_close_matches(option.replace("-", "_"), [o.replace("-", "_") for o in known], 1, 0.5)
             hint = f"; did you mean {near[0].replace('__', '--', 1).replace('_', '-')}?" if near else ""
             return f"unknown option {option.replace('_', '-')}{hint or f'; see `{self.prog} --help`'}"
-        if wrong := re.match(r'Parser key "([\w.]+)":\s*(.*)', message, re.DOTALL):
-            return f"{wrong.group(1)}: {_reason(wrong.group(2))}"
         return " ".join(message.split())
 
 
-def _reason(text: str) -> str:
-    """Shorten jsonargparse's account of a value that has another type."""
-    if wrong := re.search(r"Expected an? (.+?)\. Got value: (.*)", text):
-        expected = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", wrong.group(1)).replace("typing.Literal", "one of ")
-        return f"{wrong.group(2)!r} is not {expected}"
-    if wrong := re.search(r"Given value: (.*)", text):
-        kinds = dict.fromkeys(re.findall(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|(typing\.\S+))", text))
-        return f"{wrong.group(1)!r} is not {' or '.join(a or b for a, b in kinds)}"
-    return " ".join(text.split())
+def given_value(argv: Sequence[str], name: str) -> str | None:
+    """Return the text that the command line gives for an option, by its name without dashes; None without one."""
+    words = [re.sub(r"^--[\w.-]+", lambda o: o.group()[2:].replace("-", "_"), word) for word in argv]
+    for place in reversed(range(len(words))):
+        if not argv[place].startswith("--"):
+            continue
+        option, equals, value = words[place].partition("=")
+        if option == name:
+            return value if equals else argv[place + 1] if place + 1 < len(argv) else None
+    return None

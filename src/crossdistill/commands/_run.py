@@ -1,18 +1,20 @@
 """The settings of a run, from a recipe and the command line."""
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace
 
-from crossdistill.commands._parser import Parser
+from crossdistill.commands._parser import Parser, given_value
 from crossdistill.config import RunConfig
-from crossdistill.config.files import from_dict, read_yaml, recipe_path, to_dict, with_changes
-from crossdistill.errors import UserError, unknown
+from crossdistill.config.files import by_dotted_name, from_dict, read_yaml, recipe_path, to_dict, with_changes
+from crossdistill.config.yaml_text import load_yaml
+from crossdistill.errors import UserError
 
 _EPILOG = "Options of a method are --options.METHOD.OPTION; `crossdistill methods METHOD` lists them."
 
@@ -20,8 +22,8 @@ _EPILOG = "Options of a method are --options.METHOD.OPTION; `crossdistill method
 class RunParser(Parser):
     """A parser of a command that reads the settings of a run: all of them, all but `unread`, or only `reads`.
 
-    The others are accepted, so that the same flags serve several commands, but they are left out of the help, and a
-    note names those that were given.
+    The others are accepted, so that the same flags can be used with several commands, but they are left out of the
+    help, and a note names those that were given.
     """
 
     def __init__(
@@ -39,26 +41,28 @@ class RunParser(Parser):
         self.add_argument("--print_config", action="store_true", help="Print the settings as YAML, and exit.")
         self.add_class_arguments(RunConfig, skip={"options", "role"})
         if reads is not None:
-            self.unread = tuple(name for name in _flat(to_dict(RunConfig())) if name not in reads)
+            self.unread = tuple(name for name in by_dotted_name(to_dict(RunConfig())) if name not in reads)
         self.hide(self.unread)
 
     def read_run(
-        self, argv: Sequence[str], base: RunConfig | None = None, methods: Sequence[str] = ()
+        self, argv: Sequence[str], base: RunConfig | None = None, methods: Sequence[str] = (), *, notes: bool = True
     ) -> tuple[RunConfig, Namespace]:
         """Read flags over `base`, and return the settings and all parsed values.
 
-        `methods` names further methods whose options may be given. Raises UserError.
+        `methods` names further methods whose options may be given; `notes` prints those about flags that are not read.
+        Raises UserError.
         """
         _refuse_repeated(argv, ("--teacher", "--teacher-checkpoint"))
         base = base or read_recipe(argv)
         plain = to_dict(base)
         options, _ = plain.pop("options"), plain.pop("role")
-        self.set_defaults(_flat(plain))
+        self.set_defaults(by_dotted_name(plain))
         if "-h" in argv or "--help" in argv:
             self.read(argv)
-        defaults = self._add_options([first_look(argv).method or base.method, *methods], options)
+        defaults = self._add_options([read_early_flags(argv).method or base.method, *methods], options)
         made = self.read(argv)
-        self._note_unread(argv)
+        if notes:
+            self._note_unread(argv)
         values = made.as_dict()
         changed = {
             key: {name: value for name, value in values["options"][key].items() if value != default[name]}
@@ -76,13 +80,12 @@ class RunParser(Parser):
     def _add_options(self, names: Sequence[str], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Add the options of all methods, with `given` values, and return their defaults by key. Raises UserError."""
         # Imports torch, which the help does without.
-        from crossdistill.methods import METHODS, choose_method, find_method, options_key
+        from crossdistill.methods import METHODS, check_option_keys, choose_method, find_method, options_key
 
         named = [one for name in names for one in name.split("+")]
         methods = {options_key(name): name for name in (*METHODS, *named) if find_method(name) is not None}
-        for key in given:
-            if key not in methods:
-                raise unknown("method", key, methods)
+        for key in check_option_keys(given, named):
+            print(f"note: the recipe's options of {key!r} are not read: that method is not used", file=sys.stderr)
         defaults = {}
         for key, name in methods.items():
             default, base = choose_method(name), choose_method(name, given.get(key))
@@ -91,13 +94,39 @@ class RunParser(Parser):
             defaults[key] = default.plain[key]
         return defaults
 
+    def plain(self, message: str, argv: Sequence[str]) -> str:
+        """Describe a wrong value as it would be described in a recipe."""
+        wrong = re.match(r'Parser key "([\w.]+)"', message)
+        name = wrong.group(1) if wrong else ""
+        text = given_value(argv, name)
+        if text is None:
+            return super().plain(message, argv)
+        try:
+            value = load_yaml(text)
+        except yaml.YAMLError:
+            value = text
+        try:
+            if name.startswith("options."):
+                from crossdistill.methods import choose_method
+
+                _, key, option = name.split(".")
+                choose_method(key, {option: value})
+            with_changes(RunConfig(), {name: value}, "")
+        except UserError as error:
+            return str(error)
+        return super().plain(message, argv)
+
+    def given(self, argv: Sequence[str]) -> list[str]:
+        """Return the names of the options that the command line gives."""
+        return list(self.parse_args(argv, defaults=False).keys())
+
     def _note_unread(self, argv: Sequence[str]) -> None:
-        for name in self.parse_args(argv, defaults=False).keys():  # noqa: SIM118, a Namespace of sections
+        for name in self.given(argv):
             if any(name == one or name.startswith(f"{one}.") for one in self.unread):
                 print(f"note: {self.prog} does not read --{name.replace('_', '-')}", file=sys.stderr)
 
 
-def first_look(argv: Sequence[str]) -> argparse.Namespace:
+def read_early_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Read the few flags that decide how the others are read."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("--recipe", "--method", "--methods", "--out", "--teacher"):
@@ -112,26 +141,12 @@ def first_look(argv: Sequence[str]) -> argparse.Namespace:
 
 def read_recipe(argv: Sequence[str], default: str | None = None) -> RunConfig:
     """Read the recipe that `--recipe` names, or the default one. Raises UserError."""
-    name = first_look(argv).recipe or default
+    name = read_early_flags(argv).recipe or default
     if name is None:
         return RunConfig()
     path = recipe_path(name)
-    return from_dict(read_yaml(path), f"in {str(path)!r}: ")
-
-
-def for_teacher(config: RunConfig) -> RunConfig:
-    """Apply the settings of the teacher's own training. Raises UserError."""
-    changed = with_changes(config, config.teacher_training, "teacher_training: ")
-    return with_changes(changed, {"teacher_training": {}}, "")
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings by dotted name; the values of free mappings stay together."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        section = isinstance(value, dict) and key != "teacher_training"
-        flat.update({f"{key}.{inner}": v for inner, v in value.items()} if section else {key: value})
-    return flat
+    # The role is decided by the command: the settings of a teacher's run can be the recipe of a student's.
+    return replace(from_dict(read_yaml(path), f"in {str(path)!r}: "), role="student")
 
 
 def _refuse_repeated(argv: Sequence[str], names: Sequence[str]) -> None:

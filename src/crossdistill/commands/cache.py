@@ -1,20 +1,26 @@
 """`crossdistill cache`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from crossdistill.commands._run import RunParser
+from crossdistill.commands._run import RunParser, read_recipe
 from crossdistill.commands._show import consoles
 from crossdistill.errors import UserError
 
 ABOUT = "Store the teacher's outputs for every view of the training images, for later runs with --cache auto."
-_UNREAD = ("out", "optim", "teacher_training", "augment.mixup", "augment.cutmix", "augment.crop_pct")
+_UNREAD = (
+    *("out", "optim", "teacher_training", "engine.strategy", "engine.shard_teacher", "engine.compile"),
+    *("engine.channels_last", "engine.accumulate", "engine.log_every"),
+)
 
 
 def run(argv: Sequence[str]) -> int:
     """Write a teacher cache."""
-    config, _ = RunParser("cache", ABOUT, unread=_UNREAD).read_run(argv)
+    base = read_recipe(argv)
+    base = base if base.cached else replace(base, cache="auto")
+    config, _ = RunParser("cache", ABOUT, unread=_UNREAD).read_run(argv, base)
     if config.out is not None:
-        raise UserError(f"a cache is no run: give its folder as --cache {config.out}, not as --out")
+        raise UserError(f"a cache is not a run: give its folder as --cache {config.out}, not as --out")
     from crossdistill.training.engine import is_first_process
     from crossdistill.training.write_cache import write_cache
 

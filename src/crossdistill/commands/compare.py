@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import get_loader
-
-from crossdistill.commands._run import RunParser, first_look, read_recipe
+from crossdistill.commands._run import RunParser, read_early_flags, read_recipe
 from crossdistill.commands._show import consoles
+from crossdistill.config.yaml_text import load_yaml
 from crossdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,13 +24,13 @@ def run(argv: Sequence[str]) -> int:
 
 def run_comparison(command: str, about: str, argv: Sequence[str], recipe: str | None, out: str) -> int:
     """Compare methods on a recipe, in the folder `out` unless another is given."""
-    parser = RunParser(command, about, unread=("method", "seed"))
+    parser = RunParser(command, about, unread=("method",))
     parser.add_argument(
         "--methods", type=str, default=_METHODS, help="Methods to compare, with commas; variants as rsd{kappa=0}."
     )
     parser.add_argument("--seeds", type=str, default="0,1,2", help="Seeds of each method, with commas.")
     base = read_recipe(argv, recipe)
-    named = split_variants(first_look(argv).methods or _METHODS)
+    named = split_variants(read_early_flags(argv).methods or _METHODS)
     config, made = parser.read_run(argv, base, methods=[re.sub(r"\{[^}]*\}", "", name) for name in named])
     seeds = _whole_numbers(made.seeds)
     variants = [parse_variant(text) for text in split_variants(made.methods)]
@@ -74,7 +73,7 @@ def _options(text: str, changes: str) -> dict[str, Any]:
         if change and not equals:
             raise UserError(f"method {text!r}: {change!r} is not option=value")
         if change:
-            options[option.strip()] = get_loader("yaml")(value.strip())
+            options[option.strip()] = load_yaml(value.strip())
     return options
 
 

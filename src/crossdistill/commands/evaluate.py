@@ -6,6 +6,8 @@ from pathlib import Path
 
 from crossdistill.commands._run import RunParser
 from crossdistill.commands._show import consoles
+from crossdistill.config import RunConfig
+from crossdistill.errors import UserError
 
 ABOUT = "Score a finished run, or a model by name with a checkpoint, on a split of its data or of another set."
 _LOADER = ("batch_size", "workers", "val_fraction", "split_seed", "max_train", "image_column", "label_column", "root")
@@ -14,23 +16,17 @@ _READS = [
     *(f"loader.{name}" for name in (*_LOADER, "download", "in_chans")),
     *("engine.accelerator", "engine.threads"),
 ]
+_BY_NAME = ("recipe", "checkpoint", "img_size", "model")
+"""Options that only a model given by its name has; a run has them in its folder."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Score a model."""
-    parser = RunParser("eval", ABOUT, reads=_READS)
-    parser.add_argument("scored", metavar="MODEL", type=str, help="Folder of a finished run, or a model's name.")
-    parser.add_argument("--split", type=str, default="test", help="train, val or test.")
-    parser.add_argument("--checkpoint", type=str | None, default=None, help="Weights of a model given by name.")
-    parser.add_argument("--json", action="store_true", help="Print JSON.")
-    folder = next((Path(word) for word in argv if (Path(word) / "config.yaml").is_file()), None)
-    base = None
-    if folder is not None and "-h" not in argv and "--help" not in argv:
-        from crossdistill.training.run_folder import read_config
-
-        # A run is scored with its own settings: the same data, the same held-out split.
-        base = read_config(folder)
-    config, made = parser.read_run(argv, base)
+    parser = _parser()
+    _, made = parser.read_run(argv, notes=False)
+    # A run is scored with its own settings: the same data, the same held-out split.
+    base = _run_settings(made.scored, parser.given(argv)) if Path(made.scored).is_dir() else None
+    config, made = _parser().read_run(argv, base)
     from crossdistill.report.page import accuracy_table
     from crossdistill.report.tables import show
     from crossdistill.training.score import score
@@ -39,5 +35,25 @@ def run(argv: Sequence[str]) -> int:
     if made.json:
         print(json.dumps(scores, indent=2))
     else:
-        show(accuracy_table([(made.split, {"name": made.scored, "test": scores})]), consoles()[0])
+        show(accuracy_table([("model", {"name": made.scored, "test": scores})], made.split), consoles()[0])
     return 0
+
+
+def _parser() -> RunParser:
+    parser = RunParser("eval", ABOUT, reads=_READS)
+    parser.add_argument("scored", metavar="MODEL", type=str, help="Folder of a finished run, or a model's name.")
+    parser.add_argument("--split", type=str, default="test", help="train, val or test.")
+    parser.add_argument("--checkpoint", type=str | None, default=None, help="Weights of a model given by name.")
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    return parser
+
+
+def _run_settings(folder: str, given: Sequence[str]) -> RunConfig:
+    """Read the settings of a run. Raises UserError for options that its folder decides."""
+    from crossdistill.training.run_folder import read_config
+
+    for name in given:
+        if name.partition(".")[0] in _BY_NAME:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} is for a model given by its name; {folder!r} is a run, which has its own")
+    return read_config(Path(folder))

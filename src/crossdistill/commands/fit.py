@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from crossdistill.commands._run import RunParser, first_look
+from crossdistill.commands._run import RunParser, read_early_flags
 from crossdistill.commands._show import consoles, show_run
 from crossdistill.config import RunConfig
 
@@ -15,29 +16,40 @@ def run(argv: Sequence[str]) -> int:
     """Train a student."""
     parser = RunParser("fit", ABOUT, unread=("teacher_training",))
     add_resume(parser)
-    stored = stored_config(argv)
-    config, made = parser.read_run(argv, stored)
+    stored, resume = read_resumed(argv)
+    config, _ = parser.read_run(argv, stored)
     from crossdistill.training.fit import fit
 
     _, progress = consoles()
-    return show_run(fit(config, resume=made.resume or stored is not None, console=progress))
+    return show_run(fit(config, resume=resume, console=progress))
 
 
 def add_resume(parser: RunParser) -> None:
     """Add the flag that continues a run."""
-    help = "Continue the run in --out, with the settings stored there."
+    help = (
+        "Continue the run in --out with the settings stored there; where --recipe is given, with those of the recipe, "
+        "which must be the same."
+    )
     parser.add_argument("--resume", action="store_true", help=help)
 
 
-def stored_config(argv: Sequence[str]) -> RunConfig | None:
-    """Read the settings of the run that is to be continued; None where a new run begins. Raises UserError.
+def read_resumed(argv: Sequence[str]) -> tuple[RunConfig | None, bool]:
+    """Return the settings of the run that is to be continued, and whether one is. Raises UserError.
 
-    A command that SLURM or torchrun has started again continues what its first start left.
+    The settings are None where a run begins, and where `--recipe` names them. A command that SLURM or torchrun has
+    started again continues what its first start left.
     """
-    first = first_look(argv)
+    early = read_early_flags(argv)
     restarted = any(int(os.environ.get(n, "0")) > 0 for n in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
-    if not (first.resume or restarted) or first.out is None or not (Path(first.out) / "config.yaml").is_file():
-        return None
+    exists = early.out is not None and (Path(early.out) / "config.yaml").is_file()
+    if not exists or not (early.resume or restarted):
+        return None, early.resume
+    if early.recipe is not None:
+        return None, True
     from crossdistill.training.run_folder import read_config
 
-    return read_config(Path(first.out))
+    stored = read_config(Path(early.out))
+    if stored.engine.channels_last is True:
+        # What "auto" decides, except where the run is continued with sharded weights.
+        stored = replace(stored, engine=replace(stored.engine, channels_last="auto"))
+    return stored, True

@@ -3,18 +3,17 @@
 from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic.dataclasses import dataclass
-
 from crossdistill.config.validation import (
-    CHECKED,
     AtLeastTwo,
+    Fraction,
     NonNegative,
     NonNegativeInt,
-    OpenShare,
+    OpenFraction,
     OptionalAtLeastTwo,
+    OptionalFraction,
     OptionalPositiveInt,
-    OptionalShare,
-    Share,
+    Seed,
+    settings,
 )
 from crossdistill.errors import UserError
 
@@ -22,7 +21,7 @@ SMALL_IMAGE = 64
 """Side in pixels up to which images are small: cropped after padding, evaluated without a crop, kept on the device."""
 
 
-@dataclass(frozen=True, config=CHECKED)
+@settings
 class LoaderConfig:
     """How the data is read."""
 
@@ -36,11 +35,11 @@ class LoaderConfig:
     views: OptionalPositiveInt = None
     """Number of different augmented views of each image, used in turn over the epochs; null makes new ones in every
     epoch."""
-    view_seed: NonNegativeInt = 0
+    view_seed: Seed = 0
     """Seed of a limited number of views; separate from `seed`, so that runs of several seeds share a teacher cache."""
-    val_fraction: OpenShare = 0.1
+    val_fraction: OpenFraction = 0.1
     """Share of the training split held out to choose the model, where the data has no validation split of its own."""
-    split_seed: NonNegativeInt = 0
+    split_seed: Seed = 0
     """Seed of the held-out choice; separate from `seed`, so that all runs share one split."""
     max_train: OptionalAtLeastTwo = None
     """Train on this many images only, a fixed random choice; null uses all."""
@@ -56,7 +55,7 @@ class LoaderConfig:
     """Channels to convert images to, 1 or 3; null keeps those of the data."""
 
 
-@dataclass(frozen=True, config=CHECKED)
+@settings
 class AugmentConfig:
     """How training images are augmented, by the transforms of timm and torchvision."""
 
@@ -65,19 +64,19 @@ class AugmentConfig:
     images of at most 64 px, else resized."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Area range of the resized crop."""
-    hflip: Share = 0.5
+    hflip: Fraction = 0.5
     """Probability of a horizontal flip."""
     color_jitter: NonNegative = 0.0
     """Strength of colour jitter; unused with auto_augment."""
     auto_augment: str | None = None
     """timm policy, e.g. rand-m9-mstd0.5-inc1."""
-    erasing: Share = 0.0
+    erasing: Fraction = 0.0
     """Probability of random erasing."""
     mixup: NonNegative = 0.0
     """Alpha of mixup; 0 is off."""
     cutmix: NonNegative = 0.0
     """Alpha of CutMix; 0 is off."""
-    crop_pct: OptionalShare = None
+    crop_pct: OptionalFraction = None
     """Share of the resized image that evaluation uses; null is 1 for at most 64 px, else 0.875."""
 
     @property

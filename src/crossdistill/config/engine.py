@@ -3,13 +3,12 @@
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from crossdistill.config.validation import CHECKED, OptionalPositiveInt, PositiveInt, Text
+from crossdistill.config.validation import OptionalPositiveInt, PositiveInt, Text, settings
 from crossdistill.errors import UserError
 
 
-@dataclass(frozen=True, config=CHECKED)
+@settings
 class EngineConfig:
     """What Lightning runs on."""
 

@@ -1,21 +1,25 @@
 """Settings as plain data and YAML: recipes, and the config.yaml of a run."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-from jsonargparse import get_loader
-from pydantic import TypeAdapter, ValidationError
+from typing import Any, cast
 
 from crossdistill.config.run import RunConfig
-from crossdistill.config.validation import plain
+from crossdistill.config.validation import validated
+from crossdistill.config.yaml_text import load_yaml
 from crossdistill.errors import UserError, first_line, unknown
 
 _PATHS = ("data", "out", "teacher_checkpoint", "cache", "model.student_checkpoint", "loader.root")
 """Settings that hold paths."""
+_MAPPINGS = ("options", "teacher_training")
+"""Settings whose value is a mapping; the other mappings are groups of settings."""
+_TORCH = "torch/"
+"""What the names of torchvision's data sets begin with; these are read from loader.root."""
+_WORDS = {"data": ("digits",), "cache": ("off", "auto")}
+"""Values of these settings that are no paths."""
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -26,25 +30,29 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any], owner: str) -> RunConfig:
-    """Make settings of plain data; `owner` says in an error where they come from.
+    """Make settings of plain data; `owner` begins an error, as "in 'recipe.yaml': ".
 
     Raises UserError for an unknown name (with the nearest one), or a value of another type or range.
     """
-    check_names(values, owner)
-    try:
-        return TypeAdapter(RunConfig).validate_python(dict(values))
-    except ValidationError as error:
-        raise UserError(f"{owner}{plain(error)}") from error
+    return cast("RunConfig", validated(RunConfig, values, owner))
 
 
-def check_names(values: Mapping[str, Any], owner: str, kind: Any = RunConfig, section: str = "") -> None:
-    """Raise UserError for a name that no setting has, with the nearest one."""
-    types = {field.name: field.type for field in fields(kind)}
-    for name, value in values.items():
-        if name not in types:
-            raise UserError(f"{owner}{unknown('setting', f'{section}{name}', (section + known for known in types))}")
-        if is_dataclass(types[name]) and isinstance(value, Mapping):
-            check_names(value, owner, types[name], f"{section}{name}.")
+def complete_from_dict(values: Mapping[str, Any], owner: str) -> RunConfig:
+    """Make settings of plain data that must hold every one, as the file of a run does. Raises UserError."""
+    config, given = from_dict(values, owner), by_dotted_name(values)
+    for name in by_dotted_name(to_dict(RunConfig())):
+        if name not in given:
+            raise UserError(f"{owner}{name} is missing; the file of a run states every setting")
+    return config
+
+
+def by_dotted_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by dotted name, as loader.views; the values of a free mapping stay together."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        group = isinstance(value, dict) and key not in _MAPPINGS
+        flat.update({f"{key}.{inner}": v for inner, v in value.items()} if group else {key: value})
+    return flat
 
 
 def with_changes(config: RunConfig, changes: Mapping[str, Any], owner: str) -> RunConfig:
@@ -56,7 +64,7 @@ def with_changes(config: RunConfig, changes: Mapping[str, Any], owner: str) -> R
         for section in sections:
             inner = place.setdefault(section, {})
             if not isinstance(inner, dict):
-                raise UserError(f"{owner}{dotted}: {section} is no group of settings")
+                raise UserError(f"{owner}{dotted}: {section} is not a group of settings")
             place = inner
         place[name] = value
     return from_dict(values, owner)
@@ -75,31 +83,46 @@ def recipe_path(name: str) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the settings in a YAML file. Paths that begin with ./ or ../ are relative to the file.
+    """Read the settings in a YAML file, not yet checked. Paths that begin with ./ or ../ are relative to the file.
 
-    Raises UserError for a file that cannot be read, or a setting that does not exist.
+    Raises UserError for a file that cannot be read, or that holds no settings.
     """
-    owner = f"in {str(path)!r}: "
     try:
-        values = get_loader("yaml")(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except Exception as error:  # YAML raises many kinds
-        raise UserError(f"{str(path)!r} cannot be read as YAML: {first_line(error)}") from error
+        reason = " ".join(str(error).split()) or first_line(error)
+        raise UserError(f"{str(path)!r} cannot be read as YAML: {reason}") from error
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise UserError(f"{str(path)!r} holds {type(values).__name__}; it must hold settings, as `epochs: 10`")
-    check_names(values, owner)
+        raise UserError(f"{str(path)!r} holds {type(values).__name__}; it must hold settings, such as `epochs: 10`")
+    return with_paths(
+        values, lambda value: os.path.normpath(path.parent / value) if value.startswith(("./", "../")) else value
+    )
+
+
+def with_paths(values: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Return settings, as plain data, with every path in them changed."""
+    changed = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     for name in _PATHS:
         section, _, key = name.rpartition(".")
-        place = values.get(section) if section else values
+        place = changed.get(section) if section else changed
         if isinstance(place, dict) and key in place:
-            place[key] = _located(place[key], path.parent)
-    return values
+            place[key] = _changed(name, place[key], change)
+    return changed
 
 
-def _located(value: Any, folder: Path) -> Any:
+def with_read_paths(config: RunConfig, change: Callable[[str], str]) -> dict[str, Any]:
+    """Return a run's settings as plain data, with every path changed that the run reads or writes."""
+    changed = with_paths(to_dict(config), change)
+    if not config.data.startswith(_TORCH):
+        changed["loader"]["root"] = config.loader.root
+    return changed
+
+
+def _changed(name: str, value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, list):
-        return [_located(item, folder) for item in value]
-    if isinstance(value, str) and value.startswith(("./", "../")):
-        return os.path.normpath(folder / value)
-    return value
+        return [_changed(name, one, change) for one in value]
+    if not isinstance(value, str) or value in _WORDS.get(name, ()) or (name == "data" and value.startswith(_TORCH)):
+        return value
+    return change(value)

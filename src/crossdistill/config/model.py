@@ -4,9 +4,8 @@ from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
-from pydantic.dataclasses import dataclass
 
-from crossdistill.config.validation import CHECKED, OptionalNonNegativeInt
+from crossdistill.config.validation import OptionalNonNegativeInt, settings
 from crossdistill.errors import UserError
 
 Stem = Literal["auto", "native", "small"]
@@ -19,7 +18,29 @@ def _sizes(value: int | list[int | None] | None) -> int | list[int | None] | Non
     return value
 
 
-@dataclass(frozen=True, config=CHECKED)
+def _arguments(value: dict[str, Any]) -> dict[str, Any]:
+    for name in value:
+        if name in _SETTINGS:
+            raise UserError(f"student_args and teacher_args: {name!r} is not for the constructor; {_SETTINGS[name]}")
+    return value
+
+
+_SETTINGS = {
+    "name": "give --student or --teacher",
+    "num_classes": "the data decides it (for a teacher: model.teacher_classes)",
+    "in_chans": "the data decides it (or loader.in_chans)",
+    "img_size": "give --img-size or model.teacher_img_size",
+    "pretrained": "give model.student_pretrained or model.teacher_pretrained",
+    "checkpoint": "give model.student_checkpoint or --teacher-checkpoint",
+    "checkpoint_path": "give model.student_checkpoint or --teacher-checkpoint",
+    "small_images": "give model.stem or model.teacher_stem",
+    "stages": "give model.student_stages or model.teacher_stages",
+}
+"""Arguments that a constructor may not be given, because a setting of its own decides them."""
+_Arguments = Annotated[dict[str, Any], AfterValidator(_arguments)]
+
+
+@settings
 class ModelConfig:
     """How the two models are built."""
 
@@ -34,9 +55,9 @@ class ModelConfig:
     """Use the pretrained weights of timm or torchvision for the teacher."""
     student_checkpoint: str | None = None
     """Weights file or finished run the student starts from."""
-    student_args: dict[str, Any] = field(default_factory=dict)
+    student_args: _Arguments = field(default_factory=dict)
     """Arguments of the student's constructor, e.g. {drop_path_rate: 0.1}."""
-    teacher_args: dict[str, Any] = field(default_factory=dict)
+    teacher_args: _Arguments = field(default_factory=dict)
     """Arguments of the teacher's constructor."""
     teacher_img_size: Annotated[int | list[int | None] | None, AfterValidator(_sizes)] = None
     """Side in pixels of the teacher's input, or a list for several; null uses img_size where that is given or the

@@ -2,19 +2,17 @@
 
 from typing import Literal
 
-from pydantic.dataclasses import dataclass
-
 from crossdistill.config.validation import (
-    CHECKED,
+    FractionBelowOne,
     NonNegative,
+    OptionalFraction,
     OptionalPositive,
-    OptionalShare,
     Positive,
-    ShareBelowOne,
+    settings,
 )
 
 
-@dataclass(frozen=True, config=CHECKED)
+@settings
 class OptimConfig:
     """Optimiser and schedule, by timm's names."""
 
@@ -33,9 +31,9 @@ class OptimConfig:
     """Learning rate at the end of the schedule."""
     clip_grad: OptionalPositive = None
     """Largest gradient norm; null does not clip."""
-    ema: OptionalShare = None
+    ema: OptionalFraction = None
     """Decay of an exponential moving average of the student, which is then validated and kept; null keeps none."""
-    label_smoothing: ShareBelowOne = 0.0
+    label_smoothing: FractionBelowOne = 0.0
     """Smoothing of the labels in the task loss."""
     task_weight: NonNegative = 1.0
     """Factor of the task loss (cross entropy)."""

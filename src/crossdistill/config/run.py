@@ -3,19 +3,17 @@
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic.dataclasses import dataclass
-
 from crossdistill.config.data import AugmentConfig, LoaderConfig
 from crossdistill.config.engine import EngineConfig
 from crossdistill.config.model import ModelConfig
 from crossdistill.config.optim import OptimConfig
-from crossdistill.config.validation import CHECKED, NonNegativeInt, Off, OptionalPositiveInt, PositiveInt
+from crossdistill.config.validation import Off, OptionalPositiveInt, PositiveInt, Seed, settings
 from crossdistill.errors import UserError
 
 Value = int | float | bool | None | str | list[Any]
 
 
-@dataclass(frozen=True, config=CHECKED)
+@settings
 class RunConfig:
     """One training run: a student, a method, a teacher, the data and how to train."""
 
@@ -35,7 +33,7 @@ class RunConfig:
     """How several teachers are mixed: a number for each, "confidence" (image by image), or null for equal shares."""
     epochs: PositiveInt = 30
     """Passes over the training images."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of initial weights, order of images, dropout and unlimited views."""
     img_size: OptionalPositiveInt = None
     """Side in pixels of the student's input; null uses the data's own size up to 64 px, else the model's."""

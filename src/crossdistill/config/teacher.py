@@ -1,10 +1,18 @@
 """The settings of the run that trains a teacher."""
 
 from dataclasses import replace
+from typing import Any
 
 from crossdistill.config.files import with_changes
 from crossdistill.config.run import RunConfig
 from crossdistill.errors import UserError
+
+
+def with_teacher_training(config: RunConfig) -> RunConfig:
+    """Apply the settings in `teacher_training`. Raises UserError."""
+    # Without a cache, which excludes mixup: the teacher's own training has none.
+    changes: dict[str, Any] = {**config.teacher_training, "cache": "off", "teacher_training": {}}
+    return with_changes(config, changes, "teacher_training: ")
 
 
 def teacher_config(config: RunConfig) -> RunConfig:
@@ -12,7 +20,7 @@ def teacher_config(config: RunConfig) -> RunConfig:
 
     The settings in `teacher_training` replace the others. Raises UserError unless exactly one teacher is named.
     """
-    config = with_changes(config, config.teacher_training, "teacher_training: ")
+    config = with_teacher_training(config)
     if config.teacher is None:
         raise UserError("no teacher is named: --teacher NAME")
     if not isinstance(config.teacher, str):
@@ -43,10 +51,8 @@ def teacher_config(config: RunConfig) -> RunConfig:
         teacher=None,
         teacher_checkpoint=None,
         teacher_weights=None,
-        cache="off",
         method="none",
         options={},
-        teacher_training={},
         model=model,
         optim=replace(config.optim, task_weight=1.0),
     )

@@ -4,20 +4,21 @@ Settings are pydantic dataclasses: a value is checked wherever an object is made
 or Python.
 """
 
+import dataclasses
+import functools
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from typing_extensions import dataclass_transform
 
 from crossdistill.errors import UserError, unknown
-
-CHECKED = ConfigDict(extra="forbid")
-"""Settings of the dataclasses: an unknown name is an error."""
 
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 NonNegativeInt = Annotated[int, Field(strict=True, ge=0)]
 AtLeastTwo = Annotated[int, Field(strict=True, ge=2)]
+Seed = Annotated[int, Field(strict=True, ge=0, le=2**32 - 1)]
 OptionalPositiveInt = Annotated[int | None, Field(strict=True, ge=1)]
 OptionalAtLeastTwo = Annotated[int | None, Field(strict=True, ge=2)]
 OptionalNonNegativeInt = Annotated[int | None, Field(strict=True, ge=0)]
@@ -26,40 +27,59 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(strict=True, ge=0, le=1)]
-ShareBelowOne = Annotated[float, Field(strict=True, ge=0, lt=1)]
-OpenShare = Annotated[float, Field(strict=True, gt=0, lt=1)]
+Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
+FractionBelowOne = Annotated[float, Field(strict=True, ge=0, lt=1)]
+OpenFraction = Annotated[float, Field(strict=True, gt=0, lt=1)]
 OptionalPositive = Annotated[float | None, Field(strict=True, gt=0, allow_inf_nan=False)]
-OptionalShare = Annotated[float | None, Field(strict=True, ge=0, le=1)]
+OptionalFraction = Annotated[float | None, Field(strict=True, ge=0, le=1)]
 
 Text = BeforeValidator(lambda value: str(value) if type(value) is int else value)
 """Accepts 32 for "32", as people write it in YAML."""
-Off = BeforeValidator(lambda value: "off" if value is False or value is None else value)
-"""Accepts YAML 1.1's `off`, which is false, and null."""
+Off = BeforeValidator(lambda value: "off" if str(value).lower() in ("off", "no", "none", "null", "false") else value)
+"""Accepts every usual way to write that something is off, so that none of them is taken for the name of a folder."""
 
 _T = TypeVar("_T")
 
 
-def validated(kind: type[_T], values: Mapping[str, Any], owner: str) -> _T:
-    """Make a dataclass of `values`; `owner` says in an error what the values belong to.
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
+def settings(kind: type[_T]) -> type[_T]:
+    """Make a frozen dataclass of a class, whose values are checked whenever an object is made.
+
+    The constructor raises UserError for an unknown name (with the nearest one), or a value of another type or range.
+    """
+    made = dataclass(frozen=True, config=ConfigDict(extra="forbid"))(kind)
+    construct = made.__init__
+
+    @functools.wraps(construct)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            construct(self, *args, **kwargs)
+        except ValidationError as error:
+            raise UserError(_plain(error, made, f"setting of {made.__name__}:")) from error
+
+    made.__init__ = checked  # type: ignore[method-assign]
+    return cast("type[_T]", made)
+
+
+def validated(kind: Any, value: Any, owner: str, noun: str = "setting") -> Any:
+    """Make an object of a type from plain data; `owner` begins an error, and `noun` is what its names are called.
 
     Raises UserError for an unknown name (with the nearest one), or a value of another type or range.
     """
-    assert is_dataclass(kind)
-    known = [field.name for field in fields(kind)]
-    for name in values:
-        if name not in known:
-            if not known:
-                raise UserError(f"{owner} has no options, but {name!r} was given")
-            raise unknown(f"option of {owner}:", name, known)
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        # The dataclass of a user's own method may not forbid other names by itself.
+        known = {field.name for field in dataclasses.fields(kind)}
+        for name in value:
+            if name not in known:
+                raise UserError(f"{owner}{_unknown_name((name,), kind, noun)}")
     try:
-        return TypeAdapter(kind).validate_python(dict(values))
+        return TypeAdapter(kind).validate_python(dict(value) if isinstance(value, Mapping) else value)
     except ValidationError as error:
-        raise UserError(f"{owner}: {plain(error)}") from error
+        raise UserError(f"{owner}{_plain(error, kind, noun)}") from error
 
 
-def plain(error: ValidationError) -> str:
-    """Say in one line what is wrong with the first value that does not fit."""
+def _plain(error: ValidationError, kind: Any, noun: str) -> str:
+    """Describe in one line the first value that does not fit."""
     errors = error.errors(include_url=False)
     first = errors[0]
     cause = first.get("ctx", {}).get("error")
@@ -68,9 +88,27 @@ def plain(error: ValidationError) -> str:
     # A union reports one error for each of its types, with the type as the last part of the location.
     same = [other for other in errors if other["input"] is first["input"]]
     location = first["loc"][:-1] if len(same) > 1 else first["loc"]
-    expected = [_EXPECTED.get(one["type"]) or one["msg"].removeprefix("Input should be ") for one in same]
     name = ".".join(str(part) for part in location)
-    return f"{name} is {first['input']!r}; it must be {' or '.join(dict.fromkeys(expected))}"
+    if first["type"] == "unexpected_keyword_argument":
+        return _unknown_name(location, kind, noun)
+    if first["type"] == "missing":
+        if isinstance(location[-1], str):
+            return f"{name} is missing"
+        return f"{name.rpartition('.')[0]} is {first['input']!r}; it has too few values"
+    if first["type"] == "too_long":
+        return f"{name} is {first['input']!r}; it has too many values"
+    expected = [_EXPECTED.get(one["type"]) or one["msg"].removeprefix("Input should be ") for one in same]
+    return f"{name or 'it'} is {first['input']!r}; it must be {' or '.join(dict.fromkeys(expected))}"
+
+
+def _unknown_name(location: tuple[int | str, ...], kind: Any, noun: str) -> str:
+    *sections, name = (str(part) for part in location)
+    for section in sections:
+        kind = next(field.type for field in dataclasses.fields(kind) if field.name == section)
+    known = [field.name for field in dataclasses.fields(kind)]
+    if not known:
+        return f"there are no options, but {name!r} was given"
+    return str(unknown(noun, ".".join([*sections, name]), [".".join([*sections, one]) for one in known]))
 
 
 _EXPECTED = {
@@ -78,6 +116,7 @@ _EXPECTED = {
     "string_type": "text",
     "int_type": "a whole number",
     "float_type": "a number",
+    "float_parsing": "a number",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "none_required": "null",
@@ -86,4 +125,4 @@ _EXPECTED = {
     "dict_type": "a mapping",
     "finite_number": "finite",
 }
-"""What pydantic's kinds of errors ask for, where its own text speaks of Python."""
+"""Expected values in plain words, by pydantic's type of error."""

@@ -1,8 +1,9 @@
-"""The methods by name. Adding one takes its file and its line here."""
+"""The methods by name. Adding one requires its file and one line here."""
 
 import pkgutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from difflib import get_close_matches
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -61,6 +62,10 @@ def find_method(name: str) -> type[Method] | None:
         raise UserError(f"method {name!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"method {name!r} is not a subclass of crossdistill.Method")
+    if options_key(name) in METHODS:
+        raise UserError(f"method {name!r} has the name of a built-in method, which its options share; rename the class")
+    if not is_dataclass(found.Options):
+        raise UserError(f"method {name!r}: its Options is not a dataclass")
     return found
 
 
@@ -91,19 +96,34 @@ class MethodChoice:
 
     @property
     def needs(self) -> Needs:
-        """What is read of the two outputs; the built method may need less for its pair."""
-        return reduce(or_, (part.method.needs_of(part.options) for part in self.parts), Needs())
+        """What is read of the two outputs, for any pair."""
+        return self.needs_for(None, None)
 
     @property
     def plain(self) -> dict[str, dict[str, Any]]:
         """All options as plain data, by the key of each method."""
         return {options_key(part.name): part.plain for part in self.parts}
 
+    def needs_for(self, student: Backbone | None, teacher: Backbone | None) -> Needs:
+        """Return what is read of the two outputs of a pair."""
+        return reduce(or_, (part.method.needs_of(part.options, student, teacher) for part in self.parts), Needs())
+
+    def for_images(self, count: int) -> "MethodChoice":
+        """Return this choice for a training set of `count` images, for methods that have an option `images`."""
+        return MethodChoice(
+            tuple(
+                replace(part, options=replace(part.options, images=part.options.images or count))
+                if hasattr(part.options, "images")
+                else part
+                for part in self.parts
+            )
+        )
+
     def build(self, student: Backbone, teacher: Backbone | None) -> Method | None:
-        """Build the method for a pair; None for "none". Raises UserError for a pair that it cannot serve."""
+        """Build the method for a pair; None for "none". Raises UserError for a pair that it does not support."""
         built: dict[str, Method] = {}
         for part in self.parts:
-            check_needs(part.name, part.method.needs_of(part.options), student, teacher)
+            check_needs(part.name, part.method.needs_of(part.options, student, teacher), student, teacher)
             built[options_key(part.name)] = part.method(part.options, student, teacher)
         return SumOfMethods(built) if len(built) > 1 else next(iter(built.values()), None)
 
@@ -142,7 +162,28 @@ def _choose_one(name: str, options: Any) -> MethodChoice:
         values = asdict(values)
     elif not isinstance(values, Mapping):
         raise UserError(f"options is {values!r}; it must be a dict or a {method.Options.__name__}")
-    return MethodChoice((Part(name, method, validated(method.Options, values, f"method {name!r}")),))
+    return MethodChoice((Part(name, method, _options_of(name, method, values)),))
+
+
+def _options_of(name: str, method: type[Method], values: Mapping[str, Any]) -> Any:
+    missing = [f.name for f in fields(method.Options) if f.default is MISSING and f.default_factory is MISSING]
+    if missing:
+        raise UserError(f"method {name!r}: its option {missing[0]!r} has no default; every option must have one")
+    return validated(method.Options, values, f"method {name!r}: ", "option")
+
+
+def check_option_keys(options: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return the keys of options that belong to none of the methods `names` and to no built-in one.
+
+    They may belong to a method of the user's that is not used now. Raises UserError for a key that resembles a known
+    one.
+    """
+    known = {*METHODS, *(options_key(part) for name in names for part in name.split("+"))}
+    others = [key for key in options if key not in known]
+    for key in others:
+        if get_close_matches(key, known):
+            raise unknown("method in the options:", key, known)
+    return others
 
 
 def options_for(name: str, options: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -163,11 +204,10 @@ def check_needs(name: str, needs: Needs, student: Backbone, teacher: Backbone | 
         teacher.require_stages()
     ours, theirs = student.spec.num_classes, teacher.spec.num_classes
     if needs.teacher.logits and ours != theirs:
-        offer = f"has {theirs} classes, the student {ours}" if theirs else "has no classifier"
         raise UserError(
-            f"method {name!r} reads the teacher's logits, but {teacher.spec.name!r} {offer}: use a method that does "
-            f"not ({', '.join(_without_teacher_logits())}), or train the teacher on the student's classes first "
-            "(`crossdistill teacher`)"
+            f"method {name!r} reads the teacher's logits, but {teacher.classes_in_words()}, the student {ours}: use a "
+            f"method that does not ({', '.join(_without_teacher_logits())}), or first train the teacher on the classes "
+            "of the student (`crossdistill teacher`)"
         )
 
 

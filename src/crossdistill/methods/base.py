@@ -19,17 +19,17 @@ class NoOptions:
 class Method(nn.Module):
     """Base class of all methods.
 
-    A method owns the parts that exist only in training and knows neither the task loss nor the trainer. It is built
-    from `options` (an instance of `Options`), the student and the frozen teacher (None where its needs read nothing of
-    a teacher), and raises UserError for a pair that it cannot serve. `forward(student, teacher, targets)`, with `index`
-    where it is needed, maps the two outputs to unweighted scalars by name; `weights` holds the factor that the
-    distiller multiplies each with.
+    A method owns the parts that exist only in training; it is independent of the task loss and of the trainer. It is
+    built from `options` (an instance of `Options`), the student and the frozen teacher (None where its needs read
+    nothing of a teacher), and raises UserError for a pair that it does not support. `forward(student, teacher,
+    targets)`, with `index` where it is needed, maps the two outputs to unweighted scalars by name; `weights` holds the
+    factor that the distiller multiplies each with.
     """
 
     Options: ClassVar[type] = NoOptions
-    idea: ClassVar[str]
+    idea: ClassVar[str] = "-"
     """One sentence for `crossdistill methods`."""
-    paper: ClassVar[str]
+    paper: ClassVar[str] = "-"
     needs: Needs = Needs()
     """What is read of the two outputs: for the class with its default options, for an instance with its own."""
     weights: dict[str, float]
@@ -38,12 +38,12 @@ class Method(nn.Module):
 
     def __init__(self, options: Any, student: Backbone, teacher: Backbone | None) -> None:
         super().__init__()
-        self.needs = self.needs_of(options)
+        self.needs = self.needs_of(options, student, teacher)
         self.weights = {}
 
     @classmethod
-    def needs_of(cls, options: Any) -> Needs:
-        """Return what a method with these options reads. A constructor may narrow it for its pair."""
+    def needs_of(cls, options: Any, student: Backbone | None = None, teacher: Backbone | None = None) -> Needs:
+        """Return what a method with these options reads; for a given pair it may be less than for any."""
         return cls.needs
 
 

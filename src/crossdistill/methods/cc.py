@@ -2,18 +2,17 @@
 
 from typing import ClassVar
 
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from typing_extensions import override
 
 from crossdistill.backbones import Backbone
-from crossdistill.config.validation import CHECKED, NonNegative, PositiveInt
+from crossdistill.config.validation import NonNegative, PositiveInt, settings
 from crossdistill.losses.cc import cc_loss
 from crossdistill.methods.base import Method
 from crossdistill.types import BackboneOutput, Needs, Reads
 
 
-@dataclass(frozen=True, config=CHECKED)
+@settings
 class CCOptions:
     """Options of `cc`."""
 

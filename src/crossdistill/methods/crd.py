@@ -4,12 +4,11 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from typing_extensions import override
 
 from crossdistill.backbones import Backbone
-from crossdistill.config.validation import CHECKED, NonNegative, OptionalPositiveInt, Positive, PositiveInt, Share
+from crossdistill.config.validation import Fraction, NonNegative, OptionalPositiveInt, Positive, PositiveInt, settings
 from crossdistill.distributed import gather_detached
 from crossdistill.errors import UserError
 from crossdistill.losses.crd import crd_loss, crd_normaliser, crd_similarities
@@ -36,7 +35,7 @@ def _(memory: Tensor, index: Tensor) -> Tensor:
     return memory.new_empty(index.shape + memory.shape[1:])
 
 
-@dataclass(frozen=True, config=CHECKED)
+@settings
 class CRDOptions:
     """Options of `crd`."""
 
@@ -48,7 +47,7 @@ class CRDOptions:
     """K, other images that each is compared with; at most N are used."""
     temperature: Positive = 0.07
     """T, divisor of similarities; > 0."""
-    momentum: Share = 0.5
+    momentum: Fraction = 0.5
     """Share of the old embedding when one in the memory is updated; in [0, 1]."""
     weight: NonNegative = 0.8
     """Factor of the term beside the task loss; >= 0."""

@@ -2,18 +2,17 @@
 
 from typing import ClassVar
 
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
 from crossdistill.backbones import Backbone
-from crossdistill.config.validation import CHECKED, NonNegative, Positive
+from crossdistill.config.validation import NonNegative, Positive, settings
 from crossdistill.losses.dkd import dkd_loss
 from crossdistill.methods.base import Method, comparable
 from crossdistill.types import BackboneOutput, Needs, Reads
 
 
-@dataclass(frozen=True, config=CHECKED)
+@settings
 class DKDOptions:
     """Options of `dkd`."""
 

@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from typing_extensions import override
@@ -15,7 +14,7 @@ from typing_extensions import override
 from crossdistill.backbones import Backbone
 from crossdistill.backbones.family import is_convolutional
 from crossdistill.backbones.tail import Tail
-from crossdistill.config.validation import CHECKED, AtLeastOne, NonNegative, PositiveInt
+from crossdistill.config.validation import AtLeastOne, NonNegative, PositiveInt, settings
 from crossdistill.errors import UserError
 from crossdistill.losses.infonce import info_nce_loss
 from crossdistill.losses.ofa import ofa_loss
@@ -26,7 +25,7 @@ from crossdistill.types import BackboneOutput, Needs, Reads
 _FRONT_STAGE = 3
 
 
-@dataclass(frozen=True, config=CHECKED)
+@settings
 class FBTOptions:
     """Options of `fbt`. Where the abstract and published summaries do not state a choice, it is ours and marked."""
 
@@ -138,10 +137,7 @@ class FBT(Method):
             for kind in kinds:
                 self.weights[f"fbt_{part}_{kind}"] = getattr(options, f"{part}_weight")
         self.log_temperature = nn.Parameter(torch.tensor([math.log(options.temperature)])) if options.info_nce else None
-        self.front_is_teacher = options.front == "teacher" or (
-            options.front == "auto" and is_convolutional(teacher) and not is_convolutional(student)
-        )
-        self.needs = _for_front(self.needs, self.front_is_teacher)
+        self.front_is_teacher = _front_is_teacher(options, student, teacher)
         front, back = (teacher, student) if self.front_is_teacher else (student, teacher)
         self.tail = Tail(back, _FRONT_STAGE)
         self.borrowed = (self.tail,)
@@ -159,9 +155,14 @@ class FBT(Method):
 
     @classmethod
     @override
-    def needs_of(cls, options: FBTOptions) -> Needs:
-        reads = Reads(logits=options.ofa, embedding=options.info_nce, stages=(_FRONT_STAGE,))
-        return Needs(student=reads, teacher=reads)
+    def needs_of(cls, options: FBTOptions, student: Backbone | None = None, teacher: Backbone | None = None) -> Needs:
+        front = Reads(logits=options.ofa, embedding=options.info_nce, stages=(_FRONT_STAGE,))
+        if student is None or teacher is None:
+            return Needs(student=front, teacher=front)
+        back = replace(front, stages=())
+        if _front_is_teacher(options, student, teacher):
+            return Needs(student=back, teacher=front)
+        return Needs(student=front, teacher=back)
 
     @property
     def temperature(self) -> Tensor:
@@ -205,12 +206,10 @@ class FBT(Method):
         return (one_way + info_nce_loss(leading, trailing, temperature=self.temperature)) / 2
 
 
-def _for_front(needs: Needs, front_is_teacher: bool) -> Needs:
-    """Leave the stage map to the side that is the front."""
-    student, teacher = needs.student, needs.teacher
-    if front_is_teacher:
-        return Needs(student=replace(student, stages=()), teacher=teacher)
-    return Needs(student=student, teacher=replace(teacher, stages=()))
+def _front_is_teacher(options: FBTOptions, student: Backbone, teacher: Backbone) -> bool:
+    if options.front != "auto":
+        return options.front == "teacher"
+    return is_convolutional(teacher) and not is_convolutional(student)
 
 
 def _grid(model: Backbone) -> int:

@@ -3,12 +3,11 @@
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from typing_extensions import override
 
 from crossdistill.backbones import Backbone
-from crossdistill.config.validation import CHECKED, NonNegative
+from crossdistill.config.validation import NonNegative, settings
 from crossdistill.losses.fitnet import fitnet_loss
 from crossdistill.methods.base import Method
 from crossdistill.types import BackboneOutput, Needs, Reads
@@ -16,7 +15,7 @@ from crossdistill.types import BackboneOutput, Needs, Reads
 StageNumber = Literal[1, 2, 3, 4]
 
 
-@dataclass(frozen=True, config=CHECKED)
+@settings
 class FitNetOptions:
     """Options of `fitnet`."""
 
@@ -52,7 +51,9 @@ class FitNet(Method):
 
     @classmethod
     @override
-    def needs_of(cls, options: FitNetOptions) -> Needs:
+    def needs_of(
+        cls, options: FitNetOptions, student: Backbone | None = None, teacher: Backbone | None = None
+    ) -> Needs:
         return Needs(student=Reads(stages=(options.stage,)), teacher=Reads(stages=(options.teacher_stage,)))
 
     @override

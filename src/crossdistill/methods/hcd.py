@@ -5,12 +5,11 @@ from typing import Annotated, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from typing_extensions import override
 
 from crossdistill.backbones import Backbone
-from crossdistill.config.validation import CHECKED, NonNegative, Number, Positive, PositiveInt, ShareBelowOne
+from crossdistill.config.validation import FractionBelowOne, NonNegative, Number, Positive, PositiveInt, settings
 from crossdistill.losses.hcd import orthogonality_loss, sublogit_cross_entropy, sublogit_divergence
 from crossdistill.losses.kd import kd_loss
 from crossdistill.methods.base import Method, comparable
@@ -18,7 +17,7 @@ from crossdistill.methods.projectors import StageProjectors, Stages
 from crossdistill.types import BackboneOutput, Needs, Reads
 
 
-@dataclass(frozen=True, config=CHECKED)
+@settings
 class HCDOptions:
     """Options of `hcd`; the defaults are the published ones for CIFAR-100."""
 
@@ -42,7 +41,7 @@ class HCDOptions:
     """Factor of plain KD between the logits; >= 0."""
     ce_weight: NonNegative = 1.0
     """Factor of the cross entropy of the fused sub-logits; >= 0."""
-    label_smoothing: ShareBelowOne = 0.1
+    label_smoothing: FractionBelowOne = 0.1
     """Smoothing of class numbers in the cross entropy of the sub-logits; in [0, 1). The paper smooths the student's own
     cross entropy by 0.1 as well: that is the task loss, optim.label_smoothing."""
     detach: bool = False
@@ -126,7 +125,7 @@ class HCD(Method):
 
     @classmethod
     @override
-    def needs_of(cls, options: HCDOptions) -> Needs:
+    def needs_of(cls, options: HCDOptions, student: Backbone | None = None, teacher: Backbone | None = None) -> Needs:
         return Needs(student=Reads(logits=True, stages=options.stages), teacher=cls.needs.teacher)
 
     def fused(self, student: BackboneOutput, teacher: BackboneOutput) -> Tensor:

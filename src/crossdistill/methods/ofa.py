@@ -3,19 +3,18 @@
 from typing import ClassVar
 
 import torch
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
 from crossdistill.backbones import Backbone
-from crossdistill.config.validation import CHECKED, AtLeastOne, NonNegative, Positive
+from crossdistill.config.validation import AtLeastOne, NonNegative, Positive, settings
 from crossdistill.losses.ofa import ofa_loss
 from crossdistill.methods.base import Method, comparable
 from crossdistill.methods.projectors import OFAExits, Stages
 from crossdistill.types import BackboneOutput, Needs, Reads
 
 
-@dataclass(frozen=True, config=CHECKED)
+@settings
 class OFAOptions:
     """Options of `ofa`."""
 
@@ -59,7 +58,7 @@ class OFA(Method):
 
     @classmethod
     @override
-    def needs_of(cls, options: OFAOptions) -> Needs:
+    def needs_of(cls, options: OFAOptions, student: Backbone | None = None, teacher: Backbone | None = None) -> Needs:
         return Needs(student=Reads(logits=True, stages=options.stages), teacher=cls.needs.teacher)
 
     @override

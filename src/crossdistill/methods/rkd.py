@@ -2,18 +2,17 @@
 
 from typing import ClassVar
 
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
 from crossdistill.backbones import Backbone
-from crossdistill.config.validation import CHECKED, NonNegative
+from crossdistill.config.validation import NonNegative, settings
 from crossdistill.losses.rkd import rkd_angle_loss, rkd_distance_loss
 from crossdistill.methods.base import Method
 from crossdistill.types import BackboneOutput, Needs, Reads
 
 
-@dataclass(frozen=True, config=CHECKED)
+@settings
 class RKDOptions:
     """Options of `rkd`."""
 

@@ -4,13 +4,12 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from typing_extensions import override
 
 from crossdistill.backbones import Backbone
 from crossdistill.backbones.stages import STAGES
-from crossdistill.config.validation import CHECKED, NonNegative, NonNegativeInt, PositiveInt
+from crossdistill.config.validation import NonNegative, NonNegativeInt, PositiveInt, settings
 from crossdistill.errors import UserError
 from crossdistill.losses.rsd import rsd_loss
 from crossdistill.methods.base import Method
@@ -18,7 +17,7 @@ from crossdistill.methods.projectors import Decoupler, OFAExits, Stages, linear_
 from crossdistill.types import BackboneOutput, Needs, Reads
 
 
-@dataclass(frozen=True, config=CHECKED)
+@settings
 class RSDOptions:
     """Options of `rsd`; the defaults are the paper's for CIFAR-100."""
 
@@ -77,7 +76,7 @@ class RSD(Method):
 
     @classmethod
     @override
-    def needs_of(cls, options: RSDOptions) -> Needs:
+    def needs_of(cls, options: RSDOptions, student: Backbone | None = None, teacher: Backbone | None = None) -> Needs:
         last = (STAGES,) if options.spatial else ()
         on_stages, on_embedding = options.on == "stages", options.on == "embedding"
         stages = tuple(sorted({*(options.stages if on_stages else ()), *last}))

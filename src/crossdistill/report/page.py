@@ -97,12 +97,12 @@ def run_table(run: RunRecord) -> TextTable:
     return accuracy_table(models)
 
 
-def accuracy_table(models: Sequence[tuple[str, Mapping[str, Any]]]) -> TextTable:
-    """Make the table of scores of models, each with its role."""
+def accuracy_table(models: Sequence[tuple[str, Mapping[str, Any]]], split: str = "test") -> TextTable:
+    """Make the table of scores of models on a split, each with its role."""
     columns = [("top1", "top-1, %"), ("top5", "top-5, %"), ("loss", "loss, nats"), ("ece", "calibration error, %")]
     columns = [(key, name) for key, name in columns if key in models[0][1]["test"]]
     rows = [[f"{role} ({m['name']})", *(f"{m['test'][key]:.2f}" for key, _ in columns)] for role, m in models]
-    return TextTable("On the test split", ["", *(name for _, name in columns)], rows)
+    return TextTable(f"On the {split} split", ["", *(name for _, name in columns)], rows)
 
 
 def cost_table(run: RunRecord) -> TextTable:

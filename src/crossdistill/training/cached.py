@@ -124,9 +124,9 @@ def _folder(cache: str, data: str, teacher: Teacher, fmt: CacheFormat, record: d
         folder = Path(cache)
         others = [path for path in folder.iterdir() if path.name not in _OURS] if folder.is_dir() else []
         if others and not (folder / MANIFEST).exists():
-            raise UserError(f"{str(folder)!r} is no teacher cache and not empty; give another folder as --cache")
-        if folder.is_file():
-            raise UserError(f"{str(folder)!r} is a file; give a folder as --cache")
+            raise UserError(f"{str(folder)!r} is not empty and not a teacher cache; give another folder as --cache")
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{str(folder)!r} is not a folder; give a folder as --cache")
         return folder
     # A cache with more stage maps serves as well as one without them, so they are not part of the number.
     plain = asdict(replace(fmt, stages=(), shard_images=1))

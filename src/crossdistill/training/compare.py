@@ -10,16 +10,18 @@ from rich.console import Console
 
 from crossdistill.config import RunConfig
 from crossdistill.config.teacher import teacher_config
-from crossdistill.data import ImageData
+from crossdistill.data import ImageData, load_data
 from crossdistill.errors import UserError
 from crossdistill.files import make_folder
-from crossdistill.methods import choose_method, options_for
+from crossdistill.methods import MethodChoice, choose_method, options_for
 from crossdistill.report.page import PAGE_NAME, comparison_table, write_comparison_page, write_run_page
 from crossdistill.report.records import RunRecord, read_run
 from crossdistill.report.tables import TextTable
-from crossdistill.training.fit import fit, read_data
+from crossdistill.training.engine import set_threads
+from crossdistill.training.fit import fit
+from crossdistill.training.inputs import decide, digests
 from crossdistill.training.models import check_settings
-from crossdistill.training.run_folder import CONFIG_NAME, METRICS_NAME, check_unchanged, read_config
+from crossdistill.training.run_folder import CONFIG_NAME, METRICS_NAME, check_inputs, check_unchanged, read_config
 from crossdistill.training.write_cache import write_cache
 
 
@@ -36,9 +38,9 @@ class Variant:
         options = {key: {**config.options.get(key, {}), **values} for key, values in self.options.items()}
         return replace(config, method=self.method, options={**config.options, **options})
 
-    def uses_teacher(self, config: RunConfig) -> bool:
-        """Return whether the method reads anything of a teacher. Raises UserError."""
-        return bool(choose_method(self.method, options_for(self.method, self.applied(config).options)).needs.teacher)
+    def choice(self, config: RunConfig) -> MethodChoice:
+        """Return the method with its options. Raises UserError."""
+        return choose_method(self.method, options_for(self.method, self.applied(config).options))
 
     def folder(self, seed: int) -> str:
         """Name the folder of one of its runs."""
@@ -56,16 +58,20 @@ def compare(
     """
     _check(config, variants, seeds, out)
     make_folder(out)
-    if config.teacher_checkpoint is None and any(variant.uses_teacher(config) for variant in variants):
-        config = _with_teacher(config, out / "teacher", console)
-    _, data = read_data(config)
+    set_threads(config.engine)
+    data = load_data(config.data, config.loader)
+    choices = {variant.label: variant.choice(config) for variant in variants}
+    if config.teacher_checkpoint is None and any(choice.needs.teacher for choice in choices.values()):
+        teacher = replace(teacher_config(config), out=str(out / "teacher"))
+        same = (teacher.data, teacher.loader) == (config.data, config.loader)
+        _complete(teacher, data if same else load_data(teacher.data, teacher.loader), out, console)
+        config = _taught_by(config, out / "teacher")
     runs = [(variant, seed, out / variant.folder(seed)) for seed in seeds for variant in variants]
     unfinished = {variant.label for variant, _, folder in runs if not (folder / METRICS_NAME).exists()}
-    todo = [variant for variant in variants if variant.label in unfinished and variant.uses_teacher(config)]
-    taught = [variant.applied(config) for variant in todo]
-    if config.cached and len(taught) > 1:
+    todo = [variant for variant in variants if variant.label in unfinished and choices[variant.label].needs.teacher]
+    if config.cached and len(todo) > 1:
         # One cache with what all of them read, so that the teacher runs once.
-        write_cache(taught[0], console, data, others=taught[1:])
+        write_cache(todo[0].applied(config), console, data, others=[choices[variant.label] for variant in todo[1:]])
     # Seed by seed, so that an early table compares equal numbers of runs.
     records: dict[str, list[RunRecord]] = {variant.label: [] for variant in variants}
     for variant, seed, folder in runs:
@@ -85,28 +91,28 @@ def _check(config: RunConfig, variants: Sequence[Variant], seeds: Sequence[int],
         raise UserError("compare trains its runs one after the other on one device; use `fit` for a run on several")
     if (out / CONFIG_NAME).exists():
         raise UserError(f"{str(out)!r} is the folder of a single run; choose another --out")
+    methods = [variant.method for variant in variants]
     for variant in variants:
-        # A teacher that is not named yet is trained first.
-        named = variant.applied(config)
-        check_settings(named if named.teachers else replace(named, teacher=config.teacher))
+        for seed in seeds:
+            check_settings(replace(variant.applied(config), seed=seed), methods)
+    trains_teacher = config.teacher_checkpoint is None and any(v.choice(config).needs.teacher for v in variants)
+    if trains_teacher and config.model.teacher_classes is not None:
+        raise UserError("model.teacher_classes: compare trains a teacher with the data's classes; leave it out")
 
 
-def _with_teacher(config: RunConfig, folder: Path, console: Console) -> RunConfig:
-    """Train the teacher, and return the settings of runs that it teaches."""
-    settings = replace(teacher_config(config), out=str(folder))
-    _, data = read_data(settings)
-    _complete(settings, data, folder.parent, console)
-    # The run states what its model was built with.
-    model = replace(config.model, teacher_args={}, teacher_img_size=None, teacher_stages=None, teacher_classes=None)
-    return replace(config, teacher_checkpoint=str(folder), model=model)
+def _taught_by(config: RunConfig, teacher: Path) -> RunConfig:
+    """Return the settings with a finished run as the teacher; the run states what its model was built with."""
+    model = replace(config.model, teacher_args={}, teacher_img_size=None, teacher_stages=None, teacher_pretrained=False)
+    return replace(config, teacher_checkpoint=str(teacher), model=model)
 
 
 def _complete(config: RunConfig, data: ImageData, root: Path, console: Console) -> RunRecord:
     """Train a run, continue it, or check that the finished one has the same settings."""
     out = Path(config.out or "")
     if (out / METRICS_NAME).exists():
-        read_run(out)
-        check_unchanged(read_data(read_config(out), data)[0], read_data(config, data)[0])
+        now, before = (decide(one, check_settings(one), data)[0] for one in (config, read_config(out)))
+        check_unchanged(before, now)
+        check_inputs(out, digests(now, data))
         if not (out / PAGE_NAME).exists():
             write_run_page(out)
     else:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from timm.layers import convert_sync_batchnorm
-from timm.optim import list_optimizers
+from timm.optim import get_optimizer_info, list_optimizers
 
 from crossdistill.backbones import Backbone, create_backbone, load_backbone
 from crossdistill.backbones.args import read_class_names
@@ -17,42 +17,52 @@ from crossdistill.data.views import sample_loader
 from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError, unknown
 from crossdistill.evaluation.teacher_check import check_teacher
-from crossdistill.methods import MethodChoice, choose_method, options_for, options_key
+from crossdistill.methods import METHODS, MethodChoice, check_option_keys, choose_method, options_for
 from crossdistill.teacher import Teacher, make_teacher
+from crossdistill.types import Reads
 
 
-def check_settings(config: RunConfig) -> MethodChoice:
-    """Return the run's method. Raises UserError for names and options that do not exist, before any data is read."""
+def check_settings(config: RunConfig, methods: Sequence[str] = ()) -> MethodChoice:
+    """Return the run's method. Raises UserError for what can be seen to be wrong before any data is read.
+
+    `methods` names further methods whose options the settings may hold.
+    """
     choice = choose_method(config.method, options_for(config.method, config.options))
-    own = {options_key(part.name) for part in choice.parts}
+    others = check_option_keys(config.options, [config.method, *methods])
     for key, options in config.options.items():
-        if key not in own:
+        if key not in choice.plain and key not in others and key in METHODS:
             choose_method(key, options)
     if choice.needs.index and config.augment.mixes:
-        raise UserError(f"method {config.method!r} remembers images by number, so they cannot be mixed: turn mixup off")
+        raise UserError(f"method {config.method!r} stores images by number, so they cannot be mixed: turn mixup off")
     if choice.needs.teacher and not config.teachers:
         raise UserError(f"method {config.method!r} needs a teacher: --teacher NAME, or --teacher-checkpoint RUN")
-    if config.optim.name not in list_optimizers():
-        raise unknown("optimiser", config.optim.name, list_optimizers())
+    if choice.needs.teacher and config.teacher_weights is not None and len(config.teachers) < 2:
+        raise UserError(f"teacher_weights {config.teacher_weights!r} mix several teachers, but there is one")
+    _check_optimiser(config.optim.name)
     return choice
 
 
-def build_models(config: RunConfig, data: ImageData) -> Distiller:
+def _check_optimiser(name: str) -> None:
+    if name not in list_optimizers():
+        raise unknown("optimiser", name, list_optimizers())
+    if get_optimizer_info(name).second_order:
+        raise UserError(f"optim.name {name!r} needs second-order gradients, which a training step does not compute")
+
+
+def build_models(config: RunConfig, choice: MethodChoice, data: ImageData) -> Distiller:
     """Build student, teachers and method of a run, with initial weights from its seed. Raises UserError."""
     torch.manual_seed(config.seed)
     student = build_student(config.student, config.model, config.img_size, data)
-    options = options_for(config.method, config.options)
-    uses_teacher = choose_method(config.method, options).needs.teacher
-    teachers = build_teachers(config.teachers, config.model, data) if uses_teacher else []
+    needs = choice.needs
+    teachers = build_teachers(config.teachers, config.model, data, needs.teacher) if needs.teacher else []
     if config.engine.sync_batchnorm:
         # Not Lightning's flag: torch's converter drops the activation inside timm's norm layers.
         student.model = convert_sync_batchnorm(student.model)
     return create_distiller(
-        config.method,
+        choice,
         student=student,
         teacher=teachers,
-        options=options,
-        teacher_weights=config.teacher_weights,
+        teacher_weights=config.teacher_weights if teachers else None,
         task_weight=config.optim.task_weight,
         label_smoothing=config.optim.label_smoothing,
     )
@@ -63,7 +73,8 @@ def rebuild_teacher(config: RunConfig, data: ImageData) -> Teacher | None:
     # A teacher without weights of its own has those that come after the student's from the seed.
     torch.manual_seed(config.seed)
     student = build_student(config.student, config.model, config.img_size, data)
-    return make_teacher(build_teachers(config.teachers, config.model, data), student, config.teacher_weights)
+    teachers = build_teachers(config.teachers, config.model, data, Reads())
+    return make_teacher(teachers, student, config.teacher_weights)
 
 
 def build_student(name: str, model: ModelConfig, img_size: int | None, data: ImageData) -> Backbone:
@@ -82,36 +93,43 @@ def build_student(name: str, model: ModelConfig, img_size: int | None, data: Ima
 
 
 def build_teachers(
-    teachers: Sequence[tuple[str | None, str | None]], model: ModelConfig, data: ImageData
+    teachers: Sequence[tuple[str | None, str | None]], model: ModelConfig, data: ImageData, reads: Reads
 ) -> list[Backbone]:
-    """Build teachers by name and checkpoint, or load them from the folders of runs. Raises UserError."""
+    """Build teachers by name and checkpoint, or load them from the folders of runs. Raises UserError.
+
+    Where the logits are read, the classes of a finished run must be in the data's order.
+    """
     sizes = model.teacher_img_size
     listed: Sequence[int | None] = sizes if isinstance(sizes, list) else [sizes] * len(teachers)
     if len(listed) != len(teachers):
         raise UserError(f"model.teacher_img_size lists {len(listed)} sizes for {len(teachers)} teachers")
     return [
-        _load_teacher(name, checkpoint, img_size, model, data)
+        _load_teacher(name, checkpoint, img_size, model, data, reads)
         if checkpoint is not None and Path(checkpoint).is_dir()
         else _build_teacher(name, checkpoint, img_size, model, data)
         for (name, checkpoint), img_size in zip(teachers, listed, strict=True)
     ]
 
 
-def _load_teacher(name: str | None, run: str, img_size: int | None, model: ModelConfig, data: ImageData) -> Backbone:
+def _load_teacher(
+    name: str | None, run: str, img_size: int | None, model: ModelConfig, data: ImageData, reads: Reads
+) -> Backbone:
     """Load the model of a finished run. Raises UserError for settings that contradict it."""
     teacher = load_backbone(run)
     built = teacher.args
     for field, given, stored in (
         ("teacher_img_size", img_size, built.img_size),
-        ("teacher_args", model.teacher_args, built.model_args),
+        ("teacher_args", model.teacher_args or None, built.model_args),
         ("teacher_stages", model.teacher_stages, built.stages),
         ("teacher_classes", model.teacher_classes, built.num_classes),
+        ("teacher_pretrained", model.teacher_pretrained or None, "the weights of the run"),
     ):
-        if given and given != stored:
-            raise UserError(f"model.{field} is {given!r}, but the run {run!r} was built with {stored!r}; leave it out")
+        if given is not None and given != stored:
+            raise UserError(f"model.{field} is {given!r}, but the run {run!r} has {stored!r}; leave it out")
     if name not in (None, teacher.spec.name):
         raise UserError(f"{run!r} holds a {teacher.spec.name!r}, but --teacher is {name!r}")
-    check_class_order(read_class_names(run), run, data)
+    if reads.logits:
+        check_class_order(read_class_names(run), run, data)
     return teacher
 
 
@@ -119,7 +137,7 @@ def _build_teacher(
     name: str | None, checkpoint: str | None, img_size: int | None, model: ModelConfig, data: ImageData
 ) -> Backbone:
     if name is None:
-        raise UserError(f"teacher_checkpoint {checkpoint!r} is no run's folder; name its model with --teacher")
+        raise UserError(f"teacher_checkpoint {checkpoint!r} is not the folder of a run; name its model with --teacher")
     return create_backbone(
         name,
         num_classes=data.num_classes if model.teacher_classes is None else model.teacher_classes,
@@ -133,7 +151,7 @@ def _build_teacher(
     )
 
 
-def look_at_teachers(
+def report_teacher_accuracy(
     config: RunConfig, data: ImageData, distiller: Distiller, device: torch.device, console: Console
 ) -> None:
     """Print how accurate the teachers are on some held-out images. Raises UserError, with the cause, near chance."""
@@ -144,8 +162,9 @@ def look_at_teachers(
     for member in distiller.teacher.members:
         name = member.spec.name
         if member.spec.num_classes != data.num_classes:
-            kind = f"{member.spec.num_classes} other classes" if member.spec.num_classes else "no classifier"
-            console.print(f"teacher {name}: {kind}, so its accuracy is not known", highlight=False, markup=False)
+            kind = f"{member.backbone.classes_in_words()}, not those of the data"
+            console.print(f"teacher {name}: its accuracy is not known ({kind})", highlight=False, markup=False)
             continue
-        accuracy = check_teacher(member.to(device), loader, insist=config.trust_teacher)
+        reads_logits = distiller.needs.teacher.logits
+        accuracy = check_teacher(member.to(device), loader, trust=config.trust_teacher, reads_logits=reads_logits)
         console.print(f"teacher {name}: {100 * accuracy:.1f}% on held-out images", highlight=False, markup=False)

@@ -4,6 +4,8 @@ import json
 import os
 import platform
 import shutil
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import timm
 import torch
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from pydantic import TypeAdapter, ValidationError
 
 import crossdistill
 from crossdistill.config import RunConfig
-from crossdistill.config.files import from_dict, read_yaml, to_dict
-from crossdistill.errors import UserError
+from crossdistill.config.files import complete_from_dict, read_yaml, with_read_paths
+from crossdistill.errors import UserError, first_line
 from crossdistill.files import make_folder, write_whole
 
 CONFIG_NAME = "config.yaml"
@@ -49,48 +52,54 @@ def default_out(config: RunConfig) -> Path:
 
 
 @rank_zero_only
-def claim_folder(out: Path, *, resume: bool) -> None:
-    """Make the run's folder. Raises UserError where it is taken, or cannot be written."""
+def check_folder(out: Path, *, resume: bool) -> None:
+    """Raise UserError for a run's folder that is taken, or cannot be written. Leaves nothing on the disk."""
     stored = out / CONFIG_NAME
     try:
         if stored.exists() and not resume:
             raise UserError(f"{str(out)!r} already holds a run: continue it with --resume, or choose another --out")
         if resume and not stored.exists():
-            raise UserError(f"{str(out)!r} holds no run to resume")
-        make_folder(out)
-        probe = out / ".writable"
-        probe.write_bytes(bytes(4096))
-        probe.unlink()
+            raise UserError(f"{str(out)!r} does not hold a run to resume")
+        with tempfile.TemporaryFile(dir=_existing(out)) as probe:
+            probe.write(bytes(4096))
     except OSError as error:
         raise UserError(f"cannot write to {str(out)!r}: {error.strerror or error}") from error
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def read_config(folder: Path) -> RunConfig:
     """Read the settings of a run. Raises UserError for a folder without readable ones."""
     path = folder / CONFIG_NAME
-    return from_dict(read_yaml(path), f"in {str(path)!r}: ")
+    return complete_from_dict(read_yaml(path), f"in {str(path)!r}: ")
 
 
 @rank_zero_only
-def write_config(config: RunConfig, out: Path, processes: int, root: Path | None = None) -> None:
-    """Write the decided settings, from which the run can be started again, and the versions it is made with.
+def start_folder(
+    config: RunConfig, inputs: dict[str, str], out: Path, processes: int, *, resume: bool, root: Path | None = None
+) -> None:
+    """Make the run's folder, and write the decided settings, the versions, and the digests of what the run starts from.
 
-    Checkpoints inside `root` are written relative to the run, so that the whole folder can be moved.
+    Paths inside `root` are written relative to the run, so that the whole folder can be moved; others are absolute.
+    Raises UserError where another run has taken the folder in the meantime.
     """
-    settings = {**to_dict(config), "out": None}
-    if root is not None:
-        settings["teacher_checkpoint"] = _relative(config.teacher_checkpoint, out, root)
+    check_folder(out, resume=resume)
+    make_folder(out)
+    settings = with_read_paths(replace(config, out=None), lambda path: _stored_path(path, out, root))
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    write_whole(out / ENVIRONMENT_NAME, json.dumps({**environment(), "processes": processes}, indent=2))
+    record = {**environment(), "processes": processes, "inputs": inputs}
+    write_whole(out / ENVIRONMENT_NAME, json.dumps(record, indent=2))
     write_whole(out / CONFIG_NAME, text)
 
 
-def _relative(checkpoint: Any, out: Path, root: Path) -> Any:
-    if isinstance(checkpoint, list):
-        return [_relative(one, out, root) for one in checkpoint]
-    if checkpoint is None or not Path(checkpoint).resolve().is_relative_to(root.resolve()):
-        return checkpoint
-    relative = os.path.relpath(Path(checkpoint).resolve(), out.resolve())
+def _stored_path(path: str, out: Path, root: Path | None) -> str:
+    absolute = Path(path).resolve()
+    if root is None or not absolute.is_relative_to(root.resolve()):
+        return str(absolute)
+    relative = os.path.relpath(absolute, out.resolve())
     return relative if relative.startswith("../") else f"./{relative}"
 
 
@@ -110,12 +119,9 @@ def check_unchanged(before: RunConfig, now: RunConfig, *, other_devices: bool = 
 
 
 def _comparable(config: RunConfig) -> dict[str, Any]:
-    """Return the settings by dotted name, with absolute paths of checkpoints."""
-    flat: dict[str, Any] = {"cached": config.cached}
-    flat.update(_flat(to_dict(config)))
-    paths = config.teacher_checkpoint
-    listed = paths if isinstance(paths, list) else [] if paths is None else [paths]
-    return {**flat, "teacher_checkpoint": [str(Path(path).resolve()) for path in listed]}
+    """Return the settings by dotted name, with absolute paths."""
+    settings = with_read_paths(config, lambda path: str(Path(path).resolve()))
+    return {"cached": config.cached, **_flat(settings)}
 
 
 def _flat(settings: dict[str, Any], section: str = "") -> dict[str, Any]:
@@ -127,12 +133,24 @@ def _flat(settings: dict[str, Any], section: str = "") -> dict[str, Any]:
 
 
 @rank_zero_only
+def check_inputs(out: Path, inputs: dict[str, str]) -> None:
+    """Raise UserError where a run would go on with other classes, labels or checkpoints than it started with."""
+    before = read_environment(out).inputs
+    for name in {**before, **inputs}:
+        if before.get(name) != inputs.get(name):
+            raise UserError(
+                f"{str(out)!r} was started with other {name}: they have changed since; restore them, or choose another "
+                "--out for a new run"
+            )
+
+
+@rank_zero_only
 def check_global_batch(out: Path, before: int, now: int, processes: int) -> None:
     """Raise UserError, with the batch size that fits, where the batch over all processes differs from the run's.
 
     `before` and `now` are the batches of one process. The steps, the schedule and the order of images depend on it.
     """
-    old, new = before * json.loads((out / ENVIRONMENT_NAME).read_text())["processes"], now * processes
+    old, new = before * read_environment(out).processes, now * processes
     if new != old:
         fits = f"--loader.batch-size {old // processes}" if old % processes == 0 else "another number of devices"
         raise UserError(
@@ -145,9 +163,26 @@ def check_space(out: Path, trained: int) -> None:
     """Raise UserError where the disk is too small for the checkpoints of `trained` parameters."""
     # Weights, two optimiser moments and an average, in the best, the last and the one being written.
     needed = 3 * 4 * 4 * trained + 16 * 2**20
-    free = shutil.disk_usage(out).free
+    free = shutil.disk_usage(_existing(out)).free
     if free < needed:
         raise UserError(f"{str(out)!r} has {free / 2**20:.0f} MiB free; this run may need {needed / 2**20:.0f} MiB")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What is read back from the record of a run's environment."""
+
+    processes: int
+    inputs: dict[str, str]
+
+
+def read_environment(out: Path) -> Environment:
+    """Read what a run was started with. Raises UserError for a file that is missing or damaged."""
+    path = out / ENVIRONMENT_NAME
+    try:
+        return TypeAdapter(Environment).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{str(path)!r} is missing or damaged: {first_line(error)}") from error
 
 
 def environment() -> dict[str, Any]:

@@ -125,7 +125,7 @@ class RunProgress(L.Callback):
         if self._report is not None:
             self._report.advance()
             if self._report.due:
-                self._report.say(self._state(trainer, trainer.current_epoch, f"step {trainer.global_step}  "))
+                self._report.print_state(self._state(trainer, trainer.current_epoch, f"step {trainer.global_step}  "))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show how far the run is."""
@@ -133,7 +133,7 @@ class RunProgress(L.Callback):
             return
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
         if self.console.is_terminal or self._report.due or epoch == epochs or epoch % max(1, epochs // 10) == 0:
-            self._report.say(self._state(trainer, epoch))
+            self._report.print_state(self._state(trainer, epoch))
 
     def _state(self, trainer: L.Trainer, epoch: int, step: str = "") -> str:
         seen = {**self.steps.latest, **{name: float(value) for name, value in trainer.callback_metrics.items()}}

@@ -12,8 +12,9 @@ from crossdistill.data.loaders import evaluation_loader
 from crossdistill.data.transforms import eval_transform
 from crossdistill.errors import UserError, unknown
 from crossdistill.evaluation.accuracy import evaluate
+from crossdistill.methods import NONE, choose_method
 from crossdistill.training.engine import choose_device, set_threads
-from crossdistill.training.fit import read_data
+from crossdistill.training.inputs import decide
 from crossdistill.training.models import build_student
 
 
@@ -39,7 +40,9 @@ def _load(model: str, config: RunConfig, checkpoint: str | None) -> tuple[Backbo
         check_class_order(read_class_names(model), model, data)
         return backbone, data
     if checkpoint is None:
-        raise UserError(f"{model!r} is no folder of a run; a model by name needs --checkpoint FILE")
-    by_name = replace(config, student=model, model=replace(config.model, student_checkpoint=checkpoint))
-    decided, data = read_data(replace(by_name, method="none", options={}))
+        raise UserError(f"{model!r} is not the folder of a run; a model by name needs --checkpoint FILE")
+    settings = replace(config.model, student_checkpoint=checkpoint)
+    by_name = replace(config, student=model, model=settings, method=NONE, options={}, teacher=None)
+    data = load_data(config.data, config.loader)
+    decided, _ = decide(by_name, choose_method(NONE), data)
     return build_student(model, decided.model, decided.img_size, data), data

@@ -1,31 +1,30 @@
-"""`crossdistill cache`: store the teacher's outputs for runs to come."""
+"""`crossdistill cache`: store the teacher's outputs for later runs."""
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 
 from rich.console import Console
 
 from crossdistill.cache import TeacherCache
 from crossdistill.config import RunConfig
-from crossdistill.data import ImageData
+from crossdistill.data import ImageData, load_data
 from crossdistill.errors import UserError
-from crossdistill.methods import choose_method, options_for
+from crossdistill.methods import MethodChoice
 from crossdistill.training.cached import prepare_cache
-from crossdistill.training.engine import choose_device
-from crossdistill.training.fit import make_views, read_data
-from crossdistill.training.models import build_models, check_settings, look_at_teachers
-from crossdistill.types import Reads
+from crossdistill.training.engine import choose_device, set_threads
+from crossdistill.training.inputs import decide, make_views
+from crossdistill.training.models import build_models, check_settings, report_teacher_accuracy
 
 
 def write_cache(
-    config: RunConfig, console: Console, data: ImageData | None = None, others: Sequence[RunConfig] = ()
+    config: RunConfig, console: Console, data: ImageData | None = None, others: Sequence[MethodChoice] = ()
 ) -> TeacherCache:
-    """Write the teacher's outputs, with the stage maps that the method and those of `others` read.
+    """Write the teacher's outputs, with the stage maps that the method and the `others` read.
 
     Raises UserError for bad input, as `fit` does.
     """
-    config = config if config.cached else replace(config, cache="auto")
+    if not config.cached:
+        raise UserError("--cache is off, so there is nothing to write; give a folder, or auto")
     choice = check_settings(config)
     if (config.engine.devices != 1 or config.engine.nodes != 1) and "WORLD_SIZE" not in os.environ:
         raise UserError(
@@ -34,15 +33,14 @@ def write_cache(
         )
     if not choice.needs.teacher:
         raise UserError(f"method {config.method!r} uses no teacher, so there is nothing to store")
-    config, data = read_data(config, data)
-    distiller = build_models(config, data)
+    set_threads(config.engine)
+    data = data or load_data(config.data, config.loader)
+    config, choice = decide(config, choice, data)
+    distiller = build_models(config, choice, data)
     device = choose_device(config.engine)
-    look_at_teachers(config, data, distiller, device, console)
+    report_teacher_accuracy(config, data, distiller, device, console)
     assert distiller.teacher is not None
-    reads: list[Reads] = []
-    for other in others:
-        options = options_for(other.method, read_data(other, data)[0].options)
-        method = choose_method(other.method, options).build(distiller.student, distiller.teacher.backbone)
-        reads.append(method.needs.teacher if method is not None else Reads())
-    views, _ = make_views(config.loader, config.augment, config.seed, data, distiller.student, device)
+    student, teacher = distiller.student, distiller.teacher.backbone
+    reads = [other.needs_for(student, teacher).teacher for other in others]
+    views, _ = make_views(config.loader, config.augment, config.seed, data, student, device)
     return prepare_cache(config, data.train, views, distiller, device, console, reads)

@@ -1,0 +1,73 @@
+"""What a run reads: its images, the settings decided from them, the views, and digests of all it starts from."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from crossdistill.backbones import Backbone
+from crossdistill.backbones.args import WEIGHTS_FILE
+from crossdistill.backbones.build import own_img_size
+from crossdistill.config import AugmentConfig, LoaderConfig, RunConfig
+from crossdistill.config.resolve import resolve
+from crossdistill.data import ImageData
+from crossdistill.data.views import held_out_views, training_views
+from crossdistill.errors import UserError
+from crossdistill.methods import MethodChoice
+
+
+def decide(config: RunConfig, choice: MethodChoice, data: ImageData) -> tuple[RunConfig, MethodChoice]:
+    """Decide every open setting of a run, and the options of its method, from the data. Raises UserError."""
+    choice = choice.for_images(len(data.train))
+    return replace(resolve(config, data, own_img_size), options=choice.plain), choice
+
+
+def check_counts(config: RunConfig, data: ImageData, processes: int) -> None:
+    """Raise UserError for splits that are too small for the processes or for mixing."""
+    name, held_out = min(("validation", data.val), ("test", data.test), key=lambda split: len(split[1]))
+    if len(held_out) < processes:
+        raise UserError(f"the {name} split has {len(held_out)} images, fewer than the {processes} processes")
+    if config.loader.batch_size > len(data.train) and config.augment.mixes and len(data.train) % 2:
+        raise UserError(f"mixup and CutMix pair the images of a batch; the one batch of {len(data.train)} is odd")
+
+
+def make_views(
+    loader: LoaderConfig, augment: AugmentConfig, seed: int, data: ImageData, student: Backbone, device: torch.device
+) -> tuple[Dataset[Any], Dataset[Any]]:
+    """Make the data sets of training and held-out views. Raises UserError."""
+    assert loader.resident is not None
+    seed = seed if loader.views is None else loader.view_seed
+    common: dict[str, Any] = dict(resident=loader.resident, device=device)
+    train = training_views(data.train, augment, student.spec, student.img_size, seed=seed, **common)
+    return train, held_out_views(data.val, augment, student.spec, student.img_size, **common)
+
+
+def digests(config: RunConfig, data: ImageData) -> dict[str, str]:
+    """Return digests of what a run starts from: classes and labels of every split, and its checkpoints."""
+    found = {"class names": _digest("\n".join([*data.class_names]).encode())}
+    for name, split in (("training", data.train), ("validation", data.val), ("test", data.test)):
+        found[f"{name} labels"] = _digest(np.asarray(split.labels, dtype=np.int64).tobytes())
+    for setting, checkpoint in _checkpoints(config):
+        path = Path(checkpoint)
+        path = path / WEIGHTS_FILE if path.is_dir() else path
+        if path.is_file():
+            with path.open("rb") as file:
+                found[f"{setting} {path.name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return found
+
+
+def _checkpoints(config: RunConfig) -> Iterable[tuple[str, str]]:
+    for number, (_, checkpoint) in enumerate(config.teachers):
+        if checkpoint is not None:
+            yield f"teacher_checkpoint {number + 1}", checkpoint
+    if config.model.student_checkpoint is not None:
+        yield "student_checkpoint", config.model.student_checkpoint
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
