@@ -92,8 +92,8 @@ def _plain(error: ValidationError, kind: Any, noun: str) -> str:
     if first["type"] == "unexpected_keyword_argument":
         return _unknown_name(location, kind, noun)
     if first["type"] == "missing":
-        if isinstance(location[-1], str):
-            return f"{name} is missing"
+        if isinstance(first["loc"][-1], str):
+            return f"{'.'.join(str(part) for part in first['loc'])} is missing"
         return f"{name.rpartition('.')[0]} is {first['input']!r}; it has too few values"
     if first["type"] == "too_long":
         return f"{name} is {first['input']!r}; it has too many values"
