@@ -16,7 +16,7 @@ LAYERS = [
     {"config", "distributed"},
     {"losses", "backbones", "data", "tasks"},
     {"methods"},
-    {"teacher", "distiller"},
+    {"teacher", "balance", "distiller"},
     {"cache", "evaluation", "export", "report"},
     {"training"},
     {"commands"},

@@ -1,16 +1,20 @@
 """A student, a method and a teacher as one module that any training loop can use."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from crossdistill.backbones import Backbone
 from crossdistill.backbones.tail import Tail
+from crossdistill.balance import Balance, check_balance, watch_classifier, watch_method, watch_task
 from crossdistill.config import OptimConfig
 from crossdistill.errors import UserError
 from crossdistill.methods import MethodChoice, choose_method
 from crossdistill.methods.base import Method
+from crossdistill.methods.sums import SumOfMethods
 from crossdistill.tasks import Classification
 from crossdistill.teacher import Teacher, TeacherWeights, make_teacher
 from crossdistill.types import BackboneOutput, Needs, StepResult
@@ -32,6 +36,7 @@ class Distiller(nn.Module):
         *,
         task: Classification | None = None,
         task_weight: float = 1.0,
+        balance: float | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -40,6 +45,10 @@ class Distiller(nn.Module):
         self.task_weight = task_weight
         self.needs = Needs() if method is None else method.needs
         """What is read of the student's and of the teacher's output."""
+        self.balance: Balance | None = None
+        if balance is not None and method is not None:
+            check_balance(student, method, task_weight)
+            self.balance = Balance(len(method.groups()), balance)
         # Inside a tuple it is not registered as a submodule.
         self._teacher = (teacher,)
 
@@ -95,21 +104,68 @@ class Distiller(nn.Module):
         methods that need it. Raises ValueError where the teacher was released and no output is given, or where `index`
         is needed.
         """
-        student: BackboneOutput = self.student(images, stages=bool(self.needs.student.stages))
-        terms = {"task": self.task.loss(student, targets)}
-        if self.method is not None:
-            teacher = self._run_teacher(images, teacher_output) if self.needs.teacher else None
-            own = self.method(student, teacher, targets, **self._extra(index))
-            if own.keys() != self.weights.keys():
-                raise ValueError(
-                    f"the method returned the terms {sorted(own)}, but its weights name {sorted(self.weights)}; both "
-                    "must have the same names"
-                )
-            terms |= own
+        # Outside of what is compiled: the probe is a leaf whose gradient is read after the backward pass.
+        measured = None if self.balance is None or not self.training else self.balance.begin()
+        return self._step(images, targets, teacher_output, index, measured)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the step with torch.compile: student, teacher and method as one graph."""
+        self._step = torch.compile(self._step, *args, **kwargs)  # type: ignore[method-assign]
+
+    def _step(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        stored: BackboneOutput | None,
+        index: Tensor | None,
+        measured: tuple[Tensor, Tensor] | None,
+    ) -> StepResult:
+        probe, factors = (None, None) if measured is None else measured
+        student = self._run_student(images, probe)
+        terms = {"task": self.task.loss(student if probe is None else watch_task(student, probe), targets)}
         loss = self.task_weight * terms["task"]
-        for name, weight in self.weights.items():
-            loss = loss + weight * terms[name]
+        if self.method is not None:
+            teacher = self._run_teacher(images, stored) if self.needs.teacher else None
+            terms |= self._run_method(self.method, student, teacher, targets, index, probe)
+            for number, group in enumerate(self.method.groups()):
+                factor = 1.0 if factors is None else factors[number]
+                for name in group.terms:
+                    loss = loss + factor * self.weights[name] * terms[name]
         return StepResult(loss=loss, logits=student.require_logits(), terms=terms)
+
+    def _run_student(self, images: Tensor, probe: Tensor | None) -> BackboneOutput:
+        stages = bool(self.needs.student.stages)
+        if probe is None:
+            plain: BackboneOutput = self.student(images, stages=stages)
+            return plain
+        self.student.before_classifier = partial(watch_classifier, probe=probe, column=0)
+        try:
+            output: BackboneOutput = self.student(images, stages=stages)
+        finally:
+            self.student.before_classifier = None
+        return output._replace(logits=watch_classifier(output.require_logits(), probe, 1))
+
+    def _run_method(
+        self,
+        method: Method,
+        student: BackboneOutput,
+        teacher: BackboneOutput | None,
+        targets: Tensor,
+        index: Tensor | None,
+        probe: Tensor | None,
+    ) -> dict[str, Tensor]:
+        extra: dict[str, Any] = self._extra(index)
+        if probe is not None and isinstance(method, SumOfMethods):
+            extra["watch"] = partial(watch_method, probe=probe)
+        elif probe is not None:
+            student = watch_method(student, 0, probe=probe)
+        own: dict[str, Tensor] = method(student, teacher, targets, **extra)
+        if own.keys() != self.weights.keys():
+            raise ValueError(
+                f"the method returned the terms {sorted(own)}, but its weights name {sorted(self.weights)}; both "
+                "must have the same names"
+            )
+        return own
 
     def _extra(self, index: Tensor | None) -> dict[str, Tensor]:
         if not self.needs.index:
@@ -137,22 +193,26 @@ def create_distiller(
     teacher_weights: TeacherWeights = None,
     task_weight: float = 1.0,
     label_smoothing: float = 0.0,
+    balance: float | None = None,
 ) -> Distiller:
     """Build a distiller for a student and its teacher, or several teachers.
 
     `method` is a name of `list_methods()`, "package.module:Class", or a sum of these as "rsd+kd"; `options` are that
     method's, as a dict or as its options object (see `crossdistill methods NAME`), and of a sum a dict of these by
     method. (A `MethodChoice` stands for both.) Teachers are frozen in place; `teacher_weights` says how several
-    are mixed (`Ensemble`). `task_weight` (>= 0) and `label_smoothing` (in [0, 1)) belong to the task loss. Raises
-    UserError for an unknown method or option, a missing teacher, or models that do not fit together.
+    are mixed (`Ensemble`). `task_weight` (>= 0) and `label_smoothing` (in [0, 1)) belong to the task loss. With
+    `balance` (> 0), each method gets a factor such that its gradient on the student's embedding and logits is that
+    many times the task's. Raises UserError for an unknown method or option, a missing teacher, or models that do not
+    fit together.
     """
     teachers = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
     _check_models(student, teachers)
-    OptimConfig(task_weight=task_weight, label_smoothing=label_smoothing)
+    OptimConfig(task_weight=task_weight, label_smoothing=label_smoothing, balance=balance)
     choice = method if isinstance(method, MethodChoice) else choose_method(method, options)
     frozen = make_teacher(teachers, student, teacher_weights) if choice.needs.teacher else None
     built = choice.build(student, None if frozen is None else frozen.backbone)
-    return Distiller(student, built, frozen, task=Classification(label_smoothing), task_weight=task_weight)
+    task = Classification(label_smoothing)
+    return Distiller(student, built, frozen, task=task, task_weight=task_weight, balance=balance)
 
 
 def _check_models(student: Backbone, teachers: Sequence[Backbone]) -> None:

@@ -47,6 +47,15 @@ def gather_detached(rows: Tensor) -> Tensor:
     return torch.cat(everyone)
 
 
+def mean_detached(tensor: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes, without gradients."""
+    if processes() == 1:
+        return tensor
+    mean = tensor.detach().clone()
+    dist.all_reduce(mean)
+    return mean / processes()
+
+
 class _GlobalStatistics(nn.modules.batchnorm._BatchNorm):
     """Batch norm whose training statistics are those of the batch over all processes.
 

@@ -53,3 +53,29 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     assert runs[0].curves["val/top1"] == runs[1].curves["val/top1"]
     assert runs[0].metrics["student"]["test"] == runs[1].metrics["student"]["test"]
     assert json.loads((tmp_path / "cut" / "metrics.json").read_text())["training"]["seconds"] > 0
+
+
+def test_the_balance_of_an_interrupted_run_goes_on(quick, silent, teacher_run, tmp_path, monkeypatch):
+    config = replace(
+        quick,
+        method="tests.training.stopping:StoppingRSD",
+        teacher_checkpoint=str(teacher_run),
+        epochs=2,
+        loader=LoaderConfig(batch_size=64, max_train=320),
+        engine=EngineConfig(accelerator="cpu", threads=1, log_every=2, accumulate=2),
+        optim=OptimConfig(lr=2e-3, balance=0.5),
+    )
+    whole = fit(replace(config, out=str(tmp_path / "whole")), console=silent)
+    cut = replace(config, out=str(tmp_path / "cut"))
+    monkeypatch.setenv("STOP_AT", "4")
+    with pytest.raises(Interrupted):
+        fit(cut, console=silent)
+    monkeypatch.delenv("STOP_AT")
+    fit(cut, resume=True, console=silent)
+    states = [
+        torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for out in (whole, tmp_path / "cut")
+    ]
+    assert int(states[0]["distiller.balance.steps"]) == 10
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name

@@ -1,5 +1,6 @@
 """The interface that every network has in this package."""
 
+from collections.abc import Callable
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -27,6 +28,13 @@ class Backbone(nn.Module):
         super().__init__()
         self.stage_problem: str | None = None
         """Why the stages cannot be read; None where they can."""
+        self.before_classifier: Callable[[Tensor], Tensor] | None = None
+        """Applied to the embedding on its way into the classifier; it must not change the values."""
+
+    @property
+    def classifies_embedding(self) -> bool:
+        """Whether the logits are the classifier's output for the embedding."""
+        return self.spec.num_classes > 0
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that the architecture excludes from weight decay."""

@@ -85,9 +85,11 @@ class HookedBackbone(Backbone):
         return tuple(stages)
 
     # Bound methods and partials, not closures: a deep copy (the averaged student) gets its own.
-    def _keep_input(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if "embedding" in self._recording:
-            self._seen["embedding"] = inputs[0]
+    def _keep_input(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if "embedding" not in self._recording:
+            return None
+        self._seen["embedding"] = inputs[0]
+        return None if self.before_classifier is None else (self.before_classifier(inputs[0]), *inputs[1:])
 
     def _keep_output(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
         if name in self._recording:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from crossdistill.backbones._probe import evaluating, probe_images
 from crossdistill.backbones.base import Backbone, read_spec
@@ -75,6 +76,12 @@ class TimmBackbone(Backbone):
                 self.stage_problem = f"forward_intermediates() failed with {type(error).__name__}: {error}"
         return BackboneOutput(None if self._headless else expected, embedding)
 
+    @property
+    @override
+    def classifies_embedding(self) -> bool:
+        """Whether the logits are the classifier's output for the embedding."""
+        return not self._headless and self._one_head_call
+
     def forward(self, images: Tensor, stages: bool = False) -> BackboneOutput:
         """Run images (B, C, H, W), normalised as `spec` says."""
         maps: tuple[Tensor, ...] | None = None
@@ -87,8 +94,10 @@ class TimmBackbone(Backbone):
         embedding = self.model.forward_head(final, pre_logits=True)
         if self._headless:
             return BackboneOutput(None, embedding, maps)
-        logits = self.model.get_classifier()(embedding) if self._one_head_call else self.model.forward_head(final)
-        return BackboneOutput(logits, embedding, maps)
+        if not self._one_head_call:
+            return BackboneOutput(self.model.forward_head(final), embedding, maps)
+        seen = embedding if self.before_classifier is None else self.before_classifier(embedding)
+        return BackboneOutput(self.model.get_classifier()(seen), embedding, maps)
 
 
 def _classifies(model: Any, embedding: Tensor, expected: Tensor) -> bool:

@@ -35,5 +35,9 @@ class OptimConfig:
     """Decay of an exponential moving average of the student, which is then validated and kept; null keeps none."""
     label_smoothing: FractionBelowOne = 0.0
     """Smoothing of the labels in the task loss."""
+    balance: OptionalPositive = None
+    """Size of each method's gradient relative to the task's, on the student's embedding and logits: the method's factor
+    is found from the gradients while training. The weights within a method keep their proportions. null uses the
+    weights as they are."""
     task_weight: NonNegative = 1.0
     """Factor of the task loss (cross entropy)."""

@@ -46,6 +46,19 @@ class Method(nn.Module):
         """Return what a method with these options reads; for a given pair it may be less than for any."""
         return cls.needs
 
+    def groups(self) -> list["TermGroup"]:
+        """Return the terms by the method that they belong to; only a sum of methods has several groups."""
+        return [TermGroup(type(self).__name__, self.needs, tuple(self.weights))]
+
+
+@dataclass(frozen=True)
+class TermGroup:
+    """The terms of one method."""
+
+    method: str
+    needs: Needs
+    terms: tuple[str, ...]
+
 
 def comparable(student: Tensor, teacher: Tensor, standardise: bool) -> tuple[Tensor, Tensor]:
     """Return the logits of both sides for a loss: as they are, or standardised over the classes."""

@@ -1,6 +1,6 @@
 """Several methods at once: their terms side by side, from one forward pass of each model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
-from crossdistill.methods.base import Method
+from crossdistill.methods.base import Method, TermGroup
 from crossdistill.types import BackboneOutput
 
 
@@ -24,6 +24,7 @@ class SumOfMethods(Method):
     def __init__(self, parts: Mapping[str, Method]) -> None:
         nn.Module.__init__(self)
         self.parts = nn.ModuleDict(parts)
+        self._part_needs = {key: part.needs for key, part in parts.items()}
         self.needs = reduce(or_, (part.needs for part in parts.values()))
         self.borrowed = tuple(tail for part in parts.values() for tail in part.borrowed)
         self._names = {key: {term: _name(key, term, part) for term in part.weights} for key, part in parts.items()}
@@ -33,14 +34,27 @@ class SumOfMethods(Method):
 
     @override
     def forward(
-        self, student: BackboneOutput, teacher: BackboneOutput, targets: Tensor, **extra: Any
+        self,
+        student: BackboneOutput,
+        teacher: BackboneOutput,
+        targets: Tensor,
+        *,
+        watch: Callable[[BackboneOutput, int], BackboneOutput] | None = None,
+        **extra: Any,
     ) -> dict[str, Tensor]:
+        """Return the terms of all methods; `watch` is applied to the student's output for each, with its number."""
         terms = {}
-        for key, part in self.parts.items():
+        for number, (key, part) in enumerate(self.parts.items()):
             assert isinstance(part, Method)
-            own = part(student, teacher, targets, **(extra if part.needs.index else {}))
+            seen = student if watch is None else watch(student, number)
+            own = part(seen, teacher, targets, **(extra if part.needs.index else {}))
             terms.update({self._names[key].get(term, f"{key}.{term}"): value for term, value in own.items()})
         return terms
+
+    @override
+    def groups(self) -> list[TermGroup]:
+        """Return one group of terms for each method of the sum."""
+        return [TermGroup(key, self._part_needs[key], tuple(names.values())) for key, names in self._names.items()]
 
 
 def _name(key: str, term: str, method: Method) -> str:

@@ -65,6 +65,7 @@ def build_models(config: RunConfig, choice: MethodChoice, data: ImageData) -> Di
         teacher_weights=config.teacher_weights if teachers else None,
         task_weight=config.optim.task_weight,
         label_smoothing=config.optim.label_smoothing,
+        balance=config.optim.balance,
     )
 
 

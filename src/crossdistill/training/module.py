@@ -96,6 +96,11 @@ class DistillModule(L.LightningModule):
         terms = {"loss": step.loss, **step.terms}
         return {"loss": step.loss, "terms": {name: value.detach() for name, value in terms.items()}}
 
+    def on_after_backward(self) -> None:
+        """Take up the gradients that were measured, before any checkpoint is written."""
+        if self.distiller.balance is not None:
+            self.distiller.balance.update()
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and update the average."""
         super().optimizer_step(*args, **kwargs)

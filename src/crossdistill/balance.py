@@ -1,0 +1,121 @@
+"""Factors of methods from the gradients that reach the student's outputs, so that no weight has to be tuned."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.backbones import Backbone
+from crossdistill.distributed import mean_detached
+from crossdistill.errors import UserError
+from crossdistill.methods.base import Method
+from crossdistill.types import BackboneOutput
+
+_MEMORY = 0.9
+"""Weight of the past in the running mean of the measured ratios."""
+_FIRST_FACTOR = 1e-3
+"""Factor of the first step, which only measures: a term can be hundreds of times the task's."""
+_EMBEDDING, _LOGITS = 0, 1
+
+
+class _Measured(torch.autograd.Function):
+    """Return a tensor unchanged; the backward pass adds the squared norm of its gradient to that of `probe`."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, probe: Tensor, row: int, column: int) -> Tensor:
+        ctx.shape, ctx.row, ctx.column = probe.shape, row, column
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (gradient,) = gradients
+        square = gradient.float().square().sum()
+        place = torch.arange(ctx.shape[0] * ctx.shape[1], device=gradient.device).view(ctx.shape)
+        return gradient, torch.where(place == ctx.row * ctx.shape[1] + ctx.column, square, 0.0), None, None
+
+
+class Balance(nn.Module):
+    """Factors such that the gradient of each method has a stated size relative to that of the task.
+
+    Sizes are norms of the gradients with respect to the student's embedding and logits, read in the backward pass that
+    is run anyway. The factor of a method is `target` divided by the running geometric mean of sqrt(r_e^2 + r_l^2), with
+    r_e and r_l its gradient relative to the task's on the embedding and on the logits. Buffers hold the mean, so a
+    resumed run continues with it; over several processes the squared norms are averaged.
+    """
+
+    log_ratios: Tensor
+    steps: Tensor
+
+    def __init__(self, methods: int, target: float) -> None:
+        super().__init__()
+        self.target = target
+        self.register_buffer("log_ratios", torch.zeros(methods))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self._pending: tuple[Tensor, Tensor] | None = None
+
+    def begin(self) -> tuple[Tensor, Tensor]:
+        """Return the probe of a step, and the factors (M,) of the methods in it."""
+        self.update()
+        known = self.target * torch.exp(-self.log_ratios)
+        factors = torch.where(self.steps > 0, known, torch.full_like(known, _FIRST_FACTOR))
+        probe = torch.zeros(len(self.log_ratios) + 2, 2, device=factors.device, requires_grad=torch.is_grad_enabled())
+        self._pending = (probe, factors)
+        return probe, factors
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take up what the last backward pass has measured. Does nothing where there was none."""
+        if self._pending is None or self._pending[0].grad is None:
+            return
+        probe, factors = self._pending
+        assert probe.grad is not None
+        self._pending = None
+        sizes = mean_detached(probe.grad).sqrt()
+        task, classified, parts = sizes[0], sizes[1], sizes[2:] / factors.unsqueeze(1)
+        # All losses on the logits reach the embedding as one sum; the task has the fraction that it has on the logits.
+        on_embedding = classified[_EMBEDDING] * task[_LOGITS] / classified[_LOGITS]
+        squares = (parts[:, _EMBEDDING] / on_embedding).square() + (parts[:, _LOGITS] / task[_LOGITS]).square()
+        measured = squares.log() / 2
+        usable = measured.isfinite()
+        memory = torch.where(self.steps > 0, _MEMORY, 0.0)
+        self.log_ratios.copy_(torch.where(usable, torch.lerp(measured, self.log_ratios, memory), self.log_ratios))
+        self.steps += usable.all().long()
+
+
+def check_balance(student: Backbone, method: Method, task_weight: float) -> None:
+    """Raise UserError where the gradients cannot be compared."""
+    if task_weight == 0:
+        raise UserError("balance compares each method with the task, but task_weight is 0; leave one of them out")
+    for group in method.groups():
+        reads = group.needs.student
+        if not (reads.logits or reads.embedding):
+            raise UserError(
+                f"balance compares gradients on the student's embedding and logits, but {group.method} reads neither; "
+                "leave balance out"
+            )
+        if reads.embedding and not student.classifies_embedding:
+            raise UserError(
+                f"the logits of {student.spec.name!r} are not computed from its embedding, so balance cannot read the "
+                "task's gradient on the embedding; leave balance out"
+            )
+
+
+def watch_task(output: BackboneOutput, probe: Tensor) -> BackboneOutput:
+    """Return the output for the task's loss."""
+    return output._replace(logits=_measured(output.require_logits(), probe, 0, _LOGITS))
+
+
+def watch_classifier(tensor: Tensor, probe: Tensor, column: int) -> Tensor:
+    """Return the embedding on its way into the classifier (column 0), or the logits before any loss (column 1)."""
+    return _measured(tensor, probe, 1, column)
+
+
+def watch_method(output: BackboneOutput, number: int, *, probe: Tensor) -> BackboneOutput:
+    """Return the output for the method with a number."""
+    logits = None if output.logits is None else _measured(output.logits, probe, 2 + number, _LOGITS)
+    return output._replace(logits=logits, embedding=_measured(output.embedding, probe, 2 + number, _EMBEDDING))
+
+
+def _measured(tensor: Tensor, probe: Tensor, row: int, column: int) -> Tensor:
+    result: Tensor = _Measured.apply(tensor, probe, row, column)  # type: ignore[no-untyped-call]
+    return result

@@ -1,0 +1,153 @@
+import copy
+
+import pytest
+import torch
+
+import crossdistill as cd
+from crossdistill.balance import Balance
+from tests.pairs import build
+from tests.processes import in_two_processes
+
+
+def make(method, target=0.5, student="cnn", **options):
+    torch.manual_seed(0)
+    teacher = build("plain_vit")
+    return cd.create_distiller(method, student=build(student), teacher=teacher, options=options, balance=target)
+
+
+def batch(size=12):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(size, 3, 32, 32, generator=generator), torch.arange(size) % 5
+
+
+def sizes(value, output):
+    """Norms of a scalar's gradient on embedding and logits, by plain autograd."""
+    found = torch.autograd.grad(value, [output.embedding, output.logits], retain_graph=True, allow_unused=True)
+    return [0.0 if gradient is None else float(gradient.norm()) for gradient in found]
+
+
+@pytest.mark.parametrize("student", ["cnn", "plain_vit"])
+def test_the_factor_gives_the_gradient_its_size(student):
+    distiller = make("rsd", 0.5, student).double()
+    images, targets = batch()
+    images = images.double()
+    distiller(images, targets).loss.backward()
+    distiller.balance.update()
+    output = distiller.student(images)
+    task = sizes(distiller.task.loss(output, targets), output)[0]
+    (own,) = distiller.method(output, distiller.teacher(images), targets).values()
+    ratio = distiller.weights["rsd"] * sizes(own, output)[0] / task
+    # The student's own statistics moved between the two passes, its outputs in training mode did not.
+    assert float(distiller.balance.log_ratios.exp()) == pytest.approx(ratio, rel=1e-4)
+    _, factors = distiller.balance.begin()
+    assert float(factors[0]) * ratio == pytest.approx(0.5, rel=1e-4)
+
+
+def test_methods_of_a_sum_are_measured_by_themselves():
+    images, targets = batch()
+    alone = {}
+    for name in ("rsd", "kd"):
+        distiller = make(name)
+        distiller(images, targets).loss.backward()
+        distiller.balance.update()
+        alone[name] = distiller.balance.log_ratios
+    both = make("rsd+kd")
+    both(images, targets).loss.backward()
+    both.balance.update()
+    # The decoupler has other initial values in a sum of another order, so it comes first here.
+    torch.testing.assert_close(both.balance.log_ratios, torch.cat([alone["rsd"], alone["kd"]]), rtol=1e-3, atol=1e-3)
+
+
+def train(distiller, steps=3):
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.01)
+    images, targets = batch()
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        step = distiller(images, targets)
+        step.loss.backward()
+        optimizer.step()
+        losses.append(step.loss.item())
+    return losses
+
+
+def test_the_weight_does_not_matter_after_the_first_step():
+    results = [train(make("kd", weight=weight))[1:] for weight in (0.1, 1.0, 100.0)]
+    for result in results[1:]:
+        assert result == pytest.approx(results[0], rel=1e-2)
+
+
+def test_the_values_of_the_terms_are_unchanged():
+    images, targets = batch()
+    with_balance = make("rsd+kd")
+    without = make("rsd+kd", None)
+    terms = with_balance(images, targets).terms
+    for name, value in without(images, targets).terms.items():
+        torch.testing.assert_close(terms[name], value)
+    with_balance.eval()
+    torch.testing.assert_close(with_balance(images, targets).loss, without.eval()(images, targets).loss)
+
+
+def test_the_state_continues():
+    distiller = make("rsd")
+    train(distiller, 3)
+    distiller.balance.update()
+    again = make("rsd")
+    again.load_state_dict(copy.deepcopy(distiller.state_dict()))
+    assert train(distiller, 2) == train(again, 2)
+    assert not any("balance" in name for name, _ in distiller.named_parameters())
+
+
+def test_gradients_that_are_not_finite_are_left_out():
+    balance = Balance(1, 0.5)
+    for gradient in (1.0, float("nan"), float("inf"), 0.0):
+        probe, _ = balance.begin()
+        probe.grad = torch.full_like(probe, gradient)
+        balance.update()
+        assert balance.log_ratios.isfinite().all()
+    assert int(balance.steps) == 1
+
+
+def half(rank):
+    distiller = make("rsd+kd", student="plain_vit")
+    images, targets = batch()
+    own = slice(rank * 6, rank * 6 + 6)
+    distiller(images[own], targets[own]).loss.backward()
+    distiller.balance.update()
+    return distiller.balance.log_ratios
+
+
+def test_two_processes_measure_what_one_does():
+    distiller = make("rsd+kd", student="plain_vit")
+    distiller(*batch()).loss.backward()
+    distiller.balance.update()
+    for found in in_two_processes(half):
+        torch.testing.assert_close(found, distiller.balance.log_ratios, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "kwargs", "message"),
+    [
+        ("fitnet", {}, "FitNet reads neither; leave balance out"),
+        ("rsd+fitnet", {}, "fitnet reads neither"),
+        ("kd", {"task_weight": 0.0}, "task_weight is 0"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(method, kwargs, message):
+    with pytest.raises(cd.UserError, match=message):
+        cd.create_distiller(method, student=build("cnn"), teacher=build("plain_vit"), balance=0.5, **kwargs)
+    with pytest.raises(cd.UserError, match="balance is 0; it must be greater than 0"):
+        cd.create_distiller("kd", student=build("cnn"), teacher=build("plain_vit"), balance=0)
+
+
+def test_a_classifier_that_starts_at_zero_is_waited_for():
+    """Its gradient on the embedding is zero in the first step."""
+    distiller = make("rsd", student="mlp")
+    assert not distiller.student.model.head.weight.any()
+    train(distiller, 1)
+    distiller.balance.update()
+    assert int(distiller.balance.steps) == 0
+    train(distiller, 3)
+    distiller.balance.update()
+    assert int(distiller.balance.steps) == 3
+    assert distiller.balance.log_ratios.isfinite().all()
