@@ -99,7 +99,7 @@ def test_the_state_continues():
 
 
 def test_gradients_that_are_not_finite_are_left_out():
-    balance = Balance(1, 0.5)
+    balance = Balance([0.5])
     for gradient in (1.0, float("nan"), float("inf"), 0.0):
         probe, _ = balance.begin()
         probe.grad = torch.full_like(probe, gradient)
@@ -151,3 +151,15 @@ def test_a_classifier_that_starts_at_zero_is_waited_for():
     distiller.balance.update()
     assert int(distiller.balance.steps) == 3
     assert distiller.balance.log_ratios.isfinite().all()
+
+
+def test_auto_uses_the_defaults_of_the_methods():
+    kinds = {"kd": None, "fitnet": None, "rsd": [1.0], "rsd+kd": [1.0, 0.0], "rsd+fitnet": [1.0, 0.0]}
+    for method, targets in kinds.items():
+        balance = make(method, "auto").balance
+        assert (None if balance is None else balance.targets.tolist()) == targets, method
+    distiller = make("rsd+kd", "auto")
+    train(distiller, 3)
+    _, factors = distiller.balance.begin()
+    assert factors[1] == 1
+    assert 0 < factors[0] != 1

@@ -1,6 +1,7 @@
 """Factors of methods from the gradients that reach the student's outputs, so that no weight has to be tuned."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from crossdistill.backbones import Backbone
 from crossdistill.distributed import mean_detached
 from crossdistill.errors import UserError
-from crossdistill.methods.base import Method
+from crossdistill.methods.base import Method, TermGroup
 from crossdistill.types import BackboneOutput
 
 _MEMORY = 0.9
@@ -37,27 +38,30 @@ class _Measured(torch.autograd.Function):
 class Balance(nn.Module):
     """Factors such that the gradient of each method has a stated size relative to that of the task.
 
-    Sizes are norms of the gradients with respect to the student's embedding and logits, read in the backward pass that
-    is run anyway. The factor of a method is `target` divided by the running geometric mean of sqrt(r_e^2 + r_l^2), with
+    `targets` holds that size for each method, or None for a method whose factor is 1. Sizes are norms of the gradients
+    with respect to the student's embedding and logits, read in the backward pass that is run anyway. The factor of a
+    method is its target divided by the running geometric mean of sqrt(r_e^2 + r_l^2), with
     r_e and r_l its gradient relative to the task's on the embedding and on the logits. Buffers hold the mean, so a
     resumed run continues with it; over several processes the squared norms are averaged.
     """
 
+    targets: Tensor
     log_ratios: Tensor
     steps: Tensor
 
-    def __init__(self, methods: int, target: float) -> None:
+    def __init__(self, targets: Sequence[float | None]) -> None:
         super().__init__()
-        self.target = target
-        self.register_buffer("log_ratios", torch.zeros(methods))
+        self.register_buffer("targets", torch.tensor([target or 0.0 for target in targets]), persistent=False)
+        self.register_buffer("log_ratios", torch.zeros(len(targets)))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self._pending: tuple[Tensor, Tensor] | None = None
 
     def begin(self) -> tuple[Tensor, Tensor]:
         """Return the probe of a step, and the factors (M,) of the methods in it."""
         self.update()
-        known = self.target * torch.exp(-self.log_ratios)
+        known = self.targets * torch.exp(-self.log_ratios)
         factors = torch.where(self.steps > 0, known, torch.full_like(known, _FIRST_FACTOR))
+        factors = torch.where(self.targets > 0, factors, torch.ones_like(factors))
         probe = torch.zeros(len(self.log_ratios) + 2, 2, device=factors.device, requires_grad=torch.is_grad_enabled())
         self._pending = (probe, factors)
         return probe, factors
@@ -79,25 +83,41 @@ class Balance(nn.Module):
         usable = measured.isfinite()
         memory = torch.where(self.steps > 0, _MEMORY, 0.0)
         self.log_ratios.copy_(torch.where(usable, torch.lerp(measured, self.log_ratios, memory), self.log_ratios))
-        self.steps += usable.all().long()
+        self.steps += (usable | (self.targets == 0)).all().long()
 
 
-def check_balance(student: Backbone, method: Method, task_weight: float) -> None:
-    """Raise UserError where the gradients cannot be compared."""
+def make_balance(
+    balance: float | Literal["auto"] | None, student: Backbone, method: Method, task_weight: float
+) -> Balance | None:
+    """Make the balance of a method; None where no factor is measured.
+
+    With "auto" each method has its own default. Raises UserError where a number is given and the gradients cannot be
+    compared; "auto" then keeps the weights as they are.
+    """
+    problems = [_problem(group, student, task_weight) for group in method.groups()]
+    if balance is None:
+        return None
+    if balance == "auto":
+        targets = [None if bad else group.balance for bad, group in zip(problems, method.groups(), strict=True)]
+    elif any(problems):
+        raise UserError(f"{next(filter(None, problems))}; leave balance out")
+    else:
+        targets = [balance for _ in problems]
+    return Balance(targets) if any(targets) else None
+
+
+def _problem(group: TermGroup, student: Backbone, task_weight: float) -> str | None:
     if task_weight == 0:
-        raise UserError("balance compares each method with the task, but task_weight is 0; leave one of them out")
-    for group in method.groups():
-        reads = group.needs.student
-        if not (reads.logits or reads.embedding):
-            raise UserError(
-                f"balance compares gradients on the student's embedding and logits, but {group.method} reads neither; "
-                "leave balance out"
-            )
-        if reads.embedding and not student.classifies_embedding:
-            raise UserError(
-                f"the logits of {student.spec.name!r} are not computed from its embedding, so balance cannot read the "
-                "task's gradient on the embedding; leave balance out"
-            )
+        return "balance compares each method with the task, but task_weight is 0"
+    reads = group.needs.student
+    if not (reads.logits or reads.embedding):
+        return f"balance compares gradients on the student's embedding and logits, but {group.method} reads neither"
+    if reads.embedding and not student.classifies_embedding:
+        return (
+            f"the logits of {student.spec.name!r} are not computed from its embedding, so balance cannot read the "
+            "task's gradient on the embedding"
+        )
+    return None
 
 
 def watch_task(output: BackboneOutput, probe: Tensor) -> BackboneOutput:

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from crossdistill.backbones import Backbone
 from crossdistill.backbones.tail import Tail
-from crossdistill.balance import Balance, check_balance, watch_classifier, watch_method, watch_task
+from crossdistill.balance import make_balance, watch_classifier, watch_method, watch_task
 from crossdistill.config import OptimConfig
 from crossdistill.errors import UserError
 from crossdistill.methods import MethodChoice, choose_method
@@ -36,7 +36,7 @@ class Distiller(nn.Module):
         *,
         task: Classification | None = None,
         task_weight: float = 1.0,
-        balance: float | None = None,
+        balance: float | Literal["auto"] | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -45,10 +45,7 @@ class Distiller(nn.Module):
         self.task_weight = task_weight
         self.needs = Needs() if method is None else method.needs
         """What is read of the student's and of the teacher's output."""
-        self.balance: Balance | None = None
-        if balance is not None and method is not None:
-            check_balance(student, method, task_weight)
-            self.balance = Balance(len(method.groups()), balance)
+        self.balance = None if method is None else make_balance(balance, student, method, task_weight)
         # Inside a tuple it is not registered as a submodule.
         self._teacher = (teacher,)
 
@@ -193,7 +190,7 @@ def create_distiller(
     teacher_weights: TeacherWeights = None,
     task_weight: float = 1.0,
     label_smoothing: float = 0.0,
-    balance: float | None = None,
+    balance: float | Literal["auto"] | None = None,
 ) -> Distiller:
     """Build a distiller for a student and its teacher, or several teachers.
 
@@ -201,9 +198,9 @@ def create_distiller(
     method's, as a dict or as its options object (see `crossdistill methods NAME`), and of a sum a dict of these by
     method. (A `MethodChoice` stands for both.) Teachers are frozen in place; `teacher_weights` says how several
     are mixed (`Ensemble`). `task_weight` (>= 0) and `label_smoothing` (in [0, 1)) belong to the task loss. With
-    `balance` (> 0), each method gets a factor such that its gradient on the student's embedding and logits is that
-    many times the task's. Raises UserError for an unknown method or option, a missing teacher, or models that do not
-    fit together.
+    `balance` (> 0), each method gets a factor such that its gradient on the student's embedding and logits is that many
+    times the task's; "auto" does so for the methods that have a default for it. Raises UserError for an unknown method
+    or option, a missing teacher, or models that do not fit together.
     """
     teachers = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
     _check_models(student, teachers)

@@ -156,3 +156,28 @@ def test_the_window_fits_the_grid():
 
     chosen = {side: _window(side) for side in (1, 2, 4, 7, 8, 9, 12, 13, 14, 16, 28)}
     assert chosen == {1: 1, 2: 2, 4: 4, 7: 7, 8: 8, 9: 5, 12: 6, 13: 7, 14: 7, 16: 8, 28: 7}
+
+
+def test_a_ramp_lets_the_fused_network_learn_first(batch):
+    made = []
+    for ramp in (0, 2):
+        torch.manual_seed(0)
+        made.append(make("cnn", "plain_vit", ramp=ramp))
+    plain, ramped = made
+    for scale in (0.0, 0.5, 1.0, 1.0):
+        terms, slow = plain(*batch).terms, ramped(*batch).terms
+        for name, term in terms.items():
+            torch.testing.assert_close(slow[name], term * (scale if "transfer" in name else 1.0), msg=name)
+    assert int(ramped.state_dict()["method.steps"]) == 4
+    ramped.eval()(*batch)
+    assert int(ramped.method.steps) == 4
+
+
+def test_the_fused_network_may_learn_from_the_labels(batch):
+    distiller = make("cnn", "plain_vit", fused_task_weight=0.5)
+    step = distiller(*batch)
+    assert distiller.weights["fbt_fused_task"] == 0.5
+    step.terms["fbt_fused_task"].backward()
+    assert distiller.method.l2g.embed.weight.grad.any()
+    soft = torch.full((6, 5), 0.2)
+    assert distiller(batch[0], soft).terms["fbt_fused_task"].isfinite()

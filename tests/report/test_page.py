@@ -32,10 +32,18 @@ def groups(tmp_path):
 def test_means_spreads_and_gains(groups):
     table = comparison_table(groups)
     assert table.rows == [
-        ["teacher (t)", "80.00", "", "", "1", ""],
-        ["none", "42.00", "± 2.00", "", "3", "1,234"],
-        ["kd", "51.00", "± 1.00", "+9.00", "3", "1,234"],
+        ["teacher (t)", "80.00", "", "", "", "1", ""],
+        ["none", "42.00", "± 2.00", "", "", "3", "1,234"],
+        ["kd", "51.00", "± 1.00", "+9.00", "0.50", "3", "1,234"],
     ]
+
+
+def test_the_time_until_a_run_is_as_good_as_the_plain_one(tmp_path):
+    plain = [record(tmp_path, "none", seed, 40.0) for seed in (0, 1)]
+    runs = {top1: record(tmp_path, "kd", seed, top1) for seed, top1 in enumerate((40.5, 30.0))}
+    rows = comparison_table({"none": plain, "kd": list(runs.values()), "rsd": [runs[30.0]]}).rows
+    assert [row[4] for row in rows] == ["", "1.00 (1 of 2)", "never"]
+    assert comparison_table({"kd": [runs[40.5]]}).rows[0][4] == ""
 
 
 def test_a_teacher_without_scores_has_no_row(tmp_path):

@@ -1,6 +1,8 @@
 """Settings of optimiser, schedule and task loss."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from crossdistill.config.validation import (
     FractionBelowOne,
@@ -35,9 +37,9 @@ class OptimConfig:
     """Decay of an exponential moving average of the student, which is then validated and kept; null keeps none."""
     label_smoothing: FractionBelowOne = 0.0
     """Smoothing of the labels in the task loss."""
-    balance: OptionalPositive = None
-    """Size of each method's gradient relative to the task's, on the student's embedding and logits: the method's factor
-    is found from the gradients while training. The weights within a method keep their proportions. null uses the
-    weights as they are."""
+    balance: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] | Literal["auto"] | None = "auto"
+    """Size of each method's gradient relative to the task's, on the student's embedding and logits: the factor of the
+    method is found from the gradients while training, and weights within a method keep their proportions. "auto" does
+    so for the methods that have a default for it; null uses all weights as they are."""
     task_weight: NonNegative = 1.0
     """Factor of the task loss (cross entropy)."""

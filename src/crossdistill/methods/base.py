@@ -33,6 +33,8 @@ class Method(nn.Module):
     needs: Needs = Needs()
     """What is read of the two outputs: for the class with its default options, for an instance with its own."""
     weights: dict[str, float]
+    balance: ClassVar[float | None] = None
+    """Size of the method's gradient relative to the task's that `balance` "auto" uses; None keeps its weights."""
     borrowed: tuple[Tail, ...] = ()
     """Parts of the two models that the method runs itself. They stay unregistered; the distiller moves them."""
 
@@ -48,7 +50,7 @@ class Method(nn.Module):
 
     def groups(self) -> list["TermGroup"]:
         """Return the terms by the method that they belong to; only a sum of methods has several groups."""
-        return [TermGroup(type(self).__name__, self.needs, tuple(self.weights))]
+        return [TermGroup(type(self).__name__, self.needs, tuple(self.weights), self.balance)]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class TermGroup:
     method: str
     needs: Needs
     terms: tuple[str, ...]
+    balance: float | None
 
 
 def comparable(student: Tensor, teacher: Tensor, standardise: bool) -> tuple[Tensor, Tensor]:

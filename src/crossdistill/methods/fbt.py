@@ -14,7 +14,7 @@ from typing_extensions import override
 from crossdistill.backbones import Backbone
 from crossdistill.backbones.family import is_convolutional
 from crossdistill.backbones.tail import Tail
-from crossdistill.config.validation import AtLeastOne, NonNegative, PositiveInt, settings
+from crossdistill.config.validation import AtLeastOne, NonNegative, NonNegativeInt, PositiveInt, settings
 from crossdistill.errors import UserError
 from crossdistill.losses.infonce import info_nce_loss
 from crossdistill.losses.ofa import ofa_loss
@@ -55,6 +55,10 @@ class FBTOptions:
     """Width that embeddings are projected to for InfoNCE; >= 1 (not stated)."""
     detach: bool = True
     """Stop the gradient of L(fused, student) before the fused network (not stated)."""
+    ramp: NonNegativeInt = 0
+    """Training steps over which the factor of L(fused, student) rises from 0 to its value; 0 starts with it."""
+    fused_task_weight: NonNegative = 0.0
+    """Factor of the cross entropy of the fused network's logits with the labels; >= 0."""
     swin_block: bool = True
     """Whether a Swin block follows the patch embedding of the projector (L2G)."""
 
@@ -129,6 +133,8 @@ class FBT(Method):
         teacher=Reads(logits=True, embedding=True, stages=(_FRONT_STAGE,)),
     )
 
+    steps: Tensor | None
+
     def __init__(self, options: FBTOptions, student: Backbone, teacher: Backbone) -> None:
         super().__init__(options, student, teacher)
         self.options = options
@@ -136,6 +142,9 @@ class FBT(Method):
         for part in ("student", "fusion", "transfer"):
             for kind in kinds:
                 self.weights[f"fbt_{part}_{kind}"] = getattr(options, f"{part}_weight")
+        if options.fused_task_weight:
+            self.weights["fbt_fused_task"] = options.fused_task_weight
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long) if options.ramp else None)
         self.log_temperature = nn.Parameter(torch.tensor([math.log(options.temperature)])) if options.info_nce else None
         self.front_is_teacher = _front_is_teacher(options, student, teacher)
         front, back = (teacher, student) if self.front_is_teacher else (student, teacher)
@@ -180,11 +189,11 @@ class FBT(Method):
     @override
     def forward(self, student: BackboneOutput, teacher: BackboneOutput, targets: Tensor) -> dict[str, Tensor]:
         fused = self.fused(student, teacher)
-        guide = fused.map(Tensor.detach) if self.options.detach else fused
+        leading_fused = fused.map(Tensor.detach) if self.options.detach else fused
         pairs = {
             "student": (("teacher", teacher), ("student", student)),
             "fusion": (("teacher", teacher), ("fused", fused)),
-            "transfer": (("fused", guide), ("student", student)),
+            "transfer": (("fused", leading_fused), ("student", student)),
         }
         terms: dict[str, Tensor] = {}
         for part, ((leading_name, leading), (trailing_name, trailing)) in pairs.items():
@@ -197,7 +206,17 @@ class FBT(Method):
             if self.options.ofa:
                 logits = comparable(trailing.require_logits(), leading.require_logits(), self.options.standardise)
                 terms[f"fbt_{part}_ofa"] = ofa_loss(*logits, targets, eps=self.options.eps)
-        return terms
+        if self.options.fused_task_weight:
+            terms["fbt_fused_task"] = F.cross_entropy(fused.require_logits().float(), targets)
+        return self._ramped(terms)
+
+    def _ramped(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scale the terms of L(fused, student) down in the first steps of training."""
+        if self.steps is None or not self.training:
+            return terms
+        scale = (self.steps / self.options.ramp).clamp(max=1)
+        self.steps += 1
+        return {name: term * scale if name.startswith("fbt_transfer") else term for name, term in terms.items()}
 
     def _nce(self, trailing: Tensor, leading: Tensor) -> Tensor:
         one_way = info_nce_loss(trailing, leading, temperature=self.temperature)

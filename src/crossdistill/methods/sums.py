@@ -24,7 +24,6 @@ class SumOfMethods(Method):
     def __init__(self, parts: Mapping[str, Method]) -> None:
         nn.Module.__init__(self)
         self.parts = nn.ModuleDict(parts)
-        self._part_needs = {key: part.needs for key, part in parts.items()}
         self.needs = reduce(or_, (part.needs for part in parts.values()))
         self.borrowed = tuple(tail for part in parts.values() for tail in part.borrowed)
         self._names = {key: {term: _name(key, term, part) for term in part.weights} for key, part in parts.items()}
@@ -54,7 +53,11 @@ class SumOfMethods(Method):
     @override
     def groups(self) -> list[TermGroup]:
         """Return one group of terms for each method of the sum."""
-        return [TermGroup(key, self._part_needs[key], tuple(names.values())) for key, names in self._names.items()]
+        return [
+            TermGroup(key, part.needs, tuple(self._names[key].values()), part.balance)
+            for key, part in self.parts.items()
+            if isinstance(part, Method)
+        ]
 
 
 def _name(key: str, term: str, method: Method) -> str:

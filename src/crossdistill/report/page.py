@@ -13,6 +13,7 @@ from crossdistill.files import write_whole
 from crossdistill.report.plots import comparison, run_curves
 from crossdistill.report.records import RunRecord, read_run
 from crossdistill.report.tables import TextTable
+from crossdistill.tasks import Classification
 
 PAGE_NAME = "report.html"
 
@@ -69,7 +70,7 @@ def comparison_table(groups: dict[str, list[RunRecord]]) -> TextTable:
     rows = []
     taught = next((run for run in runs if "teacher" in run.metrics), None)
     if taught is not None and (top1 := teacher_top1(taught)) is not None:
-        rows.append([f"teacher ({taught.metrics['teacher']['name']})", f"{top1:.2f}", "", "", "1", ""])
+        rows.append([f"teacher ({taught.metrics['teacher']['name']})", f"{top1:.2f}", "", "", "", "1", ""])
     base = statistics.mean(run.top1 for run in groups["none"]) if "none" in groups else None
     for method, group in groups.items():
         tops = [run.top1 for run in group]
@@ -77,10 +78,32 @@ def comparison_table(groups: dict[str, list[RunRecord]]) -> TextTable:
         spread = f"± {statistics.stdev(tops):.2f}" if len(tops) > 1 else ""
         gain = "" if base is None or method == "none" else f"{mean - base:+.2f}"
         extra = f"{group[0].metrics['training']['training_only_parameters']:,}"
-        rows.append([method, f"{mean:.2f}", spread, gain, str(len(tops)), extra])
-    note = "± is the sample standard deviation over seeds; a gain smaller than it means little."
-    header = ["", "mean", "spread", "gain over none", "runs", "extra params"]
+        reached = "" if method == "none" else _reached(group, groups.get("none", []))
+        rows.append([method, f"{mean:.2f}", spread, gain, reached, str(len(tops)), extra])
+    note = (
+        "± is the sample standard deviation over seeds; a gain smaller than it means little. The time is the fraction of "
+        "the epochs after which a run has the best validation accuracy of none with the same seed, on average."
+    )
+    header = ["", "mean", "spread", "gain over none", "time to none", "runs", "extra params"]
     return TextTable("Top-1 on the test split, %", header, rows, note)
+
+
+def _reached(group: Sequence[RunRecord], plain: Sequence[RunRecord]) -> str:
+    """Describe when runs reach the best validation accuracy of the plain run with their seed."""
+    best = {run.metrics["seed"]: _validation(run) for run in plain}
+    fractions = []
+    pairs = [(run, best[run.metrics["seed"]]) for run in group if best.get(run.metrics["seed"])]
+    for run, curve in pairs:
+        target, epochs = max(value for _, value in curve), curve[-1][0]
+        fractions += [epoch / epochs for epoch, value in _validation(run) if value >= target][:1]
+    if not pairs or not fractions:
+        return "never" if pairs else ""
+    some = f" ({len(fractions)} of {len(pairs)})" if len(fractions) < len(pairs) else ""
+    return f"{statistics.mean(fractions):.2f}{some}"
+
+
+def _validation(run: RunRecord) -> Sequence[tuple[float, float]]:
+    return run.curves.get(Classification.monitor, [])
 
 
 def teacher_top1(run: RunRecord | None) -> float | None:
