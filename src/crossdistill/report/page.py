@@ -81,8 +81,8 @@ def comparison_table(groups: dict[str, list[RunRecord]]) -> TextTable:
         reached = "" if method == "none" else _reached(group, groups.get("none", []))
         rows.append([method, f"{mean:.2f}", spread, gain, reached, str(len(tops)), extra])
     note = (
-        "± is the sample standard deviation over seeds; a gain smaller than it means little. The time is the fraction of "
-        "the epochs after which a run has the best validation accuracy of none with the same seed, on average."
+        "± is the sample standard deviation over seeds; a gain smaller than it means little. The time is the fraction "
+        "of the epochs after which a run has the best validation accuracy of none with the same seed, on average."
     )
     header = ["", "mean", "spread", "gain over none", "time to none", "runs", "extra params"]
     return TextTable("Top-1 on the test split, %", header, rows, note)
