@@ -472,3 +472,35 @@ def test_nothing_that_a_command_writes_is_committed(capsys, tmp_path):
     status = subprocess.run(["git", "status", "--porcelain"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert not status.stdout
     assert (tmp_path / "cache" / "cache.json").exists()
+
+
+def test_a_teacher_of_other_classes(capsys, tmp_path):
+    """Its embedding teaches, live and from the cache; its logits do not; its body can be trained on."""
+    from safetensors.torch import save_file
+
+    from crossdistill import create_backbone
+
+    weights = tmp_path / "seven.safetensors"
+    save_file(dict(create_backbone("test_resnet", 7, 32, in_chans=1).model.state_dict()), weights)
+    given = ["--teacher", "test_resnet", "--teacher-checkpoint", weights]
+    for cache in ("off", tmp_path / "cache"):
+        out = tmp_path / f"run-{Path(cache).name}"
+        words = ["fit", *TINY, *given, "--epochs", "1", "--method", "rsd", "--cache", cache, "--out", out]
+        code, shown, progress = run(capsys, *words)
+        assert code == 0
+        assert "its accuracy is not known ('test_resnet' has 7 classes, not those of the data)" in progress
+        assert "teacher (" not in shown
+    assert json.loads((tmp_path / "cache" / "cache.json").read_text())["format"]["classes"] == 0
+    code, _, err = run(capsys, "fit", *TINY, *given, "--method", "kd", "--out", tmp_path / "kd")
+    assert code == 2
+    assert "method 'kd' reads the teacher's logits, but 'test_resnet' has 7 classes, the student 10" in err
+    train = ["teacher", *TINY[2:], *given, "--epochs", "1", "--out", tmp_path / "teacher"]
+    code, _, err = run(capsys, *train)
+    assert code == 2
+    assert "all but the classifier fits: new_head=True (--model.new-head true) trains a new one" in err
+    assert run(capsys, *train, "--model.new-head", "true")[0] == 0
+    code, shown, _ = run(
+        capsys, "fit", *TINY, "--epochs", "1", "--method", "kd", "--trust-teacher", "true",
+        "--teacher-checkpoint", tmp_path / "teacher", "--out", tmp_path / "kd",
+    )  # fmt: skip
+    assert (code, "teacher (test_resnet)" in shown) == (0, True)

@@ -1,6 +1,7 @@
 """Build a `Backbone` from a name."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -9,15 +10,19 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
 from crossdistill.backbones.args import WEIGHTS_FILE, BackboneArgs, read_args
 from crossdistill.backbones.base import Backbone
 from crossdistill.backbones.checkpoint import load_weights
+from crossdistill.backbones.classifier import classifier_names, pretrained_classes, stored_classes
 from crossdistill.backbones.hooked_backbone import HookedBackbone
 from crossdistill.backbones.networks import OTHER_SIZE, build_other, build_timm
 from crossdistill.backbones.timm_backbone import TimmBackbone
 from crossdistill.config.validation import validated
 from crossdistill.errors import UserError, first_line, unknown
+
+_log = logging.getLogger(__name__)
 
 
 def create_backbone(
@@ -30,6 +35,7 @@ def create_backbone(
     *,
     small_images: bool = False,
     stages: Sequence[str] | None = None,
+    new_head: bool = False,
     **model_args: Any,
 ) -> Backbone:
     """Build any image network as a `Backbone`.
@@ -38,8 +44,9 @@ def create_backbone(
     those of num_classes, in_chans and img_size that it accepts are passed). `num_classes` 0 builds a network without a
     classifier. `img_size` in pixels (None: the model's own); `checkpoint` a safetensors or torch file, or the folder of
     a finished run; `small_images` builds a convolutional network without early strides and a transformer with a small
-    patch size; `stages` names four modules where they cannot be found; `model_args` go to the model's constructor.
-    Raises UserError for an unknown name and for a model or checkpoint that does not fit.
+    patch size; `stages` names four modules where they cannot be found; `new_head` loads all weights of the checkpoint
+    but those of the classifier, which is trained anew; `model_args` go to the model's constructor. Raises UserError for
+    an unknown name and for a model or checkpoint that does not fit.
     """
     given = dict(
         name=name,
@@ -54,11 +61,7 @@ def create_backbone(
     own = name.startswith("torchvision:") or (":" in name and not name.startswith(("hf-hub:", "local-dir:")))
     model, size = (build_other if own else build_timm)(args, pretrained)
     if checkpoint is not None:
-        path = Path(checkpoint)
-        if path.is_dir():
-            _check_args(args, path)
-            path = path / WEIGHTS_FILE
-        load_weights(model, path)
+        _load(model, Path(checkpoint), args, size, new_head)
     backbone: Backbone
     if stages is not None or (":" in name and not hasattr(model, "forward_intermediates")):
         backbone = HookedBackbone(model, name, size, in_chans, num_classes, stages)
@@ -66,6 +69,45 @@ def create_backbone(
         backbone = TimmBackbone(model, name, size, in_chans)
     backbone.args = replace(args, img_size=size)
     return backbone
+
+
+def _load(model: nn.Module, path: Path, args: BackboneArgs, size: int, new_head: bool) -> None:
+    if path.is_dir():
+        _check_args(args, path)
+        path = path / WEIGHTS_FILE
+    heads: tuple[str, ...] = ()
+    if new_head and args.num_classes:
+        heads = classifier_names(model, args.num_classes, args.in_chans, size)
+        _log.warning("%s: new classifier (%s) with %d classes", args.name, ", ".join(heads), args.num_classes)
+    try:
+        load_weights(model, path, without=heads)
+    except UserError as error:
+        if heads or not args.num_classes or not _fits_without_head(model, path, args, size):
+            raise
+        raise UserError(
+            f"{error}; all but the classifier fits: new_head=True (--model.new-head true) trains a new one"
+        ) from error
+
+
+def _fits_without_head(model: nn.Module, path: Path, args: BackboneArgs, size: int) -> bool:
+    try:
+        load_weights(model, path, without=classifier_names(model, args.num_classes, args.in_chans, size))
+    except UserError:
+        return False
+    return True
+
+
+def classes_of_weights(
+    name: str, img_size: int | None = None, in_chans: int = 3, checkpoint: str | Path | None = None, **arguments: Any
+) -> int | None:
+    """Return the classes of a model's pretrained weights, or of those in a file; 0 without a classifier.
+
+    None where pretrained weights do not state them. Raises UserError for a name or a file that cannot be read.
+    """
+    if checkpoint is None:
+        return pretrained_classes(name)
+    backbone = outline(name, 1, img_size, in_chans=in_chans, **arguments)
+    return stored_classes(backbone.model, checkpoint, in_chans, backbone.img_size)
 
 
 def from_args(args: BackboneArgs, checkpoint: str | Path | None = None) -> Backbone:

@@ -1,5 +1,6 @@
 """Load weights from a file into a model: all of them, or an error that names the keys."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def load_weights(model: nn.Module, path: Path, prefix: str | None = None) -> None:
-    """Load a checkpoint file into `model`, all of its weights.
+def load_weights(model: nn.Module, path: Path, prefix: str | None = None, without: Sequence[str] = ()) -> None:
+    """Load a checkpoint file into `model`, all of its weights but those of the modules named in `without`.
 
     With `prefix`, the weights are those whose names begin with it. Without, a prefix that wrappers put before the names
     (`module.`, `model.`, ...) is found from the names themselves, and weights under other prefixes are ignored. Raises
     UserError for keys that are missing, not expected or of another shape.
     """
-    expected = model.state_dict()
+    kept = {name: value for name, value in model.state_dict().items() if _inside(name, without)}
+    expected = {name: value for name, value in model.state_dict().items() if name not in kept}
     stored = read_weights(path)
-    found = _without_prefix(stored, expected) if prefix is None else _under(stored, prefix)
+    found = matching_weights(stored, expected) if prefix is None else _under(stored, prefix)
+    found = {name: value for name, value in found.items() if not _inside(name, without)}
     missing = [k for k in expected if k not in found]
     surplus = [k for k in found if k not in expected]
     shapes = [
@@ -62,14 +65,19 @@ def load_weights(model: nn.Module, path: Path, prefix: str | None = None) -> Non
     ]
     if problems:
         raise UserError(f"checkpoint {str(path)!r} does not fit the model; " + "; ".join(problems))
-    model.load_state_dict(found)
+    model.load_state_dict({**kept, **found})
+
+
+def _inside(name: str, modules: Sequence[str]) -> bool:
+    return any(name.startswith(f"{module}.") for module in modules)
 
 
 def _under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
 
 
-def _without_prefix(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+def matching_weights(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights under the prefix that fits the expected names best, without the prefix."""
     cleaned = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}
     if any(key in expected for key in cleaned):
         return cleaned

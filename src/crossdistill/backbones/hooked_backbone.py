@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from crossdistill.backbones._probe import Call, evaluating, probe_images, record
 from crossdistill.backbones.base import Backbone, read_spec
+from crossdistill.backbones.classifier import is_classifier
 from crossdistill.backbones.stages import STAGES, choose_stages, proportional_cuts
 from crossdistill.errors import UserError, first_line, unknown
 from crossdistill.types import BackboneOutput
@@ -151,13 +152,6 @@ def _find_classifier(calls: list[Call[Shape | None]], name: str, num_classes: in
         f"model {name!r} has no Linear or 1x1 Conv2d with {num_classes} outputs, so its embedding cannot be read; end "
         "it with one"
     )
-
-
-def is_classifier(module: nn.Module, num_classes: int) -> bool:
-    """Return whether a layer can be a classifier of so many classes."""
-    if isinstance(module, nn.Linear):
-        return module.out_features == num_classes
-    return isinstance(module, nn.Conv2d) and module.out_channels == num_classes and module.kernel_size == (1, 1)
 
 
 def _find_stages(calls: list[Call[Shape | None]]) -> tuple[str, ...]:

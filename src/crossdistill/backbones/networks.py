@@ -11,9 +11,8 @@ import torch
 import torchvision
 from torch import nn
 
-from crossdistill.backbones._probe import probe_images, record
 from crossdistill.backbones.args import BackboneArgs
-from crossdistill.backbones.hooked_backbone import is_classifier
+from crossdistill.backbones.classifier import classifier_names
 from crossdistill.backbones.small_stem import SMALL_STEM, remove_strides, strided_modules
 from crossdistill.errors import UserError, unknown
 
@@ -112,10 +111,8 @@ def _torchvision_model(args: BackboneArgs, pretrained: bool) -> nn.Module:
 
 def _remove_classifier(model: nn.Module, img_size: int) -> None:
     """Replace the classifier, the last layer with torchvision's number of classes, by an identity."""
-    images = probe_images(model, 3, img_size)
-    calls, _ = record(model, lambda: model(images), lambda inputs, output: None)
-    name = next(call.name for call in reversed(calls) if is_classifier(call.module, _TORCHVISION_CLASSES))
-    model.set_submodule(name, nn.Identity())
+    for name in classifier_names(model, _TORCHVISION_CLASSES, 3, img_size):
+        model.set_submodule(name, nn.Identity())
 
 
 def _own_model(args: BackboneArgs, img_size: int) -> nn.Module:

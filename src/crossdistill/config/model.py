@@ -55,6 +55,9 @@ class ModelConfig:
     """Use the pretrained weights of timm or torchvision for the teacher."""
     student_checkpoint: str | None = None
     """Weights file or finished run the student starts from."""
+    new_head: bool = False
+    """Leave out the classifier of student_checkpoint and train a new one, for data with other classes; the command
+    `teacher` does so with teacher_checkpoint."""
     student_args: _Arguments = field(default_factory=dict)
     """Arguments of the student's constructor, e.g. {drop_path_rate: 0.1}."""
     teacher_args: _Arguments = field(default_factory=dict)
@@ -63,7 +66,7 @@ class ModelConfig:
     """Side in pixels of the teacher's input, or a list for several; null uses img_size where that is given or the
     images are small, else the teacher's own. A finished run knows its own."""
     teacher_classes: OptionalNonNegativeInt = None
-    """Classes of the teacher's classifier; 0 builds it without one, null uses those of the data."""
+    """Classes of the teacher's classifier; 0 builds it without one, null uses those of its weights, or of the data."""
     student_stages: list[str] | None = None
     """Four module names, shallow to deep, where the student's stages cannot be found."""
     teacher_stages: list[str] | None = None

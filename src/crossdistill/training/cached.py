@@ -36,13 +36,18 @@ _LEAST_IMAGES, _MOST_IMAGES = 64, 8192
 
 
 def stored_format(
-    teacher: Teacher, images: int, reads: Sequence[Reads], *, top_k: int | None, dtype: str
+    teacher: Teacher, classes: int, images: int, reads: Sequence[Reads], *, top_k: int | None, dtype: str
 ) -> CacheFormat:
-    """Decide what to store for methods that read this of the teacher: always embedding and logits, and stage maps."""
+    """Decide what to store for methods that read this of the teacher.
+
+    The embedding always; stage maps that are read; logits unless the teacher has other classes than the student's
+    `classes`, which no method can read.
+    """
     stages = sorted({stage for read in reads for stage in read.stages})
     shapes = tuple((stage, shape) for stage, shape in zip(stages, _stage_shapes(teacher, stages), strict=True))
     spec = teacher.spec
-    fmt = CacheFormat(images, spec.embedding_dim, spec.num_classes, top_k, shapes, dtype)
+    stored = spec.num_classes if spec.num_classes == classes else 0
+    fmt = CacheFormat(images, spec.embedding_dim, stored, top_k if stored else None, shapes, dtype)
     return replace(fmt, shard_images=min(_MOST_IMAGES, max(_LEAST_IMAGES, _SHARD_BYTES // fmt.row.itemsize)))
 
 
@@ -85,7 +90,8 @@ def prepare_cache(
         precision=config.engine.precision,
     )
     reads = [distiller.needs.teacher, *reads]
-    fmt = stored_format(teacher, len(images), reads, top_k=config.cache_top_k, dtype=config.cache_dtype)
+    classes = distiller.student.spec.num_classes
+    fmt = stored_format(teacher, classes, len(images), reads, top_k=config.cache_top_k, dtype=config.cache_dtype)
     folder = _folder(config.cache, Path(config.data).name, teacher, fmt, record)
     if (folder / MANIFEST).exists():
         check_fits(folder, fmt, record)

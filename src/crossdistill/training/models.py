@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -10,6 +11,7 @@ from timm.optim import get_optimizer_info, list_optimizers
 
 from crossdistill.backbones import Backbone, create_backbone, load_backbone
 from crossdistill.backbones.args import read_class_names
+from crossdistill.backbones.build import classes_of_weights
 from crossdistill.config import ModelConfig, RunConfig
 from crossdistill.data import ImageData
 from crossdistill.data.classes import check_class_order
@@ -89,6 +91,7 @@ def build_student(name: str, model: ModelConfig, img_size: int | None, data: Ima
         checkpoint=model.student_checkpoint,
         small_images=model.stem == "small",
         stages=model.student_stages,
+        new_head=model.new_head,
         **model.student_args,
     )
 
@@ -139,17 +142,20 @@ def _build_teacher(
 ) -> Backbone:
     if name is None:
         raise UserError(f"teacher_checkpoint {checkpoint!r} is not the folder of a run; name its model with --teacher")
-    return create_backbone(
-        name,
-        num_classes=data.num_classes if model.teacher_classes is None else model.teacher_classes,
+    built: dict[str, Any] = dict(
         in_chans=data.channels,
         img_size=img_size,
-        pretrained=model.teacher_pretrained,
         checkpoint=checkpoint,
         small_images=model.teacher_stem == "small",
         stages=model.teacher_stages,
         **model.teacher_args,
     )
+    classes = model.teacher_classes
+    if classes is None and (model.teacher_pretrained or checkpoint is not None):
+        # A classifier of other classes would be new, and teach noise.
+        classes = classes_of_weights(name, **built)
+    classes = data.num_classes if classes is None else classes
+    return create_backbone(name, classes, pretrained=model.teacher_pretrained, **built)
 
 
 def report_teacher_accuracy(
@@ -160,12 +166,13 @@ def report_teacher_accuracy(
         return
     student = distiller.student
     loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, student.img_size, config.loader)
+    plain: dict[str, Any] = dict(highlight=False, markup=False, soft_wrap=True)
     for member in distiller.teacher.members:
         name = member.spec.name
         if member.spec.num_classes != data.num_classes:
             kind = f"{member.backbone.classes_in_words()}, not those of the data"
-            console.print(f"teacher {name}: its accuracy is not known ({kind})", highlight=False, markup=False)
+            console.print(f"teacher {name}: its accuracy is not known ({kind})", **plain)
             continue
         reads_logits = distiller.needs.teacher.logits
         accuracy = check_teacher(member.to(device), loader, trust=config.trust_teacher, reads_logits=reads_logits)
-        console.print(f"teacher {name}: {100 * accuracy:.1f}% on held-out images", highlight=False, markup=False)
+        console.print(f"teacher {name}: {100 * accuracy:.1f}% on held-out images", **plain)
