@@ -504,3 +504,46 @@ def test_a_teacher_of_other_classes(capsys, tmp_path):
         "--teacher-checkpoint", tmp_path / "teacher", "--out", tmp_path / "kd",
     )  # fmt: skip
     assert (code, "teacher (test_resnet)" in shown) == (0, True)
+
+
+def test_a_probed_teacher_and_the_scores_of_embeddings(capsys, tmp_path, teacher_folder):
+    """A body without a classifier gets one in a single pass, and every method works with it."""
+    from safetensors.torch import save_file
+
+    from crossdistill import create_backbone, load_backbone
+
+    body = create_backbone("test_resnet", 0, 32, in_chans=1)
+    trained = load_backbone(teacher_folder).model.state_dict()
+    body.model.load_state_dict({name: trained[name] for name in body.model.state_dict()})
+    weights = tmp_path / "body.safetensors"
+    save_file(dict(body.model.state_dict()), weights)
+    common = ["--data", "digits", "--img-size", "32", "--model.stem", "native", "--augment.hflip", "0"]
+    common += ["--engine.accelerator", "cpu", "--engine.threads", "1"]
+    given = ["--teacher", "test_resnet", "--teacher-checkpoint", weights, "--out", tmp_path / "probed"]
+    code, shown, progress = run(capsys, "teacher", "--probe", *common, *given, "--loader.views", "1")
+    assert code == 0
+    assert "on the validation split" in progress
+    metrics = json.loads((tmp_path / "probed" / "metrics.json").read_text())
+    fine_tuned = json.loads((teacher_folder / "metrics.json").read_text())
+    assert metrics["student"]["test"]["top1"] > fine_tuned["student"]["test"]["top1"] - 3
+    kept = load_backbone(tmp_path / "probed").model.state_dict()
+    assert all(torch_equal(kept[name], value) for name, value in body.model.state_dict().items())
+    words = ["fit", *TINY, "--epochs", "1", "--method", "kd", "--teacher-checkpoint", tmp_path / "probed"]
+    code, shown, _ = run(capsys, *words, "--out", tmp_path / "kd")
+    assert (code, "teacher (test_resnet)" in shown) == (0, True)
+    code, shown, _ = run(capsys, "eval", teacher_folder, "--knn", "--linear-probe", "--json")
+    scores = json.loads(shown)
+    assert code == 0
+    assert min(scores["knn"], scores["linear_probe"], scores["top1"]) > 85
+    code, shown, _ = run(capsys, "eval", "test_resnet", "--checkpoint", weights, *common, "--knn")
+    assert (code, "nearest neighbours, %" in shown, "top-1" in shown) == (0, True, False)
+    code, _, err = run(capsys, "eval", "test_resnet", "--checkpoint", weights, *common)
+    assert (code, "the model has 0 classes" in err) == (2, True)
+    code, _, err = run(capsys, "eval", teacher_folder, "--linear-probe", "--split", "val")
+    assert (code, "cannot score it" in err) == (2, True)
+
+
+def torch_equal(one, other):
+    import torch
+
+    return torch.equal(one, other)

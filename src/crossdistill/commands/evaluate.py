@@ -31,7 +31,8 @@ def run(argv: Sequence[str]) -> int:
     from crossdistill.report.tables import show
     from crossdistill.training.score import score
 
-    scores = score(made.scored, config, split=made.split, checkpoint=made.checkpoint)
+    probes = [name for name in ("knn", "linear_probe") if made[name]]
+    scores = score(made.scored, config, split=made.split, checkpoint=made.checkpoint, probes=probes)
     if made.json:
         print(json.dumps(scores, indent=2))
     else:
@@ -44,6 +45,10 @@ def _parser() -> RunParser:
     parser.add_argument("scored", metavar="MODEL", type=str, help="Folder of a finished run, or a model's name.")
     parser.add_argument("--split", type=str, default="test", help="train, val or test.")
     parser.add_argument("--checkpoint", type=str | None, default=None, help="Weights of a model given by name.")
+    parser.add_argument("--knn", action="store_true", help="Score the embedding by its 20 nearest neighbours as well.")
+    parser.add_argument(
+        "--linear_probe", action="store_true", help="Score the embedding by a linear classifier fitted on it as well."
+    )
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     return parser
 

@@ -123,6 +123,7 @@ def run_table(run: RunRecord) -> TextTable:
 def accuracy_table(models: Sequence[tuple[str, Mapping[str, Any]]], split: str = "test") -> TextTable:
     """Make the table of scores of models on a split, each with its role."""
     columns = [("top1", "top-1, %"), ("top5", "top-5, %"), ("loss", "loss, nats"), ("ece", "calibration error, %")]
+    columns += [("knn", "nearest neighbours, %"), ("linear_probe", "linear probe, %")]
     columns = [(key, name) for key, name in columns if key in models[0][1]["test"]]
     rows = [[f"{role} ({m['name']})", *(f"{m['test'][key]:.2f}" for key, _ in columns)] for role, m in models]
     return TextTable(f"On the {split} split", ["", *(name for _, name in columns)], rows)

@@ -1,35 +1,63 @@
 """Score a model that exists."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from crossdistill.backbones import Backbone, load_backbone
+from crossdistill.backbones import Backbone, create_backbone, load_backbone
 from crossdistill.backbones.args import read_class_names
+from crossdistill.backbones.build import classes_of_weights
 from crossdistill.config import RunConfig
-from crossdistill.data import ImageData, load_data
+from crossdistill.data import ImageData, Images, load_data
 from crossdistill.data.classes import check_class_order
 from crossdistill.data.loaders import evaluation_loader
 from crossdistill.data.transforms import eval_transform
 from crossdistill.errors import UserError, unknown
 from crossdistill.evaluation.accuracy import evaluate
+from crossdistill.evaluation.embedding import embed, fit_probe, knn_accuracy
 from crossdistill.methods import NONE, choose_method
 from crossdistill.training.engine import choose_device, set_threads
 from crossdistill.training.inputs import decide
-from crossdistill.training.models import build_student
 
 
-def score(model: str, config: RunConfig, *, split: str, checkpoint: str | None) -> dict[str, float]:
-    """Score a finished run, or a model by name with a checkpoint, on one split of the data. Raises UserError."""
+def score(
+    model: str, config: RunConfig, *, split: str, checkpoint: str | None, probes: Sequence[str] = ()
+) -> dict[str, float]:
+    """Score a finished run, or a model by name with a checkpoint, on one split of the data.
+
+    `probes` are ways to score the embedding by the training split: "knn" and "linear_probe". With them a model may have
+    other classes, or no classifier. Raises UserError.
+    """
     if split not in ("train", "val", "test"):
         raise unknown("split", split, ("train", "val", "test"))
+    if probes and split == "train":
+        raise UserError("--knn and --linear-probe learn from the training split, so they cannot score it")
+    if "linear_probe" in probes and split == "val":
+        raise UserError("--linear-probe chooses its regularisation on the validation split, so it cannot score it")
     backbone, data = _load(model, config, checkpoint)
-    if backbone.spec.num_classes != data.num_classes:
+    classified = backbone.spec.num_classes == data.num_classes
+    if not classified and not probes:
         raise UserError(f"the model has {backbone.spec.num_classes} classes, {config.data!r} has {data.num_classes}")
-    images = {"train": data.train, "val": data.val, "test": data.test}[split]
     transform = eval_transform(config.augment, backbone.spec, backbone.img_size)
-    loader = evaluation_loader(images, transform, config.loader.batch_size, workers=config.loader.workers)
     device = choose_device(config.engine)
-    return evaluate(backbone.to(device).eval(), loader, data.num_classes, device)
+    backbone.to(device).eval()
+
+    def loader(images: Images) -> Iterable[Any]:
+        return evaluation_loader(images, transform, config.loader.batch_size, workers=config.loader.workers)
+
+    images = {"train": data.train, "val": data.val, "test": data.test}[split]
+    scores: dict[str, float] = {"images": len(images)}
+    if classified:
+        scores = evaluate(backbone, loader(images), data.num_classes, device)
+    if probes:
+        train, scored = (embed(backbone, loader(part), device) for part in (data.train, images))
+        if "knn" in probes:
+            scores["knn"] = knn_accuracy(train, scored)
+        if "linear_probe" in probes:
+            val = embed(backbone, loader(data.val), device)
+            scores["linear_probe"] = fit_probe(train, val, data.num_classes).accuracy(scored)
+    return scores
 
 
 def _load(model: str, config: RunConfig, checkpoint: str | None) -> tuple[Backbone, ImageData]:
@@ -41,8 +69,14 @@ def _load(model: str, config: RunConfig, checkpoint: str | None) -> tuple[Backbo
         return backbone, data
     if checkpoint is None:
         raise UserError(f"{model!r} is not the folder of a run; a model by name needs --checkpoint FILE")
-    settings = replace(config.model, student_checkpoint=checkpoint)
-    by_name = replace(config, student=model, model=settings, method=NONE, options={}, teacher=None)
+    by_name = replace(config, student=model, method=NONE, options={}, teacher=None)
     data = load_data(config.data, config.loader)
     decided, _ = decide(by_name, choose_method(NONE), data)
-    return build_student(model, decided.model, decided.img_size, data), data
+    built: dict[str, Any] = dict(
+        img_size=decided.img_size,
+        in_chans=data.channels,
+        checkpoint=checkpoint,
+        small_images=decided.model.stem == "small",
+        **decided.model.student_args,
+    )
+    return create_backbone(model, classes_of_weights(model, **built) or 0, **built), data

@@ -1,0 +1,100 @@
+"""What an embedding knows: nearest neighbours and linear classifiers on it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from crossdistill.backbones import Backbone
+from crossdistill.errors import UserError
+
+_NEIGHBOURS = 20
+_TEMPERATURE = 0.07
+_PENALTIES = tuple(float(c) for c in np.logspace(-5, 2, 8))
+"""Inverse regularisation strengths that are tried, for standardised features."""
+_ITERATIONS = 1000
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings (N, D) in float32 and class numbers (N,) of some images."""
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    def __add__(self, other: "Embedded") -> "Embedded":
+        return Embedded(np.concatenate([self.features, other.features]), np.concatenate([self.labels, other.labels]))
+
+
+@torch.inference_mode()
+def embed(backbone: Backbone, batches: Iterable[Any], device: torch.device | str = "cpu") -> Embedded:
+    """Run a backbone, in eval mode, on batches of (images, targets, ...) and collect its embeddings."""
+    features, labels = [], []
+    for batch in batches:
+        features.append(backbone(batch[0].to(device)).embedding.float().cpu().numpy())
+        labels.append(np.asarray(batch[1]))
+    return Embedded(np.concatenate(features), np.concatenate(labels).astype(np.int64))
+
+
+def knn_accuracy(train: Embedded, test: Embedded) -> float:
+    """Return the top-1 accuracy, percent, of the 20 nearest neighbours by cosine, each weighted by exp(cosine / 0.07).
+
+    The protocol of DINO (arXiv 2104.14294).
+    """
+    neighbours = KNeighborsClassifier(
+        min(_NEIGHBOURS, len(train.labels)), metric="cosine", weights=lambda d: np.exp((1 - d) / _TEMPERATURE)
+    )
+    return 100 * float(neighbours.fit(train.features, train.labels).score(test.features, test.labels))
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A linear classifier of embeddings: logits = features @ weight.T + bias."""
+
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    penalty: float
+    """Inverse strength of the regularisation (scikit-learn's C) that the validation images chose."""
+
+    def accuracy(self, images: Embedded) -> float:
+        """Return the top-1 accuracy, percent."""
+        predicted = (images.features @ self.weight.T + self.bias).argmax(axis=1)
+        return 100 * float((predicted == images.labels).mean())
+
+
+def fit_probe(train: Embedded, val: Embedded, num_classes: int) -> LinearProbe:
+    """Fit a logistic regression on standardised embeddings; the validation accuracy chooses the regularisation.
+
+    Raises UserError for a class without training images.
+    """
+    missing = sorted(set(range(num_classes)) - set(train.labels.tolist()))
+    if missing:
+        raise UserError(f"class {missing[0]} has no training images, so no classifier can be fitted")
+    scaler = StandardScaler().fit(train.features)
+    scaled = scaler.transform(train.features)
+    best: tuple[float, LinearProbe] | None = None
+    for penalty in _PENALTIES:
+        fitted = LogisticRegression(C=penalty, max_iter=_ITERATIONS).fit(scaled, train.labels)
+        probe = _unscaled(fitted, scaler, penalty)
+        accuracy = probe.accuracy(val)
+        # Of equal ones, the stronger regularisation.
+        if best is None or accuracy > best[0]:
+            best = accuracy, probe
+    assert best is not None
+    return best[1]
+
+
+def _unscaled(fitted: LogisticRegression, scaler: StandardScaler, penalty: float) -> LinearProbe:
+    """Return the classifier of the embeddings before they were standardised."""
+    weight, bias = fitted.coef_, fitted.intercept_
+    if len(weight) == 1:
+        # Of two classes scikit-learn fits the difference of the logits.
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight = weight / scaler.scale_
+    return LinearProbe(weight, bias - weight @ scaler.mean_, penalty)

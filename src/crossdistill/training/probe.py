@@ -1,0 +1,116 @@
+"""`crossdistill teacher --probe`: a linear classifier on the frozen embeddings of a model, as a teacher's run."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+from torch.utils.data import DataLoader
+
+from crossdistill.backbones import Backbone
+from crossdistill.backbones.classifier import classifier_names
+from crossdistill.config import RunConfig
+from crossdistill.data import ImageData, load_data
+from crossdistill.data.loaders import evaluation_loader, unchanged
+from crossdistill.data.transforms import eval_transform
+from crossdistill.errors import UserError
+from crossdistill.evaluation.accuracy import evaluate
+from crossdistill.evaluation.embedding import Embedded, LinearProbe, embed, fit_probe
+from crossdistill.evaluation.samples import save_samples
+from crossdistill.export.timm_folder import save_student
+from crossdistill.files import write_whole
+from crossdistill.methods import NONE, choose_method
+from crossdistill.report.page import write_run_page
+from crossdistill.training.engine import choose_device, set_threads
+from crossdistill.training.finish import describe
+from crossdistill.training.inputs import decide, digests, make_views
+from crossdistill.training.models import build_student
+from crossdistill.training.run_folder import METRICS_NAME, check_folder, default_out, start_folder
+
+
+def probe_teacher(config: RunConfig, console: Console) -> Path:
+    """Fit a classifier on frozen embeddings and write the model as a finished run; returns its folder.
+
+    `config` is that of a teacher's run. The classifier sees the training images as evaluation does, and in as many
+    augmented views as loader.views asks for. Raises UserError for bad input.
+    """
+    out = Path(config.out) if config.out else default_out(config)
+    check_folder(out, resume=False)
+    set_threads(config.engine)
+    data = load_data(config.data, config.loader)
+    views = config.loader.views or 0
+    config, _ = decide(replace(config, model=replace(config.model, new_head=True)), choose_method(NONE), data)
+    assert config.img_size is not None
+    backbone = build_student(config.student, config.model, config.img_size, data)
+    if not backbone.classifies_embedding:
+        raise UserError(
+            f"the logits of {config.student!r} are not computed from its embedding; train it without --probe"
+        )
+    device = choose_device(config.engine)
+    start = time.perf_counter()
+    probe = _fit(config, data, backbone.to(device).eval(), views, device, console)
+    _set_classifier(backbone, probe, data)
+    seconds = time.perf_counter() - start
+    start_folder(config, digests(config, data), out, 1, resume=False)
+    _finish(config, data, backbone, device, seconds, out)
+    return out
+
+
+def _fit(
+    config: RunConfig, data: ImageData, backbone: Backbone, views: int, device: torch.device, console: Console
+) -> LinearProbe:
+    transform = eval_transform(config.augment, backbone.spec, backbone.img_size)
+    splits: list[Embedded] = []
+    for split in (data.train, data.val):
+        loader = evaluation_loader(split, transform, config.loader.batch_size, workers=config.loader.workers)
+        splits.append(embed(backbone, loader, device))
+    train, val = splits
+    augmented, _ = make_views(config.loader, config.augment, config.seed, data, backbone, device)
+    for view in range(views):
+        console.print(f"view {view + 1} of {views}", highlight=False)
+        keys = [(index, view) for index in range(len(data.train))]
+        train += embed(
+            backbone, DataLoader(augmented, config.loader.batch_size, sampler=keys, collate_fn=unchanged), device
+        )
+    probe = fit_probe(train, val, data.num_classes)
+    console.print(
+        f"probe: {len(train.labels)} embeddings of {train.features.shape[1]} dimensions, C {probe.penalty:g}, "
+        f"{probe.accuracy(val):.2f}% on the validation split",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return probe
+
+
+def _set_classifier(backbone: Backbone, probe: LinearProbe, data: ImageData) -> None:
+    (name,) = classifier_names(backbone.model, data.num_classes, data.channels, backbone.img_size)
+    layer = backbone.model.get_submodule(name)
+    if not isinstance(layer, nn.Linear | nn.Conv2d) or layer.bias is None:
+        raise UserError(f"the classifier of {backbone.spec.name!r} is not a linear layer with a bias")
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(probe.weight).view_as(layer.weight))
+        layer.bias.copy_(torch.from_numpy(probe.bias))
+
+
+def _finish(
+    config: RunConfig, data: ImageData, backbone: Backbone, device: torch.device, seconds: float, out: Path
+) -> None:
+    save_student(backbone, out, data.class_names)
+    transform = eval_transform(config.augment, backbone.spec, backbone.img_size)
+    loader = evaluation_loader(data.test, transform, config.loader.batch_size, workers=config.loader.workers)
+    training: dict[str, Any] = {"seconds": seconds, "epochs": 0, "training_only_parameters": 0, "global_batch": 0}
+    metrics = {
+        "role": config.role,
+        "method": config.method,
+        "seed": config.seed,
+        "data": data.name,
+        "training": training,
+        "student": {**describe(backbone), "test": evaluate(backbone, loader, data.num_classes, device)},
+    }
+    save_samples(out, backbone, None, data, transform)
+    write_whole(out / METRICS_NAME, json.dumps(metrics, indent=2))
+    write_run_page(out)
