@@ -34,6 +34,7 @@ METHODS = {
     "hcd": ("hcd", {}),
     "hcd-parts": ("hcd", {"stages": [3, 4], "parts": 2}),
     "fbt": ("fbt", {}),
+    "auto": ("auto", {}),
     "rsd+kd": ("rsd+kd", {"kd": {"temperature": 4.0}}),
     "ofa+fitnet+crd": ("ofa+fitnet+crd", {"crd": {"images": 20}}),
 }

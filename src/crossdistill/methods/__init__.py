@@ -11,6 +11,7 @@ from typing import Any
 from crossdistill.backbones import Backbone
 from crossdistill.config.validation import validated
 from crossdistill.errors import UserError, unknown
+from crossdistill.methods.auto import Auto
 from crossdistill.methods.base import Method as Method
 from crossdistill.methods.cc import CC
 from crossdistill.methods.crd import CRD
@@ -27,6 +28,7 @@ from crossdistill.methods.sums import SumOfMethods
 from crossdistill.types import Needs
 
 METHODS: dict[str, type[Method]] = {
+    "auto": Auto,
     "kd": KD,
     "dkd": DKD,
     "dist": DIST,

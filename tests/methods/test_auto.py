@@ -1,0 +1,28 @@
+import torch
+
+import crossdistill as cd
+from tests.pairs import build
+
+
+def make(method, classes=5, student_classes=5):
+    torch.manual_seed(0)
+    teacher = build("plain_vit", classes)
+    student = build("cnn", student_classes)
+    torch.manual_seed(1)
+    return cd.create_distiller(method, student=student, teacher=teacher, balance="auto")
+
+
+def test_with_the_same_classes_it_is_the_sum():
+    images, targets = torch.randn(6, 3, 32, 32), torch.arange(6) % 5
+    auto, named = make("auto"), make("rsd+kd")
+    assert auto.needs == named.needs
+    one, other = auto(images, targets), named(images, targets)
+    assert one.terms.keys() == other.terms.keys()
+    assert torch.equal(one.loss, other.loss)
+
+
+def test_with_other_classes_or_none_it_reads_embeddings():
+    for classes in (0, 7):
+        distiller = make("auto", classes)
+        assert list(distiller.method.parts) == ["rsd"]
+        assert not distiller.needs.teacher.logits
