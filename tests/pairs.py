@@ -32,6 +32,8 @@ METHODS = {
     "rsd-stages": ("rsd", {"on": "stages"}),
     "rsd-spatial": ("rsd", {"spatial": 2}),
     "hcd": ("hcd", {}),
+    "hcd-published": ("hcd", {"target_gradient": "published"}),
+    "hcd-sublogits": ("hcd", {"orthogonality_on": "sublogits"}),
     "hcd-parts": ("hcd", {"stages": [3, 4], "parts": 2}),
     "fbt": ("fbt", {}),
     "rsd+kd": ("rsd+kd", {"kd": {"temperature": 4.0}}),
