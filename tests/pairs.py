@@ -30,6 +30,7 @@ METHODS = {
     "rsd-linear": ("rsd", {"decoupler": "linear"}),
     "rsd-logits-none": ("rsd", {"on": "logits", "decoupler": "none"}),
     "rsd-stages": ("rsd", {"on": "stages"}),
+    "rsd-exits": ("rsd", {"on": "stages", "own_logits": False}),
     "rsd-spatial": ("rsd", {"spatial": 2}),
     "hcd": ("hcd", {}),
     "hcd-published": ("hcd", {"target_gradient": "published"}),
