@@ -12,6 +12,8 @@ FAMILIES = {
     "mlp": ("timm.models.mlp_mixer:MlpMixer", {"patch_size": 8, "embed_dim": 24, "num_blocks": 4}),
     "hybrid": ("mobilevitv2_050", {}),
 }
+# A CNN whose fourth stage is the map after its convolutional head.
+HEADED = {"headed_cnn": ("test_efficientnet", {})}
 
 METHODS = {
     "none": ("none", {}),
@@ -43,5 +45,5 @@ METHODS = {
 
 
 def build(family, classes=5, **kwargs):
-    name, args = FAMILIES[family]
+    name, args = (FAMILIES | HEADED)[family]
     return cd.create_backbone(name, classes, 32, **args, **kwargs)

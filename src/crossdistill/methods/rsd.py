@@ -27,7 +27,7 @@ class RSDOptions:
     """lambda, factor of the RSD term beside the task loss; >= 0. The term grows with the teacher's width."""
     on: Literal["embedding", "logits", "stages"] = "embedding"
     """What is correlated: "embedding" (pooled, before the classifier), "logits", or "stages": OFA's exits from the
-    student's stages and the student's own logits, each with the teacher's logits, in place of OFA's loss (their sum)."""
+    student's stages and the student's own logits, each with the teacher's logits, in place of OFA's losses."""
     own_logits: bool = True
     """For on="stages": whether the sum has the term on the student's own logits (published), without a decoupler."""
     decoupler: Literal["aad", "linear", "none"] = "aad"
