@@ -59,9 +59,9 @@ METHODS: dict[str, list[str]] = {
     "rsd-logits": ["--method", "rsd", "--options.rsd.on", "logits"],
     "rsd-stages": ["--method", "rsd", "--options.rsd.on", "stages"],
     "rsd-spatial": ["--method", "rsd", "--options.rsd.spatial", "2", "--options.rsd.decoupler", "linear"],
-    "hcd": ["--method", "hcd", "--options.hcd.detach", "false"],
-    "hcd-parts": ["--method", "hcd", "--options.hcd.stages", "[3,4]", "--options.hcd.detach", "true"],
-    "hcd-mean": ["--method", "hcd", "--options.hcd.reduction", "mean", "--options.hcd.detach", "true"],
+    "hcd": ["--method", "hcd", "--options.hcd.target_gradient", "published"],
+    "hcd-parts": ["--method", "hcd", "--options.hcd.stages", "[3,4]"],
+    "hcd-mean": ["--method", "hcd", "--options.hcd.reduction", "mean"],
     "fbt": ["--method", "fbt"],
     "fbt-symmetric": ["--method", "fbt", "--options.fbt.symmetric", "true", "--options.fbt.detach", "false"],
 }

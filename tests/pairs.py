@@ -12,6 +12,8 @@ FAMILIES = {
     "mlp": ("timm.models.mlp_mixer:MlpMixer", {"patch_size": 8, "embed_dim": 24, "num_blocks": 4}),
     "hybrid": ("mobilevitv2_050", {}),
 }
+# A CNN whose fourth stage is the map after its convolutional head.
+HEADED = {"headed_cnn": ("test_efficientnet", {})}
 
 METHODS = {
     "none": ("none", {}),
@@ -30,8 +32,11 @@ METHODS = {
     "rsd-linear": ("rsd", {"decoupler": "linear"}),
     "rsd-logits-none": ("rsd", {"on": "logits", "decoupler": "none"}),
     "rsd-stages": ("rsd", {"on": "stages"}),
+    "rsd-exits": ("rsd", {"on": "stages", "own_logits": False}),
     "rsd-spatial": ("rsd", {"spatial": 2}),
     "hcd": ("hcd", {}),
+    "hcd-published": ("hcd", {"target_gradient": "published"}),
+    "hcd-sublogits": ("hcd", {"orthogonality_on": "sublogits"}),
     "hcd-parts": ("hcd", {"stages": [3, 4], "parts": 2}),
     "fbt": ("fbt", {}),
     "auto": ("auto", {}),
@@ -41,5 +46,5 @@ METHODS = {
 
 
 def build(family, classes=5, **kwargs):
-    name, args = FAMILIES[family]
+    name, args = (FAMILIES | HEADED)[family]
     return cd.create_backbone(name, classes, 32, **args, **kwargs)

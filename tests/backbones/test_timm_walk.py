@@ -81,6 +81,43 @@ def test_logits_are_the_models_own(name):
     torch.testing.assert_close(full.embedding, plain.embedding, rtol=1e-5, atol=1e-6)
 
 
+# Channels of the last block and of the map that is pooled.
+HEADS = {
+    "efficientnet_lite0": (320, 1280), "mobilenetv2_050": (160, 1280), "tinynet_e": (160, 1280), "rexnet_100": (185, 1280),
+    "fbnetc_100": (352, 1984), "ghostnet_050": (80, 480), "fastvit_t8": (384, 768), "test_efficientnet": (64, 256),
+}  # fmt: skip
+# Their convolutions come after the pooling, or there are none.
+NO_HEADS = {
+    "mobilenetv3_small_050": 288, "mobilenetv4_conv_small_035": 336, "lcnet_050": 256, "hardcorenas_a": 960,
+    "resnet18": 512, "mambaout_femto": 288, "convnext_atto": 320,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "channels"), HEADS.items())
+def test_stage_4_is_the_map_after_a_convolutional_head(name, channels):
+    backbone = create_backbone(name, 5, 64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        out = backbone(images, stages=True)
+        final, blocks = backbone.model.forward_intermediates(images, output_fmt="NCHW")
+    assert (blocks[-1].shape[1], backbone.spec.stage_channels[-1]) == channels
+    assert out.stages[-1].shape[2:] == blocks[-1].shape[2:]
+    assert torch.equal(out.stages[-1], final)
+    if channels[1] == out.embedding.shape[1]:
+        torch.testing.assert_close(out.stages[-1].mean(dim=(2, 3)), out.embedding, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "channels"), NO_HEADS.items())
+def test_stage_4_is_the_last_block_where_no_convolution_comes_before_the_pooling(name, channels):
+    backbone = create_backbone(name, 5, 64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        out = backbone(images, stages=True)
+        _, blocks = backbone.model.forward_intermediates(images, output_fmt="NCHW")
+    assert backbone.spec.stage_channels[-1] == channels
+    assert torch.equal(out.stages[-1], blocks[-1])
+
+
 def test_the_head_runs_once_per_forward():
     # A batch norm in the head (mobilenetv4) would see every batch twice.
     backbone = create_backbone("mobilenetv4_conv_small_035", 5, 32).train()

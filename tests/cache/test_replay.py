@@ -21,6 +21,7 @@ from crossdistill.training.fit import fit
 from tests.pairs import METHODS, build
 
 PAIRS = [("cnn", "plain_vit"), ("plain_vit", "cnn"), ("mlp", "hierarchical_vit"), ("hybrid", "mlp")]
+PAIRS += [("headed_cnn", "plain_vit"), ("plain_vit", "headed_cnn")]
 
 
 @pytest.mark.parametrize(("student", "teacher"), PAIRS)

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+import crossdistill as cd
 from crossdistill.losses import rsd_loss
 from crossdistill.methods.projectors import Decoupler
 from tests.losses.inputs import student_embedding, student_logits, teacher_embedding, teacher_logits
@@ -65,6 +66,23 @@ def test_gradcheck(kappa, shape):
     student = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda s, t: rsd_loss(s, t, kappa=kappa), (student, teacher))
+
+
+@pytest.mark.parametrize("own_logits", [None, True, False])
+def test_on_stages_sums_the_exits_and_the_own_logits(own_logits):
+    options = {"on": "stages", "stages": [2, 4], "kappa": 0.1}
+    options |= {} if own_logits is None else {"own_logits": own_logits}
+    student, teacher = cd.create_backbone("test_resnet", 5, 32), cd.create_backbone("test_vit", 5, 32)
+    distiller = cd.create_distiller("rsd", student=student, teacher=teacher, options=options).double().eval()
+    images = torch.randn(6, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        ours, theirs = student(images, stages=True), distiller.teacher(images)
+        followers = distiller.method.exits(ours.stages)
+        assert len(followers) == 2
+        followers += [] if own_logits is False else [ours.logits]
+        got = distiller(images, torch.arange(6) % 5).terms["rsd"]
+    expected = sum(slow_rsd(logits, theirs.logits, 0.1) for logits in followers)
+    assert got.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_scale_and_shift_of_a_column_do_not_matter():

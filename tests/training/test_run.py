@@ -134,6 +134,18 @@ def test_settings_run(quick, silent, teacher_run, tmp_path, change):
             assert torch.equal(value, stored[f"ema.module.model.{name}"])
 
 
+def test_the_step_schedule_divides_by_ten(quick, silent, tmp_path):
+    optim = OptimConfig(name="sgd", lr=0.1, schedule="step", decay_epochs=2, warmup_epochs=0)
+    loader = LoaderConfig(batch_size=64, max_train=64)
+    rates = {}
+    for epochs in (1, 3, 5):
+        out = str(tmp_path / str(epochs))
+        fit(replace(quick, method="none", epochs=epochs, optim=optim, loader=loader, out=out), console=silent)
+        state = torch.load(tmp_path / str(epochs) / "checkpoints" / "last.ckpt", weights_only=True)
+        rates[epochs] = state["optimizer_states"][0]["param_groups"][0]["lr"]
+    assert rates == pytest.approx({1: 0.1, 3: 0.01, 5: 0.001})
+
+
 def test_a_student_with_a_small_stem_opens_in_timm(quick, silent, tmp_path):
     config = replace(
         quick,

@@ -21,8 +21,10 @@ class TimmBackbone(Backbone):
 
     Stages come from `forward_intermediates` (before any final norm), the embedding from
     `forward_head(pre_logits=True)`, the logits from the classifier applied to it; a model built with `num_classes=0`
-    returns none. A few models (with several heads) do not compute their logits that way; one probe when they are
-    wrapped finds them, and their head is called a second time for the logits.
+    returns none. Stage 4 of a network with a convolutional head (EfficientNet, MobileNetV2) is the map after it, the
+    one that is pooled; convolutions after the pooling (MobileNetV3) are not part of a stage. A few models (with several
+    heads) do not compute their logits that way; one probe when they are wrapped finds them, and their head is called a
+    second time for the logits.
     """
 
     model: Any  # timm's conventions (forward_head, feature_info, ...) have no common type
@@ -89,6 +91,8 @@ class TimmBackbone(Backbone):
             self.require_stages()
             final, tapped = self.model.forward_intermediates(images, indices=self._taps, output_fmt="NCHW")
             maps = tuple(tapped[place] for place in self._places)
+            if _is_head_map(final, maps[-1]):
+                maps = (*maps[:-1], final)
         else:
             final = self.model.forward_features(images)
         embedding = self.model.forward_head(final, pre_logits=True)
@@ -98,6 +102,13 @@ class TimmBackbone(Backbone):
             return BackboneOutput(self.model.forward_head(final), embedding, maps)
         seen = embedding if self.before_classifier is None else self.before_classifier(embedding)
         return BackboneOutput(self.model.get_classifier()(seen), embedding, maps)
+
+
+def _is_head_map(final: Any, last: Tensor) -> bool:
+    """Return whether the final features are the last map (B, C, H, W) after a convolutional head: other channels."""
+    if not isinstance(final, Tensor) or final.ndim != 4:
+        return False
+    return final.shape[2:] == last.shape[2:] and final.shape[1] != last.shape[1]
 
 
 def _classifies(model: Any, embedding: Tensor, expected: Tensor) -> bool:

@@ -17,7 +17,7 @@ from crossdistill.data.resident import ResidentViews
 from crossdistill.teacher import Ensemble, Teacher
 from crossdistill.types import BackboneSpec
 
-VERSION = 1
+VERSION = 2
 """Raised with every change of this code that makes other views or other stored numbers."""
 _IMAGES_LOOKED_AT = 256
 _VIEWS_LOOKED_AT = 16

@@ -25,11 +25,30 @@ Stages = Annotated[tuple[Literal[1, 2, 3, 4], ...], Field(min_length=1), AfterVa
 """Type of an option: some of the stages, 1 to 4, from shallow to deep."""
 
 
+LINEAR_STD = 0.02
+"""Standard deviation of the initial weights of linear layers, truncated normal."""
+
+
 def linear_map(in_dim: int, out_dim: int) -> nn.Linear:
     """Make a linear map without bias, its weights truncated normal with std 0.02."""
     linear = nn.Linear(in_dim, out_dim, bias=False)
-    nn.init.trunc_normal_(linear.weight, std=0.02)
+    nn.init.trunc_normal_(linear.weight, std=LINEAR_STD)
     return linear
+
+
+def init_published(module: nn.Module) -> None:
+    """Set initial values as in OFA's and HCD's published code; for `nn.Module.apply`.
+
+    Convolutions: Kaiming normal over the outputs, for ReLU. Linear layers: truncated normal, std 0.02. Biases: zero.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=LINEAR_STD)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 class Decoupler(nn.Module):
@@ -58,7 +77,7 @@ class StageProjector(nn.Sequential):
 
     `steps` stride-2 separable blocks (depthwise 3x3 of stride 2, 1x1, norm, ReLU, depthwise 3x3, 1x1, norm, ReLU), each
     doubling the channels and the last ending at `width`, or a 1x1 convolution where there are none; then the mean over
-    the map. Stage i of 4 has 4 - i steps.
+    the map. Stage i of 4 has 4 - i steps. Initial values are those of `init_published`.
 
     Source: HCD, AAAI 2026, arXiv 2511.10942; OFA-KD, NeurIPS 2023, arXiv 2310.19444.
     """
@@ -70,6 +89,7 @@ class StageProjector(nn.Sequential):
             layers.append(_separable_block(channels, out))
             channels = out
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.apply(init_published)
 
     @override
     def forward(self, input: Tensor) -> Tensor:
@@ -104,13 +124,17 @@ class StageProjectors(nn.ModuleList):
 
 
 class OFAExits(nn.Module):
-    """OFA's exits: stage maps to logits (B, K) each, through a `StageProjector` and a linear classifier."""
+    """OFA's exits: stage maps to logits (B, K) each, through a `StageProjector` and a linear classifier.
+
+    Initial values are those of `init_published`.
+    """
 
     def __init__(self, student: BackboneSpec, teacher: BackboneSpec, stages: Sequence[int]) -> None:
         super().__init__()
         width = max(student.embedding_dim, teacher.embedding_dim)
         self.projectors = StageProjectors(student, stages, width)
         self.classifiers = nn.ModuleList(nn.Linear(width, student.num_classes) for _ in stages)
+        self.classifiers.apply(init_published)
 
     @override
     def forward(self, maps: tuple[Tensor, ...]) -> list[Tensor]:

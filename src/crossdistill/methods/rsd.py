@@ -27,7 +27,9 @@ class RSDOptions:
     """lambda, factor of the RSD term beside the task loss; >= 0. The term grows with the teacher's width."""
     on: Literal["embedding", "logits", "stages"] = "embedding"
     """What is correlated: "embedding" (pooled, before the classifier), "logits", or "stages": OFA's exits from the
-    student's stages, each with the teacher's logits, in place of OFA's loss (their sum)."""
+    student's stages and the student's own logits, each with the teacher's logits, in place of OFA's losses."""
+    own_logits: bool = True
+    """For on="stages": whether the sum has the term on the student's own logits (published), without a decoupler."""
     decoupler: Literal["aad", "linear", "none"] = "aad"
     """The map on the student's side: "aad" (the paper's decoupler), "linear" (one linear map) or "none" (for equal
     widths). The paper does not state the decoupler for logits; here it is the same as for embeddings."""
@@ -80,17 +82,19 @@ class RSD(Method):
     def needs_of(cls, options: RSDOptions, student: Backbone | None = None, teacher: Backbone | None = None) -> Needs:
         last = (STAGES,) if options.spatial else ()
         on_stages, on_embedding = options.on == "stages", options.on == "embedding"
+        logits = options.own_logits if on_stages else not on_embedding
         stages = tuple(sorted({*(options.stages if on_stages else ()), *last}))
         return Needs(
-            student=Reads(logits=options.on == "logits", embedding=on_embedding, stages=stages),
+            student=Reads(logits=logits, embedding=on_embedding, stages=stages),
             teacher=Reads(logits=not on_embedding, embedding=on_embedding, stages=last),
         )
 
     @override
     def forward(self, student: BackboneOutput, teacher: BackboneOutput, targets: Tensor) -> dict[str, Tensor]:
         if self.exits is not None:
-            goal = teacher.require_logits()
-            losses = [self._loss(logits, goal) for logits in self.exits(student.require_stages())]
+            goal, exits = teacher.require_logits(), self.exits(student.require_stages())
+            followers = [*exits, student.require_logits()] if self.options.own_logits else exits
+            losses = [self._loss(logits, goal) for logits in followers]
             terms = {"rsd": torch.stack(losses).sum()}
         elif self.options.on == "logits":
             terms = {"rsd": self._loss(self.decoupler(student.require_logits()), teacher.require_logits())}

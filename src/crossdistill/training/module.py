@@ -143,6 +143,7 @@ class DistillModule(L.LightningModule):
             optimizer,
             sched=optim.schedule,
             num_epochs=self.epochs,
+            decay_epochs=optim.decay_epochs if optim.schedule == "step" else None,
             warmup_epochs=optim.warmup_epochs,
             warmup_lr=optim.warmup_lr,
             min_lr=optim.min_lr,
