@@ -42,7 +42,8 @@ _DIGITS = ["--data", "digits", "--img-size", "32", "--model.stem", "native", "--
 _SHORT = ["--epochs", "2", "--loader.batch-size", "64", "--loader.max-train", "192", "--optim.lr", "2e-3"]
 _CPU = ["--engine.accelerator", "cpu", "--engine.threads", "1", "--engine.log-every", "1"]
 _CPU += ["--engine.channels-last", "false"]
-COMMON = [*_DIGITS, *_SHORT, *_CPU, "--trust-teacher", "true"]
+_UNBALANCED = ["--optim.balance", "null"]
+COMMON = [*_DIGITS, *_SHORT, *_CPU, *_UNBALANCED, "--trust-teacher", "true"]
 CACHED = ["--loader.views", "2", "--cache"]
 
 # Teachers by name; each case trains a student taught by one of them.
@@ -94,6 +95,8 @@ def cases() -> dict[str, tuple[str | None, list[str], int | None]]:
         "rsd, flips and crops": ("cnn", [*rsd, "--augment.hflip", "0.5"], None),
         "rsd, resumed": ("cnn", [*rsd, *drop, "--optim.ema", "0.9"], 4),
         "hcd, cached, resumed": ("cnn", [*_VIT, *METHODS["hcd"], *CACHED], 2),
+        "rsd, balanced": ("cnn", [*rsd, "--optim.balance", "1"], None),
+        "auto, balanced, resumed": ("cnn", [*_VIT, "--method", "auto", "--optim.balance", "auto", *drop], 4),
     }
     return found
 

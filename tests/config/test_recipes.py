@@ -22,6 +22,7 @@ MIXED = {
 SGD = {"optim.name": "sgd", "optim.momentum": 0.9}
 ADAMW = {"optim.name": "adamw", "optim.lr": 5e-4, "optim.weight_decay": 0.05, "optim.clip_grad": 5.0}
 COMMON = {"img_size": 224, "model.stem": "native", "augment.crop": "resized", "optim.label_smoothing": 0.1}
+COMMON |= {"optim.balance": None}
 COMMON |= {"model.student_pretrained": False, "model.teacher_pretrained": True, "augment.color_jitter": 0.0}
 CIFAR = {
     "data": "torch/cifar100",
