@@ -75,6 +75,10 @@ def test_help_needs_no_torch():
         (["eval", "nothing"], "is not the folder of a run"),
         (["models", "resnet18x"], "unknown model 'resnet18x'; did you mean 'resnet18'?"),
         (["methods", "rds"], "did you mean 'rsd'?"),
+        (["methods", "tests.methods.own:NoDefault"], "its option 'weight' has no default"),
+        (["models", "os:path"], "'os:path' is of type module"),
+        (["fit", "--method", "none", "--student", "os:path"], "'os:path' is of type module; name a class"),
+        (["fit", "--method", "none", "--student", "torchvision:resnet18"], "--loader.in-chans 3 converts grey images"),
     ],
 )
 def test_wrong_words_are_answered_in_a_line_or_two(capsys, tmp_path, monkeypatch, words, message):
@@ -347,6 +351,12 @@ def test_models_and_methods_are_described(capsys):
     code, shown, _ = run(capsys, "methods", "rsd")
     assert "kappa" in shown
     assert "1,312,768 training-only parameters" in shown
+    code, shown, _ = run(capsys, "methods", "rsd+kd")
+    assert code == 0
+    assert all(word in shown for word in ("kappa", "temperature", "1,312,768 training-only parameters"))
+    assert "negatives" in run(capsys, "methods", "crd")[1]
+    code, shown, _ = run(capsys, "methods", "tests.methods.own:Bare")
+    assert (code, "tests.methods.own:Bare: -" in shown) == (0, True)
 
 
 def test_a_teacher_without_a_head_teaches(capsys, tmp_path):

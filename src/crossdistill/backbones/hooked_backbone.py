@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from crossdistill.backbones._probe import Call, evaluating, probe_images, record
+from crossdistill.backbones._probe import Call, evaluating, probe_images, record_probe
 from crossdistill.backbones.base import Backbone, read_spec
 from crossdistill.backbones.stages import STAGES, choose_stages, proportional_cuts
-from crossdistill.errors import UserError, first_line, unknown
+from crossdistill.errors import UserError, unknown
 from crossdistill.types import BackboneOutput
 
 Shape = tuple[int, ...]
@@ -40,12 +40,7 @@ class HookedBackbone(Backbone):
         self._seen: dict[str, Tensor] = {}
         self._recording: tuple[str, ...] = ()
         images = probe_images(model, in_chans, img_size)
-        try:
-            calls, output = record(model, lambda: model(images), _shape)
-        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(
-                f"model {name!r} cannot run on images of {in_chans} x {img_size} x {img_size}: {first_line(error)}"
-            ) from error
+        calls, output = record_probe(model, name, in_chans, img_size, _shape)
         _check_output(output, name, num_classes)
         self._classifier: str | None = None
         if num_classes:
@@ -132,9 +127,9 @@ def _side(shape: Shape) -> int:
 
 def _check_output(output: Any, name: str, num_classes: int) -> None:
     got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if num_classes and not (isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] == num_classes):
+    if num_classes and got != (2, num_classes):
         raise UserError(f"model {name!r} returns {got} for two images; expected logits (2, {num_classes})")
-    if not num_classes and not (isinstance(output, Tensor) and output.ndim in (2, 4)):
+    if not num_classes and not (isinstance(output, Tensor) and output.ndim in (2, 4) and len(output) == 2):
         raise UserError(
             f"model {name!r} returns {got} for two images; without a classifier it must return an embedding (2, D) or "
             "a map (2, C, H, W)"
