@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     if made.json:
         print(json.dumps(scores, indent=2))
     else:
-        show(accuracy_table([("model", {"name": made.scored, "test": scores})], made.split), consoles()[0])
+        show(accuracy_table({f"model ({made.scored})": scores}, made.split), consoles()[0])
     return 0
 
 

@@ -15,13 +15,13 @@ from crossdistill.errors import UserError
 from crossdistill.files import make_folder
 from crossdistill.methods import MethodChoice, choose_method, options_for
 from crossdistill.report.page import PAGE_NAME, comparison_table, write_comparison_page, write_run_page
-from crossdistill.report.records import RunRecord, read_run
+from crossdistill.report.records import CONFIG_NAME, METRICS_NAME, RunRecord, read_run
 from crossdistill.report.tables import TextTable
 from crossdistill.training.engine import set_threads
 from crossdistill.training.fit import fit
 from crossdistill.training.inputs import decide, digests
 from crossdistill.training.models import check_settings
-from crossdistill.training.run_folder import CONFIG_NAME, METRICS_NAME, check_inputs, check_unchanged, read_config
+from crossdistill.training.run_folder import check_inputs, check_unchanged, read_config
 from crossdistill.training.write_cache import write_cache
 
 

@@ -17,9 +17,10 @@ from crossdistill.evaluation.samples import save_samples
 from crossdistill.export.timm_folder import save_student
 from crossdistill.files import write_whole
 from crossdistill.report.page import write_run_page
+from crossdistill.report.records import METRICS_NAME, SAMPLES_NAME
 from crossdistill.training.cached import judged_once
 from crossdistill.training.models import rebuild_teacher
-from crossdistill.training.run_folder import BEST, CHECKPOINTS, METRICS_NAME
+from crossdistill.training.run_folder import BEST, CHECKPOINTS
 
 if TYPE_CHECKING:
     from crossdistill.training.fit import Run
@@ -57,7 +58,7 @@ def finish_run(run: "Run") -> None:
 
         cache, crop_pct = run.cache, config.augment.crop_pct
         metrics["teacher"] = judge() if cache is None else judged_once(cache, data, crop_pct, judge)
-    save_samples(out, student, teacher, data, transform)
+    save_samples(out / SAMPLES_NAME, student, teacher, data, transform)
     # Written last but for the page: a folder with metrics is a finished run.
     write_whole(out / METRICS_NAME, json.dumps(metrics, indent=2))
     write_run_page(out)
