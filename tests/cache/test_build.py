@@ -183,8 +183,38 @@ def test_other_contents_and_another_version_are_refused(pair, folder, tmp_path):
     (other / "cache.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"another version of this code \(0, this is \d+\)"):
         check_fits(other, pair.format, pair.record)
-    (other / "cache.json").write_text("{")
-    with pytest.raises(UserError, match="holds no readable teacher cache"):
+    (other / "cache.json").unlink()
+    with pytest.raises(UserError, match=r"is not a teacher cache: cache\.json"):
+        TeacherCache(other, 2)
+
+
+def test_a_damaged_manifest_is_named(folder, tmp_path):
+    other = copy(folder, tmp_path)
+    whole = json.loads((other / "cache.json").read_text())
+    contents = ["", "{", "{}", "3", "[]", json.dumps({**whole, "fingerprint": 3})]
+    for change in ({"dtype": "float8"}, {"shard_images": 0}, {"images": "many"}, {"stages": [[1]]}, {"top_k": 99}):
+        contents.append(json.dumps({**whole, "format": {**whole["format"], **change}}))
+    for text in contents:
+        (other / "cache.json").write_text(text)
+        with pytest.raises(UserError, match=r"cache\.json' is damaged") as refused:
+            TeacherCache(other, 2)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_manifest_of_another_structure_is_another_one(pair, folder, tmp_path):
+    other = copy(folder, tmp_path)
+    manifest = json.loads((other / "cache.json").read_text())
+    manifest["fingerprint"]["teacher"] = 3
+    (other / "cache.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="was made with another teacher"):
+        check_fits(other, pair.format, pair.record)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": 3}'])
+def test_a_damaged_checksum_is_a_changed_shard(folder, tmp_path, text):
+    other = copy(folder, tmp_path)
+    (other / "view-001-00000.json").write_text(text)
+    with pytest.raises(UserError, match="was changed after it was written"):
         TeacherCache(other, 2)
 
 

@@ -451,14 +451,35 @@ def test_a_moved_comparison_goes_on(capsys, tmp_path):
 def test_a_damaged_finished_run_is_named(capsys, tmp_path):
     words = ["compare", *TINY, "--epochs", "1", "--methods", "none", "--seeds", "0", "--out", tmp_path / "out"]
     assert run(capsys, *words)[0] == 0
-    path = tmp_path / "out" / "none-s0" / "metrics.json"
-    whole = json.loads(path.read_text())
-    for text in ("", "{", "[]", "{}", json.dumps({**whole, "student": {"test": {}}})):
-        path.write_text(text)
-        code, _, err = run(capsys, *words)
-        assert code == 2
-        assert "none-s0/metrics.json' is damaged" in err
-        assert "Traceback" not in err
+    folder = tmp_path / "out" / "none-s0"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    settings = (folder / "config.yaml").read_text()
+    damage = {
+        "metrics.json": ("", "{", "[]", "{}", json.dumps({**metrics, "student": {"test": {}}})),
+        "config.yaml": (
+            "",
+            "[",
+            "3",
+            "epochs: 1",
+            settings.replace("seed: 0\n", ""),
+            settings.replace("  lr:", "  lrr:"),
+        ),
+        "environment.json": ("", "{}", None),
+        "samples.json": ("", "{}", "[3]", None),
+        "logs/0/metrics.csv": ("epoch,val/top1\n0,3.0\n", "step\nx\n"),
+    }
+    for name, texts in damage.items():
+        whole = (folder / name).read_bytes()
+        for text in texts:
+            if text is None:
+                (folder / name).unlink()
+            else:
+                (folder / name).write_text(text)
+            code, _, err = run(capsys, *words)
+            assert (code, len(err.strip().splitlines())) == (2, 1), (name, text, err)
+            assert Path(name).name in err
+        (folder / name).write_bytes(whole)
+    assert run(capsys, *words)[0] == 0
 
 
 def test_numbers_are_never_cut(tmp_path, teacher_folder):

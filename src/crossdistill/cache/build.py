@@ -19,10 +19,10 @@ from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 
 from crossdistill.cache.fingerprint import difference
+from crossdistill.cache.format import CacheFormat
 from crossdistill.cache.store import (
     LOCKS,
     MANIFEST,
-    CacheFormat,
     missing_shards,
     read_manifest,
     shard_name,

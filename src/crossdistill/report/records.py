@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from crossdistill.config.files import read_yaml
+from crossdistill.config.validation import first_problem
 from crossdistill.errors import UserError, kind_and_line
 
 CONFIG_NAME = "config.yaml"
@@ -135,9 +136,7 @@ def read_record(path: Path, kind: Any) -> Any:
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{str(path)!r} is damaged: {place + ': ' if place else ''}{first['msg']}") from error
+        raise UserError(f"{str(path)!r} is damaged: {first_problem(error)}") from error
 
 
 def read_environment(folder: Path) -> Environment:

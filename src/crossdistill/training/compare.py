@@ -21,7 +21,7 @@ from crossdistill.training.engine import set_threads
 from crossdistill.training.fit import fit
 from crossdistill.training.inputs import decide, digests
 from crossdistill.training.models import check_settings
-from crossdistill.training.run_folder import check_inputs, check_unchanged, read_config
+from crossdistill.training.run_folder import check_inputs, check_unchanged, check_writable, read_config
 from crossdistill.training.write_cache import write_cache
 
 
@@ -91,6 +91,7 @@ def _check(config: RunConfig, variants: Sequence[Variant], seeds: Sequence[int],
         raise UserError("compare trains its runs one after the other on one device; use `fit` for a run on several")
     if (out / CONFIG_NAME).exists():
         raise UserError(f"{str(out)!r} is the folder of a single run; choose another --out")
+    check_writable(out)
     methods = [variant.method for variant in variants]
     for variant in variants:
         for seed in seeds:

@@ -57,10 +57,18 @@ def check_folder(out: Path, *, resume: bool) -> None:
             raise UserError(f"{str(out)!r} already holds a run: continue it with --resume, or choose another --out")
         if resume and not stored.exists():
             raise UserError(f"{str(out)!r} does not hold a run to resume")
-        with tempfile.TemporaryFile(dir=_existing(out)) as probe:
-            probe.write(bytes(4096))
     except OSError as error:
         raise UserError(f"cannot write to {str(out)!r}: {error.strerror or error}") from error
+    check_writable(out)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError for a folder that cannot be written, or made. Leaves nothing on the disk."""
+    try:
+        with tempfile.TemporaryFile(dir=_existing(folder)) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        raise UserError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
 
 
 def _existing(folder: Path) -> Path:
