@@ -1,12 +1,12 @@
 """The end of a run: the student exported, the test split scored once, metrics and page written."""
 
 import json
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from crossdistill.backbones import Backbone
 from crossdistill.backbones.build import from_args
@@ -18,6 +18,7 @@ from crossdistill.evaluation.cost import count_macs, count_parameters, images_pe
 from crossdistill.evaluation.samples import save_samples
 from crossdistill.export.timm_folder import save_student
 from crossdistill.files import write_whole
+from crossdistill.progress import Tracked
 from crossdistill.report.page import write_run_page
 from crossdistill.report.records import (
     METRICS_NAME,
@@ -43,17 +44,19 @@ def finish_run(run: Run) -> None:
     save_student(student, out, data.class_names)
     transform = eval_transform(config.augment, student.spec, student.img_size)
     loader = evaluation_loader(data.test, transform, config.loader.batch_size, workers=config.loader.workers)
+    batches = Tracked(loader, run.console, f"{config.role} on the test split")
     metrics: Metrics = {
         "role": config.role,
         "method": config.method,
         "seed": config.seed,
         "data": data.name,
         "training": _training(run),
-        "student": {**describe(student), "test": _scores(student, loader, data.num_classes, device)},
+        "student": {**describe(student), "test": _scores(student, batches, data.num_classes, device)},
     }
     teacher = _teacher_of(run)
     if teacher is not None:
-        score = partial(_score_teacher, teacher.to(device), loader, data.num_classes, device)
+        batches = Tracked(loader, run.console, "teacher on the test split")
+        score = partial(_score_teacher, teacher.to(device), batches, data.num_classes, device)
         cache = run.cache
         metrics["teacher"] = score() if cache is None else scored_once(cache, data, config.augment.crop_pct, score)
     save_samples(out / SAMPLES_NAME, student, teacher, data, transform)
@@ -72,16 +75,16 @@ def _teacher_of(run: Run) -> Teacher | None:
     return teacher
 
 
-def _score_teacher(teacher: Teacher, loader: DataLoader[Any], num_classes: int, device: torch.device) -> TeacherRecord:
+def _score_teacher(teacher: Teacher, batches: Iterable[Any], num_classes: int, device: torch.device) -> TeacherRecord:
     """Describe the teacher, with its scores where it has the classes of the data."""
     described = describe(*(member.backbone for member in teacher.members))
     if teacher.spec.num_classes != num_classes:
         return cast("TeacherRecord", described)
-    return {**described, "test": _scores(teacher, loader, num_classes, device)}
+    return {**described, "test": _scores(teacher, batches, num_classes, device)}
 
 
-def _scores(model: Backbone | Teacher, loader: DataLoader[Any], num_classes: int, device: torch.device) -> Scores:
-    return cast("Scores", evaluate(model, loader, num_classes, device))
+def _scores(model: Backbone | Teacher, batches: Iterable[Any], num_classes: int, device: torch.device) -> Scores:
+    return cast("Scores", evaluate(model, batches, num_classes, device))
 
 
 def best_student(run: Run) -> Backbone:

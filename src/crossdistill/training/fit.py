@@ -93,7 +93,7 @@ def prepare(
     start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root)
     module = _module(config, distiller)
     datamodule = DataModule(train, val, config.loader, seed=config.seed)
-    return Run(config, out, data, distiller, trainer, log, module, datamodule, cache, checkpoint)
+    return Run(config, out, console, data, distiller, trainer, log, module, datamodule, cache, checkpoint)
 
 
 def _module(config: RunConfig, distiller: Distiller) -> DistillModule:

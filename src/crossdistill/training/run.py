@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning.pytorch as L
+from rich.console import Console
 
 from crossdistill.cache import TeacherCache
 from crossdistill.config import RunConfig
@@ -20,6 +21,7 @@ class Run:
 
     config: RunConfig
     out: Path
+    console: Console
     data: ImageData
     distiller: Distiller
     trainer: L.Trainer

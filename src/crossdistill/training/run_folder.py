@@ -92,7 +92,8 @@ def start_folder(
     Raises UserError where another run has taken the folder in the meantime.
     """
     check_folder(out, resume=resume)
-    make_folder(out)
+    for folder in (out,) if root is None else (root, out):
+        make_folder(folder)
     settings = with_read_paths(replace(config, out=None), lambda path: _stored_path(path, out, root))
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     write_whole(out / ENVIRONMENT_NAME, json.dumps(asdict(environment(processes, inputs)), indent=2))

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+from rich.console import Console
+
 from crossdistill.backbones import Backbone, load_backbone
 from crossdistill.backbones.args import read_class_names
 from crossdistill.config import RunConfig
@@ -13,12 +15,13 @@ from crossdistill.data.transforms import eval_transform
 from crossdistill.errors import UserError, unknown
 from crossdistill.evaluation.accuracy import evaluate
 from crossdistill.methods import NONE, choose_method
+from crossdistill.progress import Tracked
 from crossdistill.training.engine import choose_device, set_threads
 from crossdistill.training.inputs import decide
 from crossdistill.training.models import build_student
 
 
-def score(model: str, config: RunConfig, *, split: str, checkpoint: str | None) -> dict[str, float]:
+def score(model: str, config: RunConfig, console: Console, *, split: str, checkpoint: str | None) -> dict[str, float]:
     """Score a finished run, or a model by name with a checkpoint, on one split of the data. Raises UserError."""
     if split not in ("train", "val", "test"):
         raise unknown("split", split, ("train", "val", "test"))
@@ -29,7 +32,8 @@ def score(model: str, config: RunConfig, *, split: str, checkpoint: str | None) 
     transform = eval_transform(config.augment, backbone.spec, backbone.img_size)
     loader = evaluation_loader(images, transform, config.loader.batch_size, workers=config.loader.workers)
     device = choose_device(config.engine)
-    return evaluate(backbone.to(device).eval(), loader, data.num_classes, device)
+    batches = Tracked(loader, console, f"{split} split")
+    return evaluate(backbone.to(device).eval(), batches, data.num_classes, device)
 
 
 def _load(model: str, config: RunConfig, checkpoint: str | None) -> tuple[Backbone, ImageData]:
