@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
 from crossdistill.backbones.args import WEIGHTS_FILE, BackboneArgs, read_args
 from crossdistill.backbones.base import Backbone
@@ -54,17 +55,27 @@ def create_backbone(
     own = name.startswith("torchvision:") or (":" in name and not name.startswith(("hf-hub:", "local-dir:")))
     model, size = (build_other if own else build_timm)(args, pretrained)
     if checkpoint is not None:
-        path = Path(checkpoint)
-        if path.is_dir():
-            _check_args(args, path)
-            path = path / WEIGHTS_FILE
-        load_weights(model, path)
+        _load_checkpoint(model, args, Path(checkpoint))
+    return _wrap(model, replace(args, img_size=size), size)
+
+
+def _load_checkpoint(model: nn.Module, args: BackboneArgs, path: Path) -> None:
+    """Load a weights file, or the student of a finished run. Raises UserError."""
+    if path.is_dir():
+        _check_args(args, path)
+        path = path / WEIGHTS_FILE
+    load_weights(model, path)
+
+
+def _wrap(model: nn.Module, args: BackboneArgs, size: int) -> Backbone:
+    """Make the backbone of a plain network: by timm's interface where it has that, else by hooks."""
+    name, stages = args.name, args.stages
     backbone: Backbone
     if stages is not None or (":" in name and not hasattr(model, "forward_intermediates")):
-        backbone = HookedBackbone(model, name, size, in_chans, num_classes, stages)
+        backbone = HookedBackbone(model, name, size, args.in_chans, args.num_classes, stages)
     else:
-        backbone = TimmBackbone(model, name, size, in_chans)
-    backbone.args = replace(args, img_size=size)
+        backbone = TimmBackbone(model, name, size, args.in_chans)
+    backbone.args = args
     return backbone
 
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from crossdistill.backbones._probe import record_probe
 from crossdistill.backbones.args import BackboneArgs
-from crossdistill.backbones.hooked_backbone import is_classifier
 from crossdistill.backbones.small_stem import SMALL_STEM, remove_strides, strided_modules
+from crossdistill.backbones.structure import is_classifier
 from crossdistill.errors import UserError, first_line, kind_and_line, unknown
 
 OTHER_SIZE = 224

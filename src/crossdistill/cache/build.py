@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +74,7 @@ def build_cache(
             write_manifest(folder, fmt, record)
     _check_space(folder, fmt, views)
     images = views * fmt.images
-    done = images - _images(fmt, missing_shards(folder, fmt, views))
+    done = images - fmt.images_in(missing_shards(folder, fmt, views))
     with ProgressReport(console, "teacher cache", images, done) as report:
         progress = _Progress(report, folder, fmt, views)
         while todo := progress.todo:
@@ -104,14 +104,10 @@ class _Progress:
 
     def show(self, rows: int) -> None:
         """Show that `rows` images of the current shard are done, besides the finished shards."""
-        self.report.reach(self.report.total - _images(self.format, self.todo) + rows)
+        self.report.reach(self.report.total - self.format.images_in(self.todo) + rows)
         if self.report.due or not self.todo:
             shards = self.views * self.format.shards
             self.report.print_state(f"{shards - len(self.todo)}/{shards} shards")
-
-
-def _images(fmt: CacheFormat, shards: Sequence[tuple[int, int]]) -> int:
-    return sum(end - first for first, end in (fmt.bounds(shard) for _, shard in shards))
 
 
 def check_fits(folder: Path, fmt: CacheFormat, record: dict[str, Any]) -> None:
@@ -132,7 +128,7 @@ def check_fits(folder: Path, fmt: CacheFormat, record: dict[str, Any]) -> None:
 
 
 def _check_space(folder: Path, fmt: CacheFormat, views: int) -> None:
-    todo = _images(fmt, missing_shards(folder, fmt, views))
+    todo = fmt.images_in(missing_shards(folder, fmt, views))
     needed, free = todo * fmt.row.itemsize + _SPARE, shutil.disk_usage(folder).free
     if todo and needed > free:
         raise UserError(

@@ -1,6 +1,7 @@
 """The format of stored outputs: one row for each view of each image, with all fields side by side."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -62,6 +63,10 @@ class CacheFormat:
     def bounds(self, shard: int) -> tuple[int, int]:
         """Return the first image of a shard, and the first after it."""
         return shard * self.shard_images, min((shard + 1) * self.shard_images, self.images)
+
+    def images_in(self, shards: Iterable[tuple[int, int]]) -> int:
+        """Count the images in shards, given as (view, shard)."""
+        return sum(end - first for first, end in (self.bounds(shard) for _, shard in shards))
 
     def pack(self, output: BackboneOutput, rows: Any) -> None:
         """Write outputs (B, ...) into rows of this format. Raises UserError for numbers that the dtype cannot hold."""
