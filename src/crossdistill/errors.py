@@ -24,3 +24,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, or the error's type where it has none."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def kind_and_line(error: BaseException) -> str:
+    """Return the type and the first line of an error of foreign code, whose text may mean little by itself."""
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -1,12 +1,16 @@
 """Progress of long work: a bar with the remaining time on a terminal, else a line at least every minute."""
 
 import time
+from collections.abc import Iterator
 from types import TracebackType
+from typing import Generic, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_SECONDS_BETWEEN_LINES = 60.0
+SECONDS_BETWEEN_LINES = 60.0
+
+_T = TypeVar("_T", covariant=True)
 
 
 class ProgressReport:
@@ -47,12 +51,16 @@ class ProgressReport:
     @property
     def due(self) -> bool:
         """Whether no line was printed for a minute, where there is no terminal."""
-        return not self.console.is_terminal and time.perf_counter() - self._last_line >= _SECONDS_BETWEEN_LINES
+        return not self.console.is_terminal and time.perf_counter() - self._last_line >= SECONDS_BETWEEN_LINES
 
     def advance(self, steps: int = 1) -> None:
         """Count finished steps."""
-        self.done += steps
-        self._bar.advance(self._task, steps)
+        self.reach(self.done + steps)
+
+    def reach(self, done: int) -> None:
+        """State how many steps are finished."""
+        self.done = done
+        self._bar.update(self._task, completed=done)
 
     def print_state(self, state: str) -> None:
         """Show a state: beside the bar, or as a line with the time spent and left."""
@@ -64,3 +72,26 @@ class ProgressReport:
         self._last_line = time.perf_counter()
         line = f"{self.title}  {state}  {spent:.0f} s, {left:.0f} s left"
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Batches(Protocol[_T]):
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[_T]: ...
+
+
+class Tracked(Generic[_T]):
+    """Batches whose progress is shown whenever they are iterated."""
+
+    def __init__(self, batches: _Batches[_T], console: Console, title: str) -> None:
+        self.batches = batches
+        self.console = console
+        self.title = title
+
+    def __iter__(self) -> Iterator[_T]:
+        with ProgressReport(self.console, self.title, len(self.batches)) as progress:
+            for batch in self.batches:
+                yield batch
+                progress.advance()
+                if progress.due:
+                    progress.print_state(f"batch {progress.done}/{progress.total}")

@@ -44,6 +44,23 @@ class TwoBlocks(nn.Module):
 HERE = "tests.backbones.test_build"
 
 
+MODEL = nn.Linear(2, 2)
+
+
+def no_classes(num_classes):
+    return {}[num_classes]
+
+
+class Broken(nn.Module):
+    def forward(self, images):
+        return {}["logits"]
+
+
+class NoWidth(nn.Module):
+    def forward(self, images):
+        return images.new_zeros(len(images), 0)
+
+
 @pytest.mark.parametrize(
     ("name", "size", "channels", "strides", "embedding"),
     [
@@ -125,12 +142,26 @@ def test_hooks_follow_a_copy():
         (f"{HERE}:PlainNet", {"stages": ["block0", "block1"]}, "names 2 modules; it must name 4"),
         (f"{HERE}:PlainNet", {"stages": ["block0", "block1", "block2", "block9"]}, "did you mean 'block"),
         ("resnet18", {"no_such_option": 1}, "no_such_option"),
-        ("inception_v3", {}, "cannot run on images of 32 px"),
+        ("inception_v3", {}, "cannot run on images of 3 x 32 x 32"),
+        ("torchvision:resnet18", {"in_chans": 1}, "cannot run on images of 1 x 32 x 32 .*--loader.in-chans 3 converts"),
+        ("torchvision:resnet18", {"in_chans": 1, "small_images": True}, "cannot run on images of 1 x 32 x 32"),
+        ("torchvision:vit_b_16", {"in_chans": 1, "small_images": True}, "cannot run on images of 1 x 32 x 32"),
+        ("os:path", {}, "'os:path' is of type module; name a class or a function"),
+        ("os:sep", {}, "'os:sep' is of type str; name a class"),
+        ("builtins:dict", {}, "its parameters cannot be read"),
+        (f"{HERE}:MODEL", {}, "is of type Linear; name a class"),
+        (f"{HERE}:no_classes", {}, r"cannot be built with \{'num_classes': 5\} \(KeyError"),
+        (f"{HERE}:Broken", {}, r"cannot run on images of 3 x 32 x 32 \(KeyError"),
     ],
 )
 def test_bad_names_are_answered(name, kwargs, message):
     with pytest.raises(UserError, match=message):
         create_backbone(name, 5, 32, **kwargs)
+
+
+def test_an_embedding_of_width_0_is_refused():
+    with pytest.raises(UserError, match="returns an embedding of width 0"):
+        create_backbone(f"{HERE}:NoWidth", 0, 32)
 
 
 def test_a_fresh_head_fits_the_classes_and_grey_images():

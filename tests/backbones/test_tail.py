@@ -5,8 +5,9 @@ from torch.utils._pytree import tree_flatten
 
 from crossdistill import UserError, create_backbone
 from crossdistill.backbones.build import outline
+from crossdistill.backbones.cut import place_of
 from crossdistill.backbones.family import is_convolutional
-from crossdistill.backbones.tail import Tail, _place_of
+from crossdistill.backbones.tail import Tail
 from tests.backbones.test_timm_walk import WALK
 
 # One of each kind of body; small ones, at small sizes.
@@ -31,7 +32,7 @@ def own_prefix(backbone, images, stage, count):
     target = backbone(images, stages=True).stages[stage - 1]
     for handle in handles:
         handle.remove()
-    whole, place = next((o, p) for o in outputs if (p := _place_of(target, o)) is not None)
+    whole, place = next((o, p) for o in outputs if (p := place_of(target, o)) is not None)
     return tree_flatten(whole)[0][place[0]][:, :count]
 
 

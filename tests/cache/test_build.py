@@ -1,14 +1,17 @@
+import io
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
+from threading import Thread
 
 import pytest
 import torch
 from rich.console import Console
 
 import crossdistill as cd
-from crossdistill import UserError
+from crossdistill import UserError, progress
 from crossdistill.cache import TeacherCache, Work, build_cache
 from crossdistill.cache.build import check_fits
 from crossdistill.cache.fingerprint import short_name
@@ -183,8 +186,38 @@ def test_other_contents_and_another_version_are_refused(pair, folder, tmp_path):
     (other / "cache.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"another version of this code \(0, this is \d+\)"):
         check_fits(other, pair.format, pair.record)
-    (other / "cache.json").write_text("{")
-    with pytest.raises(UserError, match="holds no readable teacher cache"):
+    (other / "cache.json").unlink()
+    with pytest.raises(UserError, match=r"is not a teacher cache: cache\.json"):
+        TeacherCache(other, 2)
+
+
+def test_a_damaged_manifest_is_named(folder, tmp_path):
+    other = copy(folder, tmp_path)
+    whole = json.loads((other / "cache.json").read_text())
+    contents = ["", "{", "{}", "3", "[]", json.dumps({**whole, "fingerprint": 3})]
+    for change in ({"dtype": "float8"}, {"shard_images": 0}, {"images": "many"}, {"stages": [[1]]}, {"top_k": 99}):
+        contents.append(json.dumps({**whole, "format": {**whole["format"], **change}}))
+    for text in contents:
+        (other / "cache.json").write_text(text)
+        with pytest.raises(UserError, match=r"cache\.json' is damaged") as refused:
+            TeacherCache(other, 2)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_manifest_of_another_structure_is_another_one(pair, folder, tmp_path):
+    other = copy(folder, tmp_path)
+    manifest = json.loads((other / "cache.json").read_text())
+    manifest["fingerprint"]["teacher"] = 3
+    (other / "cache.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="was made with another teacher"):
+        check_fits(other, pair.format, pair.record)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": 3}'])
+def test_a_damaged_checksum_is_a_changed_shard(folder, tmp_path, text):
+    other = copy(folder, tmp_path)
+    (other / "view-001-00000.json").write_text(text)
+    with pytest.raises(UserError, match="was changed after it was written"):
         TeacherCache(other, 2)
 
 
@@ -232,3 +265,37 @@ def test_progress_is_said_where_there_is_no_terminal(pair, tmp_path, capsys):
     work = Work(pair.teacher, pair.views, 8)
     build_cache(tmp_path, pair.format, pair.record, 2, work, Console(stderr=True))
     assert "teacher cache  8/8 shards" in capsys.readouterr().err
+
+
+def test_each_of_several_writers_shows_what_all_have_written(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    outputs = [io.StringIO(), io.StringIO()]
+
+    def write(out):
+        work = Work(pair.teacher, pair.views, 8)
+        build_cache(tmp_path / "cache", pair.format, pair.record, 2, work, Console(file=out, width=80))
+
+    threads = [Thread(target=write, args=(out,)) for out in outputs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for out in outputs:
+        counts = [
+            int(re.fullmatch(r"teacher cache  (\d+)/8 shards  .*", line)[1]) for line in out.getvalue().splitlines()
+        ]
+        assert counts == sorted(counts)
+        assert counts[-1] == 8
+    # 50 images in shards of 16, two views.
+    assert len(list((tmp_path / "cache").glob("*.bin"))) == 8
+
+
+def test_a_build_that_goes_on_counts_what_was_written_before(pair, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    other = copy(folder, tmp_path)
+    (other / "view-001-00003.json").unlink()
+    out = io.StringIO()
+    build_cache(other, pair.format, pair.record, 2, Work(pair.teacher, pair.views, 8), Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    # The last shard has two images.
+    assert [line.split("  ")[1] for line in lines] == ["7/8 shards", "8/8 shards"]

@@ -161,7 +161,7 @@ def test_a_cache_of_other_views_is_refused_by_a_run(config, silent, tmp_path):
         fit(replace(config, out=str(tmp_path / "third")), console=silent)
 
 
-def test_a_cache_with_more_serves_those_that_need_less(config, silent, tmp_path, monkeypatch):
+def test_a_cache_with_more_is_used_by_those_that_need_less(config, silent, tmp_path, monkeypatch):
     """compare stores for all methods what the neediest one reads, and pays the teacher once."""
     monkeypatch.chdir(tmp_path)
     config = replace(config, cache="auto", epochs=2, out=None, loader=replace(config.loader, max_train=128))
@@ -174,7 +174,7 @@ def test_a_cache_with_more_serves_those_that_need_less(config, silent, tmp_path,
     shutil.rmtree(tmp_path / "runs" / "cache")
     compare(config, methods, [0], tmp_path / "out", silent)
     assert not (tmp_path / "runs" / "cache").exists()
-    # One with another stage map does not serve.
+    # One with another stage map cannot be used.
     compare(config, [Variant("rsd{spatial=2}", "rsd", {"rsd": {"spatial": 2}})], [0], tmp_path / "out", silent)
     compare(config, methods[1:2], [1], tmp_path / "out", silent)
     assert len(list((tmp_path / "runs" / "cache").iterdir())) == 2
@@ -196,3 +196,46 @@ def test_the_command_writes_and_fit_finds_it(teacher_run, tmp_path, monkeypatch,
     (tmp_path / "photos" / "cat.jpg").touch()
     assert main(["cache", *common, "--cache", "photos"]) == 2
     assert "is not empty and not a teacher cache" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cache", "message"),
+    [
+        ("off", "--cache is off, so there is nothing to write"),
+        ("no", "--cache is off, so there is nothing to write"),
+        ("/dev/null", "'/dev/null' is not a folder"),
+        ("/dev/null/cache", "cannot write to '/dev/null/cache'"),
+        ("file", "'file' is not a folder"),
+    ],
+)
+def test_a_cache_that_cannot_be_written_is_refused(teacher_run, tmp_path, monkeypatch, capsys, cache, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    words = [
+        "--recipe",
+        "demo",
+        "--teacher",
+        "null",
+        "--teacher-checkpoint",
+        str(teacher_run),
+        "--loader.max-train",
+        "64",
+    ]
+    assert main(["cache", *words, "--cache", cache]) == 2
+    assert message in capsys.readouterr().err
+    if cache not in ("off", "no"):
+        assert main(["fit", *words, "--cache", cache, "--method", "kd", "--out", "run"]) == 2
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"digits": {}}', '{"digits": {"name": "t"}}'])
+def test_damaged_scores_of_the_teacher_are_refused_before_training(config, silent, tmp_path, text):
+    path = tmp_path / "cache" / "teacher-scores.json"
+    fit(replace(config, epochs=1, out=str(tmp_path / "first")), console=silent)
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"teacher-scores\.json' is damaged: delete it, and the teacher is"):
+        fit(replace(config, epochs=1, out=str(tmp_path / "second")), console=silent)
+    assert not (tmp_path / "second").exists()
+    path.unlink()
+    fit(replace(config, epochs=1, out=str(tmp_path / "second")), console=silent)

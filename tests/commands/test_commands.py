@@ -75,6 +75,10 @@ def test_help_needs_no_torch():
         (["eval", "nothing"], "is not the folder of a run"),
         (["models", "resnet18x"], "unknown model 'resnet18x'; did you mean 'resnet18'?"),
         (["methods", "rds"], "did you mean 'rsd'?"),
+        (["methods", "tests.methods.own:NoDefault"], "its option 'weight' has no default"),
+        (["models", "os:path"], "'os:path' is of type module"),
+        (["fit", "--method", "none", "--student", "os:path"], "'os:path' is of type module; name a class"),
+        (["fit", "--method", "none", "--student", "torchvision:resnet18"], "--loader.in-chans 3 converts grey images"),
     ],
 )
 def test_wrong_words_are_answered_in_a_line_or_two(capsys, tmp_path, monkeypatch, words, message):
@@ -347,6 +351,12 @@ def test_models_and_methods_are_described(capsys):
     code, shown, _ = run(capsys, "methods", "rsd")
     assert "kappa" in shown
     assert "1,312,768 training-only parameters" in shown
+    code, shown, _ = run(capsys, "methods", "rsd+kd")
+    assert code == 0
+    assert all(word in shown for word in ("kappa", "temperature", "1,312,768 training-only parameters"))
+    assert "negatives" in run(capsys, "methods", "crd")[1]
+    code, shown, _ = run(capsys, "methods", "tests.methods.own:Bare")
+    assert (code, "tests.methods.own:Bare: -" in shown) == (0, True)
 
 
 def test_a_teacher_without_a_head_teaches(capsys, tmp_path):
@@ -441,14 +451,35 @@ def test_a_moved_comparison_goes_on(capsys, tmp_path):
 def test_a_damaged_finished_run_is_named(capsys, tmp_path):
     words = ["compare", *TINY, "--epochs", "1", "--methods", "none", "--seeds", "0", "--out", tmp_path / "out"]
     assert run(capsys, *words)[0] == 0
-    path = tmp_path / "out" / "none-s0" / "metrics.json"
-    whole = json.loads(path.read_text())
-    for text in ("", "{", "[]", "{}", json.dumps({**whole, "student": {"test": {}}})):
-        path.write_text(text)
-        code, _, err = run(capsys, *words)
-        assert code == 2
-        assert "none-s0/metrics.json' is damaged" in err
-        assert "Traceback" not in err
+    folder = tmp_path / "out" / "none-s0"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    settings = (folder / "config.yaml").read_text()
+    damage = {
+        "metrics.json": ("", "{", "[]", "{}", json.dumps({**metrics, "student": {"test": {}}})),
+        "config.yaml": (
+            "",
+            "[",
+            "3",
+            "epochs: 1",
+            settings.replace("seed: 0\n", ""),
+            settings.replace("  lr:", "  lrr:"),
+        ),
+        "environment.json": ("", "{}", None),
+        "samples.json": ("", "{}", "[3]", None),
+        "logs/0/metrics.csv": ("epoch,val/top1\n0,3.0\n", "step\nx\n"),
+    }
+    for name, texts in damage.items():
+        whole = (folder / name).read_bytes()
+        for text in texts:
+            if text is None:
+                (folder / name).unlink()
+            else:
+                (folder / name).write_text(text)
+            code, _, err = run(capsys, *words)
+            assert (code, len(err.strip().splitlines())) == (2, 1), (name, text, err)
+            assert Path(name).name in err
+        (folder / name).write_bytes(whole)
+    assert run(capsys, *words)[0] == 0
 
 
 def test_numbers_are_never_cut(tmp_path, teacher_folder):

@@ -18,7 +18,7 @@ def test_twelve_images_with_both_predictions(tmp_path):
     student = cd.create_backbone("test_vit", 10, 32, in_chans=1, patch_size=8).eval()
     backbone = cd.create_backbone("test_resnet", 10, 32, in_chans=1)
     transform = eval_transform(AugmentConfig(), student.spec, 32)
-    save_samples(tmp_path, student, Teacher(backbone, student.spec), data, transform)
+    save_samples(tmp_path / "samples.json", student, Teacher(backbone, student.spec), data, transform)
     samples = json.loads((tmp_path / "samples.json").read_text())
     assert len(samples) == 12
     for sample in samples:
@@ -37,5 +37,5 @@ def test_a_teacher_of_other_classes_is_left_out(tmp_path):
     for classes in (0, 7):
         teacher = Teacher(cd.create_backbone("test_resnet", classes, 32, in_chans=1), student.spec)
         torch.manual_seed(0)
-        save_samples(tmp_path, student, teacher, data, transform)
+        save_samples(tmp_path / "samples.json", student, teacher, data, transform)
         assert all("teacher" not in sample for sample in json.loads((tmp_path / "samples.json").read_text()))

@@ -22,3 +22,16 @@ class Agreement(Method):
 
     def forward(self, student, teacher, targets):
         return {"agreement": (student.logits - teacher.logits).square().mean()}
+
+
+class Bare(Method):
+    """Without an idea, a paper or options."""
+
+
+@dataclass(frozen=True)
+class NoDefaultOptions:
+    weight: float
+
+
+class NoDefault(Method):
+    Options = NoDefaultOptions

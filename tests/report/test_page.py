@@ -1,9 +1,11 @@
 import re
 
 import pytest
+import torch
 
 from crossdistill.report.page import comparison_table, cost_table, run_table, write_comparison_page
 from crossdistill.report.records import RunRecord
+from crossdistill.training.run_folder import environment
 
 MODEL = {"name": "m<b>", "parameters": 3_000_000, "macs": 4e6, "images_per_second": 5.0, "img_size": 32}
 
@@ -20,7 +22,7 @@ def record(folder, method, seed, top1, teacher=None):
     if teacher is not None:
         metrics["teacher"] = {**MODEL, "name": "t", **({"test": {**scores, "top1": teacher}} if teacher else {})}
     curves = {"val/top1": [(1.0, top1 - 1), (2.0, top1)], "train/task": [(1.0, 2.0), (2.0, 1.0)]}
-    return RunRecord(folder, {"epochs": 2}, metrics, {"torch": "2"}, curves, [])
+    return RunRecord(folder, "epochs: 2\n", metrics, environment(1, {"class names": "0a1b"}), curves, [])
 
 
 @pytest.fixture
@@ -59,3 +61,5 @@ def test_the_page_is_self_contained_and_escaped(groups, tmp_path):
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)([^\"']+)", page)
     assert "t teaches m&lt;b&gt;" in page
     assert "m<b>" not in page
+    assert f"torch {torch.__version__}" in page
+    assert "0a1b" not in page

@@ -1,10 +1,13 @@
 import csv
 import json
+from dataclasses import asdict
 
 import pytest
 
 from crossdistill import UserError
-from crossdistill.report.records import read_metrics, read_run
+from crossdistill.report.page import write_run_page
+from crossdistill.report.records import read_run
+from crossdistill.training.run_folder import environment
 
 MODEL = {"name": "m", "parameters": 3, "macs": 4, "images_per_second": 5.0, "img_size": 32}
 SCORES = {"top1": 50.0, "loss": 1.0, "ece": 2.0, "images": 10}
@@ -21,7 +24,7 @@ METRICS = {
 def folder(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(METRICS))
     (tmp_path / "config.yaml").write_text("epochs: 2\n")
-    (tmp_path / "environment.json").write_text("{}")
+    (tmp_path / "environment.json").write_text(json.dumps(asdict(environment(1, {}))))
     (tmp_path / "samples.json").write_text("[]")
     return tmp_path
 
@@ -58,14 +61,59 @@ def test_incomplete_metrics_are_named(folder, change, message):
     change(metrics)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(UserError, match=f"metrics.json' is damaged: {message}"):
-        read_metrics(folder)
+        read_run(folder)
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "config.yaml", "environment.json", "samples.json"])
 def test_missing_files_are_named(folder, name):
     (folder / name).unlink()
-    with pytest.raises(UserError, match="holds no finished run"):
+    with pytest.raises(UserError, match=f"is not a finished run: {name} is missing"):
         read_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(
+            (name, text)
+            for name in ("metrics.json", "environment.json", "samples.json")
+            for text in ("", "{}", "{", "3")
+        ),
+        ("environment.json", '{"processes": 1, "inputs": {}}'),
+        ("samples.json", "[{}]"),
+        ("samples.json", "[3]"),
+        ("logs/0/metrics.csv", "epoch,train/loss\n0,1.0\n"),
+        ("logs/0/metrics.csv", "step,train/loss\n0,high\n"),
+        ("logs/0/metrics.csv", "step,train/loss\n,1.0\n"),
+        ("logs/0/metrics.csv", "step,train/loss\n0,1.0,2.0\n"),
+        ("logs/0/metrics.csv", "step,train/loss\n-1,1.0\n"),
+        ("config.yaml", ""),
+    ],
+)
+def test_damaged_files_are_named(folder, name, text):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name}' is damaged") as refused:
+        write_run_page(folder)
+    assert "\n" not in str(refused.value)
+    assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("text", ["[", "- 1", "3"])
+def test_a_damaged_config_is_named(folder, text):
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml' (cannot be read as YAML|holds)"):
+        read_run(folder)
+
+
+def test_bytes_that_are_not_text_are_named(folder):
+    for name in ("metrics.json", "config.yaml", "logs/0/metrics.csv"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        before = (folder / name).read_bytes() if (folder / name).exists() else b"step,epoch\n"
+        (folder / name).write_bytes(b"\xff\xfe\x00\x81")
+        with pytest.raises(UserError, match=name):
+            read_run(folder)
+        (folder / name).write_bytes(before)
 
 
 def test_a_teacher_needs_no_scores(folder):

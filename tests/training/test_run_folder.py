@@ -134,7 +134,7 @@ def test_other_inputs_are_named(decided, tmp_path):
     with pytest.raises(UserError, match=r"was started with other teacher_checkpoint 1 w\.pth"):
         check_inputs(tmp_path / "run", digests(config, data))
     (tmp_path / "run" / "environment.json").write_text("{}")
-    with pytest.raises(UserError, match=r"environment\.json' is missing or damaged"):
+    with pytest.raises(UserError, match=r"environment\.json' is damaged: crossdistill: Field required"):
         check_inputs(tmp_path / "run", inputs)
 
 

@@ -8,6 +8,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from crossdistill.errors import UserError, kind_and_line
+
 _V = TypeVar("_V")
 
 
@@ -65,3 +67,22 @@ def record(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def record_probe(
+    model: nn.Module, name: str, in_chans: int, img_size: int, keep: Callable[[tuple[Any, ...], Any], _V]
+) -> tuple[list[Call[_V]], Any]:
+    """Run a model on the noise images, and record its calls as `record` does. Raises UserError where it cannot run."""
+    images = probe_images(model, in_chans, img_size)
+    try:
+        return record(model, lambda: model(images), keep)
+    except Exception as error:  # the code of a model can raise anything
+        raise cannot_run(name, in_chans, img_size, error) from error
+
+
+def cannot_run(name: str, in_chans: int, img_size: int, error: Exception) -> UserError:
+    """Build the error for a model that fails on images of this shape."""
+    hint = "; if it needs three channels, --loader.in-chans 3 converts grey images" if in_chans == 1 else ""
+    return UserError(
+        f"model {name!r} cannot run on images of {in_chans} x {img_size} x {img_size} ({kind_and_line(error)}){hint}"
+    )

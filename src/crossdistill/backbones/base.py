@@ -70,8 +70,10 @@ def expected_normalisation(model: nn.Module, in_chans: int) -> tuple[tuple[float
 
 
 def read_spec(model: nn.Module, output: BackboneOutput, name: str, img_size: int, in_chans: int) -> BackboneSpec:
-    """Read the facts about a backbone from one output."""
+    """Read the facts about a backbone from one output. Raises UserError for an embedding without a dimension."""
     maps = output.stages
+    if output.embedding.shape[1] == 0:
+        raise UserError(f"model {name!r} returns an embedding of width 0; it must have at least one dimension")
     mean, std = expected_normalisation(model, in_chans)
     return BackboneSpec(
         name=name,

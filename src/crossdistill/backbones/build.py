@@ -62,12 +62,18 @@ def create_backbone(
     model, size = (build_other if own else build_timm)(args, pretrained)
     if checkpoint is not None:
         _load(model, Path(checkpoint), args, size, new_head)
+    return _wrap(model, replace(args, img_size=size), size)
+
+
+def _wrap(model: nn.Module, args: BackboneArgs, size: int) -> Backbone:
+    """Make the backbone of a plain network: by timm's interface where it has that, else by hooks."""
+    name, stages = args.name, args.stages
     backbone: Backbone
     if stages is not None or (":" in name and not hasattr(model, "forward_intermediates")):
-        backbone = HookedBackbone(model, name, size, in_chans, num_classes, stages)
+        backbone = HookedBackbone(model, name, size, args.in_chans, args.num_classes, stages)
     else:
-        backbone = TimmBackbone(model, name, size, in_chans)
-    backbone.args = replace(args, img_size=size)
+        backbone = TimmBackbone(model, name, size, args.in_chans)
+    backbone.args = args
     return backbone
 
 
@@ -77,7 +83,7 @@ def _load(model: nn.Module, path: Path, args: BackboneArgs, size: int, new_head:
         path = path / WEIGHTS_FILE
     heads: tuple[str, ...] = ()
     if new_head and args.num_classes:
-        heads = classifier_names(model, args.num_classes, args.in_chans, size)
+        heads = classifier_names(model, args.name, args.num_classes, args.in_chans, size)
         _log.warning("%s: new classifier (%s) with %d classes", args.name, ", ".join(heads), args.num_classes)
     try:
         load_weights(model, path, without=heads)
@@ -91,7 +97,7 @@ def _load(model: nn.Module, path: Path, args: BackboneArgs, size: int, new_head:
 
 def _fits_without_head(model: nn.Module, path: Path, args: BackboneArgs, size: int) -> bool:
     try:
-        load_weights(model, path, without=classifier_names(model, args.num_classes, args.in_chans, size))
+        load_weights(model, path, without=classifier_names(model, args.name, args.num_classes, args.in_chans, size))
     except UserError:
         return False
     return True
@@ -107,7 +113,7 @@ def classes_of_weights(
     if checkpoint is None:
         return pretrained_classes(name)
     backbone = outline(name, 1, img_size, in_chans=in_chans, **arguments)
-    return stored_classes(backbone.model, checkpoint, in_chans, backbone.img_size)
+    return stored_classes(backbone.model, name, checkpoint, in_chans, backbone.img_size)
 
 
 def from_args(args: BackboneArgs, checkpoint: str | Path | None = None) -> Backbone:

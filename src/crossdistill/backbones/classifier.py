@@ -8,22 +8,16 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from crossdistill.backbones._probe import probe_images, record
+from crossdistill.backbones._probe import record_probe
 from crossdistill.backbones.args import WEIGHTS_FILE
 from crossdistill.backbones.checkpoint import matching_weights, read_weights
+from crossdistill.backbones.structure import is_classifier
 from crossdistill.errors import UserError
 
 _TORCHVISION_CLASSES = 1000
 
 
-def is_classifier(module: nn.Module, num_classes: int) -> bool:
-    """Return whether a layer can be a classifier of so many classes."""
-    if isinstance(module, nn.Linear):
-        return module.out_features == num_classes
-    return isinstance(module, nn.Conv2d) and module.out_channels == num_classes and module.kernel_size == (1, 1)
-
-
-def classifier_names(model: nn.Module, num_classes: int, in_chans: int, img_size: int) -> tuple[str, ...]:
+def classifier_names(model: nn.Module, name: str, num_classes: int, in_chans: int, img_size: int) -> tuple[str, ...]:
     """Return the names of the classifier, or of several heads. Raises UserError for a network without one."""
     ask = getattr(model, "get_classifier", None)
     if callable(ask):
@@ -31,11 +25,10 @@ def classifier_names(model: nn.Module, num_classes: int, in_chans: int, img_size
         found = heads if isinstance(heads, tuple | list) else [heads]
         names = tuple(name for name, module in model.named_modules() if any(module is head for head in found))
     else:
-        images = probe_images(model, in_chans, img_size)
-        calls, _ = record(model, lambda: model(images), lambda inputs, output: None)
+        calls, _ = record_probe(model, name, in_chans, img_size, lambda inputs, output: None)
         names = tuple(call.name for call in reversed(calls) if is_classifier(call.module, num_classes))[:1]
     if not names:
-        raise UserError(f"{type(model).__name__} has no classifier with {num_classes} outputs")
+        raise UserError(f"model {name!r} has no classifier with {num_classes} outputs")
     return names
 
 
@@ -50,14 +43,14 @@ def pretrained_classes(name: str) -> int | None:
     return None if cfg is None else int(cfg.num_classes)
 
 
-def stored_classes(model: nn.Module, checkpoint: str | Path, in_chans: int, img_size: int) -> int:
-    """Return the classes that a file of weights for `model` (built with one class) has; 0 for a headless file.
+def stored_classes(model: nn.Module, name: str, checkpoint: str | Path, in_chans: int, img_size: int) -> int:
+    """Return the classes that a file of weights for a model (built with one class) has; 0 for a headless file.
 
     Raises UserError for a file that cannot be read.
     """
     path = Path(checkpoint)
     stored = matching_weights(read_weights(path / WEIGHTS_FILE if path.is_dir() else path), model.state_dict())
-    sizes = {_rows(stored, name) for name in classifier_names(model, 1, in_chans, img_size)}
+    sizes = {_rows(stored, head) for head in classifier_names(model, name, 1, in_chans, img_size)}
     return max(sizes)
 
 

@@ -7,14 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from crossdistill.backbones._probe import Call, evaluating, probe_images, record
+from crossdistill.backbones._probe import Call, evaluating, probe_images, record_probe
 from crossdistill.backbones.base import Backbone, read_spec
-from crossdistill.backbones.classifier import is_classifier
-from crossdistill.backbones.stages import STAGES, choose_stages, proportional_cuts
-from crossdistill.errors import UserError, first_line, unknown
+from crossdistill.backbones.stages import STAGES
+from crossdistill.backbones.structure import Shape, find_classifier, find_stages, output_shape, read_layouts
+from crossdistill.errors import UserError, unknown
 from crossdistill.types import BackboneOutput
-
-Shape = tuple[int, ...]
 
 
 class HookedBackbone(Backbone):
@@ -40,38 +38,35 @@ class HookedBackbone(Backbone):
         self.img_size = img_size
         self._seen: dict[str, Tensor] = {}
         self._recording: tuple[str, ...] = ()
-        images = probe_images(model, in_chans, img_size)
-        try:
-            calls, output = record(model, lambda: model(images), _shape)
-        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(
-                f"model {name!r} cannot run on images of {in_chans} x {img_size} x {img_size}: {first_line(error)}"
-            ) from error
+        calls, output = record_probe(model, name, in_chans, img_size, output_shape)
         _check_output(output, name, num_classes)
         self._classifier: str | None = None
         if num_classes:
-            classifier = _find_classifier(calls, name, num_classes)
+            classifier = find_classifier(calls, name, num_classes)
             calls = calls[: calls.index(classifier)]
             self._classifier = classifier.name
-        self._stage_names: tuple[str, ...] = ()
-        self._layouts: list[str | int] = []
-        before = [call for call in calls if call.value is not None]
+            classifier.module.register_forward_pre_hook(self._keep_input)
+        calls = [call for call in calls if call.value is not None]
+        self._stage_names, self._layouts = self._read_stages(stages, calls)
+        for stage in set(self._stage_names):
+            model.get_submodule(stage).register_forward_hook(partial(self._keep_output, stage))
+        with evaluating(self):
+            probed = self(probe_images(model, in_chans, img_size), stages=self.stage_problem is None)
+        self.spec = read_spec(model, probed, name, img_size, in_chans)
+
+    def _read_stages(
+        self, stages: Sequence[str] | None, calls: list[Call[Shape | None]]
+    ) -> tuple[tuple[str, ...], list[str | int]]:
+        """Find the modules of the stages, and the layout of each. Raises UserError for wrong names in `stages`."""
         try:
-            names = self._named(stages, before) if stages is not None else _find_stages(before)
-            last_calls = {call.name: call for call in before}
-            self._layouts = _layouts([last_calls[name] for name in names], model)
-            self._stage_names = names
+            names = find_stages(calls) if stages is None else self._named(stages, calls)
+            last_calls = {call.name: call for call in calls}
+            return names, read_layouts([last_calls[name] for name in names], self.model)
         except UserError as error:
             if stages is not None:
                 raise
             self.stage_problem = str(error)
-        if self._classifier is not None:
-            model.get_submodule(self._classifier).register_forward_pre_hook(self._keep_input)
-        for stage in set(self._stage_names):
-            model.get_submodule(stage).register_forward_hook(partial(self._keep_output, stage))
-        with evaluating(self):
-            probed = self(images, stages=self.stage_problem is None)
-        self.spec = read_spec(model, probed, name, img_size, in_chans)
+            return (), []
 
     def _named(self, stages: Sequence[str], calls: list[Call[Shape | None]]) -> tuple[str, ...]:
         if len(stages) != STAGES:
@@ -120,94 +115,15 @@ class HookedBackbone(Backbone):
         return BackboneOutput(logits, embedding, maps)
 
 
-def _shape(inputs: tuple[Any, ...], output: Any) -> Shape | None:
-    return tuple(output.shape) if isinstance(output, Tensor) else None
-
-
-def _side(shape: Shape) -> int:
-    """Return the cells along one side of a square map, 0 where the shape is no such map."""
-    if len(shape) != 4:
-        return 0
-    if shape[2] == shape[3]:
-        return shape[2]
-    return shape[1] if shape[1] == shape[2] else 0
-
-
 def _check_output(output: Any, name: str, num_classes: int) -> None:
     got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if num_classes and not (isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] == num_classes):
+    if num_classes and got != (2, num_classes):
         raise UserError(f"model {name!r} returns {got} for two images; expected logits (2, {num_classes})")
-    if not num_classes and not (isinstance(output, Tensor) and output.ndim in (2, 4)):
+    if not num_classes and not (isinstance(output, Tensor) and output.ndim in (2, 4) and len(output) == 2):
         raise UserError(
             f"model {name!r} returns {got} for two images; without a classifier it must return an embedding (2, D) or "
             "a map (2, C, H, W)"
         )
-
-
-def _find_classifier(calls: list[Call[Shape | None]], name: str, num_classes: int) -> Call[Shape | None]:
-    for call in reversed(calls):
-        if is_classifier(call.module, num_classes):
-            return call
-    raise UserError(
-        f"model {name!r} has no Linear or 1x1 Conv2d with {num_classes} outputs, so its embedding cannot be read; end "
-        "it with one"
-    )
-
-
-def _find_stages(calls: list[Call[Shape | None]]) -> tuple[str, ...]:
-    pools = [i for i, call in enumerate(calls) if isinstance(call.module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d)]
-    if pools:
-        calls = calls[: pools[-1]]
-    # On the main path no later map is larger: this leaves out side branches such as squeeze-excitation.
-    path: list[tuple[str, int]] = []
-    for call in reversed(calls):
-        side = _side(call.value or ())
-        if side and (not path or side >= path[-1][1]):
-            path.append((call.name, side))
-    path.reverse()
-    if len({side for _, side in path}) >= STAGES:
-        return tuple(path[i][0] for i in choose_stages([-side for _, side in path]))
-    blocks = _equal_blocks(calls)
-    if len(blocks) >= STAGES:
-        return tuple(blocks[i] for i in proportional_cuts(len(blocks)))
-    raise UserError("it has neither four resolutions nor four equal blocks of tokens or maps")
-
-
-def _equal_blocks(calls: list[Call[Shape | None]]) -> list[str]:
-    groups: dict[tuple[str, Shape], list[str]] = {}
-    for call in calls:
-        shape = call.value or ()
-        if _side(shape) or len(shape) == 3:
-            parent = call.name.rpartition(".")[0]
-            groups.setdefault((parent, shape), []).append(call.name)
-    return max(groups.values(), key=lambda names: (len(names), -names[0].count(".")), default=[])
-
-
-def _layouts(calls: list[Call[Shape | None]], model: nn.Module) -> list[str | int]:
-    """Return for each stage "NCHW", "NHWC", or the number of prefix tokens before its patches."""
-    shapes = [call.value or () for call in calls]
-    maps = [shape for shape in shapes if len(shape) == 4]
-    clear = ["NCHW" if s[2] == s[3] else "NHWC" for s in maps if (s[1] == s[2]) != (s[2] == s[3])]
-    # A map whose channels equal its side could be either; the other maps decide.
-    usual = max(set(clear), key=clear.count) if clear else "NCHW"
-    layouts: list[str | int] = []
-    for call, shape in zip(calls, shapes, strict=True):
-        if len(shape) == 4:
-            plain, last = shape[2] == shape[3], shape[1] == shape[2]
-            layouts.append(usual if plain == last else "NCHW" if plain else "NHWC")
-        elif len(shape) == 3:
-            layouts.append(_prefix_tokens(shape[1], model))
-        else:
-            raise UserError(f"stage {call.name!r} returns {shape}; expected a map (B, C, H, W) or tokens (B, L, D)")
-    return layouts
-
-
-def _prefix_tokens(length: int, model: nn.Module) -> int:
-    own = getattr(model, "num_prefix_tokens", None)
-    for prefix in (own,) if isinstance(own, int) else (0, 1, 2):
-        if length > prefix and math.isqrt(length - prefix) ** 2 == length - prefix:
-            return prefix
-    raise UserError(f"{length} tokens are no square grid behind 0, 1 or 2 prefix tokens")
 
 
 def _to_map(output: Tensor, layout: str | int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from crossdistill.backbones.args import BackboneArgs
 from crossdistill.backbones.classifier import classifier_names
 from crossdistill.backbones.small_stem import SMALL_STEM, remove_strides, strided_modules
-from crossdistill.errors import UserError, unknown
+from crossdistill.errors import UserError, first_line, kind_and_line, unknown
 
 OTHER_SIZE = 224
 """Side in pixels of models that do not state one."""
@@ -54,7 +54,7 @@ def build_timm(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, int]:
             f"small_images: model {name!r} has no argument patch_size, so its {strides[0]} px patches stay; use a "
             "larger img_size, or its class as 'package.module:Class' with model_args"
         )
-    names = strided_modules(plan, args.in_chans, size, _SMALL_LAST)
+    names = strided_modules(plan, name, args.in_chans, size, _SMALL_LAST)
     if names:
         stem = {"base": name, "strided": names}
         model = _create(SMALL_STEM, {**wanted, **stem}, {"img_size": img_size}, pretrained)
@@ -74,10 +74,11 @@ def _call(factory: Callable[..., Any], name: str, wanted: dict[str, Any], option
         except TypeError as error:
             refused = next((key for key in optional if f"'{key}'" in str(error)), None)
             if refused is None:
-                raise UserError(f"model {name!r} does not accept these arguments: {error}") from error
+                raise UserError(f"model {name!r} does not accept these arguments: {first_line(error)}") from error
             optional.pop(refused)
-        except (AssertionError, OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"model {name!r} cannot be built with { ({**wanted, **optional}) }: {error}") from error
+        except Exception as error:  # the code of a model can raise anything
+            given = {**wanted, **optional}
+            raise UserError(f"model {name!r} cannot be built with {given} ({kind_and_line(error)})") from error
 
 
 def build_other(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, int]:
@@ -86,7 +87,7 @@ def build_other(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, int]:
     torchvisions = args.name.startswith("torchvision:")
     model = _torchvision_model(args, pretrained) if torchvisions else _own_model(args, size)
     if args.small_images:
-        remove_strides(model, strided_modules(model, args.in_chans, size, _SMALL_LAST))
+        remove_strides(model, strided_modules(model, args.name, args.in_chans, size, _SMALL_LAST))
     return model, size
 
 
@@ -105,26 +106,37 @@ def _torchvision_model(args: BackboneArgs, pretrained: bool) -> nn.Module:
     classes = num_classes or _TORCHVISION_CLASSES
     model = _call(factory, name, {"num_classes": classes, **args.model_args}, {"image_size": img_size})
     if not num_classes:
-        _remove_classifier(model, img_size or OTHER_SIZE)
+        _remove_classifier(model, name, img_size or OTHER_SIZE)
     return model
 
 
-def _remove_classifier(model: nn.Module, img_size: int) -> None:
+def _remove_classifier(model: nn.Module, name: str, img_size: int) -> None:
     """Replace the classifier, the last layer with torchvision's number of classes, by an identity."""
-    for name in classifier_names(model, _TORCHVISION_CLASSES, 3, img_size):
-        model.set_submodule(name, nn.Identity())
+    for classifier in classifier_names(model, name, _TORCHVISION_CLASSES, 3, img_size):
+        model.set_submodule(classifier, nn.Identity())
 
 
 def _own_model(args: BackboneArgs, img_size: int) -> nn.Module:
     name = args.name
-    try:
-        factory = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"model {name!r} cannot be imported: {error}") from error
-    taken = inspect.signature(factory).parameters
+    factory, taken = _import_factory(name)
     offered = dict(num_classes=args.num_classes, in_chans=args.in_chans, img_size=img_size)
     passed = {key: value for key, value in offered.items() if key in taken}
     model = _call(factory, name, {**passed, **args.model_args}, {})
     if not isinstance(model, nn.Module):
         raise UserError(f"{name!r} returned {type(model).__name__}, not an nn.Module")
     return model
+
+
+def _import_factory(name: str) -> tuple[Callable[..., Any], Collection[str]]:
+    """Import "package.module:factory", and return it with the names of its parameters. Raises UserError."""
+    try:
+        factory = pkgutil.resolve_name(name)
+    except Exception as error:  # a module can raise anything while it is imported
+        raise UserError(f"model {name!r} cannot be imported ({kind_and_line(error)})") from error
+    if not callable(factory) or isinstance(factory, nn.Module):
+        kind = type(factory).__name__
+        raise UserError(f"{name!r} is of type {kind}; name a class or a function that returns an nn.Module")
+    try:
+        return factory, inspect.signature(factory).parameters
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name!r}: its parameters cannot be read ({first_line(error)})") from error

@@ -18,21 +18,20 @@ import timm
 from timm.models import load_pretrained, register_model
 from torch import Tensor, nn
 
-from crossdistill.backbones._probe import probe_images, record
+from crossdistill.backbones._probe import record_probe
 from crossdistill.errors import UserError
 
 SMALL_STEM = "crossdistill_small_stem"
 
 
-def strided_modules(model: nn.Module, in_chans: int, img_size: int, last_cells: int) -> list[str]:
+def strided_modules(model: nn.Module, name: str, in_chans: int, img_size: int, last_cells: int) -> list[str]:
     """Name the modules whose stride must be removed for the last map to have `last_cells` cells along a side.
 
     They are those of the first resolution levels; parallel branches of one level (the convolution of a block and its
-    shortcut) come together. Empty where the last map is large enough. Raises UserError where the strides are not those
-    of plain convolutions and pools.
+    shortcut) come together. Empty where the last map is large enough. Raises UserError where the model cannot run on
+    such images, and where the strides are not those of plain convolutions and pools.
     """
-    images = probe_images(model, in_chans, img_size)
-    calls, _ = record(model, lambda: model(images), _sides)
+    calls, _ = record_probe(model, name, in_chans, img_size, _sides)
     seen = [
         (call.name, *call.value)
         for call in calls

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from crossdistill.backbones._probe import evaluating, probe_images
+from crossdistill.backbones._probe import cannot_run, evaluating, probe_images
 from crossdistill.backbones.base import Backbone, read_spec
 from crossdistill.backbones.stages import choose_stages
-from crossdistill.errors import UserError, first_line
+from crossdistill.errors import UserError, kind_and_line
 from crossdistill.types import BackboneOutput
 
 _log = logging.getLogger(__name__)
@@ -57,11 +57,8 @@ class TimmBackbone(Backbone):
             final = self.model.forward_features(images)
             embedding = self.model.forward_head(final, pre_logits=True)
             expected = self.model.forward_head(final)
-        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(
-                f"model {name!r} cannot run on images of {images.shape[-1]} px: {first_line(error)}; "
-                "try another img_size"
-            ) from error
+        except Exception as error:  # the code of a model can raise anything
+            raise cannot_run(name, images.shape[1], images.shape[-1], error) from error
         if embedding.ndim != 2 or expected.ndim != 2:
             raise UserError(
                 f"model {name!r} returns an embedding of shape {tuple(embedding.shape)} and logits of shape "
@@ -74,8 +71,8 @@ class TimmBackbone(Backbone):
         if self._taps:
             try:
                 return self(images, stages=True)
-            except (AssertionError, AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError) as error:
-                self.stage_problem = f"forward_intermediates() failed with {type(error).__name__}: {error}"
+            except Exception as error:
+                self.stage_problem = f"forward_intermediates() failed with {kind_and_line(error)}"
         return BackboneOutput(None if self._headless else expected, embedding)
 
     @property

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +19,10 @@ from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 
 from crossdistill.cache.fingerprint import difference
+from crossdistill.cache.format import CacheFormat
 from crossdistill.cache.store import (
     LOCKS,
     MANIFEST,
-    CacheFormat,
     missing_shards,
     read_manifest,
     shard_name,
@@ -73,21 +73,41 @@ def build_cache(
         else:
             write_manifest(folder, fmt, record)
     _check_space(folder, fmt, views)
-    todo = missing_shards(folder, fmt, views)
-    with ProgressReport(console, "teacher cache", len(todo)) as progress:
-        while todo:
+    images = views * fmt.images
+    done = images - fmt.images_in(missing_shards(folder, fmt, views))
+    with ProgressReport(console, "teacher cache", images, done) as report:
+        progress = _Progress(report, folder, fmt, views)
+        while todo := progress.todo:
             written = 0
             for view, shard in todo:
                 with _locked(locks / shard_name(view, shard)) as mine:
                     if mine and (view, shard) in missing_shards(folder, fmt, views):
-                        _write_shard(folder, fmt, view, shard, work)
+                        _write_shard(folder, fmt, view, shard, work, progress.show)
                         written += 1
-                        progress.advance()
-                        if progress.due or progress.done == progress.total:
-                            progress.print_state(f"{progress.done}/{progress.total} shards")
-            todo = missing_shards(folder, fmt, views)
-            if todo and not written:
+                        progress.refresh()
+            if not written:
                 time.sleep(_WAIT_S)
+                progress.refresh()
+
+
+class _Progress:
+    """Progress of all processes that write one cache, in images."""
+
+    def __init__(self, report: ProgressReport, folder: Path, fmt: CacheFormat, views: int) -> None:
+        self.report, self.folder, self.format, self.views = report, folder, fmt, views
+        self.todo = missing_shards(folder, fmt, views)
+
+    def refresh(self) -> None:
+        """Look which shards are still missing; they may have been written by any process."""
+        self.todo = missing_shards(self.folder, self.format, self.views)
+        self.show(0)
+
+    def show(self, rows: int) -> None:
+        """Show that `rows` images of the current shard are done, besides the finished shards."""
+        self.report.reach(self.report.total - self.format.images_in(self.todo) + rows)
+        if self.report.due or not self.todo:
+            shards = self.views * self.format.shards
+            self.report.print_state(f"{shards - len(self.todo)}/{shards} shards")
 
 
 def check_fits(folder: Path, fmt: CacheFormat, record: dict[str, Any]) -> None:
@@ -108,7 +128,7 @@ def check_fits(folder: Path, fmt: CacheFormat, record: dict[str, Any]) -> None:
 
 
 def _check_space(folder: Path, fmt: CacheFormat, views: int) -> None:
-    todo = sum(end - first for first, end in (fmt.bounds(s) for _, s in missing_shards(folder, fmt, views)))
+    todo = fmt.images_in(missing_shards(folder, fmt, views))
     needed, free = todo * fmt.row.itemsize + _SPARE, shutil.disk_usage(folder).free
     if todo and needed > free:
         raise UserError(
@@ -117,8 +137,10 @@ def _check_space(folder: Path, fmt: CacheFormat, views: int) -> None:
         )
 
 
-def _write_shard(folder: Path, fmt: CacheFormat, view: int, shard: int, work: Work) -> None:
-    content = _run_teacher(fmt, view, shard, work).view(np.uint8).data
+def _write_shard(
+    folder: Path, fmt: CacheFormat, view: int, shard: int, work: Work, show: Callable[[int], None]
+) -> None:
+    content = _run_teacher(fmt, view, shard, work, show).view(np.uint8).data
     path = folder / f"{shard_name(view, shard)}.bin"
     partial = path.with_suffix(".partial")
     try:
@@ -139,8 +161,8 @@ def _write_shard(folder: Path, fmt: CacheFormat, view: int, shard: int, work: Wo
 
 
 @torch.no_grad()
-def _run_teacher(fmt: CacheFormat, view: int, shard: int, work: Work) -> Any:
-    """Compute the rows of one shard."""
+def _run_teacher(fmt: CacheFormat, view: int, shard: int, work: Work, show: Callable[[int], None]) -> Any:
+    """Compute the rows of one shard, and call `show` with the number of those that are done."""
     first, end = fmt.bounds(shard)
     rows = np.empty(end - first, dtype=fmt.row)
     device = work.teacher.scale.device
@@ -157,6 +179,7 @@ def _run_teacher(fmt: CacheFormat, view: int, shard: int, work: Work) -> Any:
             output = work.teacher(images.to(device, non_blocking=True), stages=bool(fmt.stages))
         fmt.pack(output, rows[place : place + len(images)])
         place += len(images)
+        show(place)
     return rows
 
 

@@ -19,8 +19,8 @@ from crossdistill.types import BackboneSpec
 
 VERSION = 2
 """Raised with every change of this code that makes other views or other stored numbers."""
-_IMAGES_LOOKED_AT = 256
-_VIEWS_LOOKED_AT = 16
+_SAMPLED_IMAGES = 256
+_SAMPLED_VIEWS = 16
 
 
 def fingerprint(
@@ -39,40 +39,51 @@ def fingerprint(
     sizes of all files. Some of the views are made and their pixels hashed, so that a library that draws other random
     numbers is noticed as well.
     """
+    return {
+        "version": VERSION,
+        "teacher": {**_describe_teacher(teacher), "precision": precision},
+        "data": _describe_data(images),
+        "transform": {"seed": view_seed, **_describe_views(views, student, augment)},
+    }
+
+
+def _describe_teacher(teacher: Teacher) -> dict[str, Any]:
+    members = teacher.members
+    return {
+        "name": teacher.spec.name,
+        "weights": _hash(_weights(teacher)),
+        "built": [_built(member) for member in members],
+        "timm": timm.__version__,
+        "img_size": [member.backbone.img_size for member in members],
+        "normalisation": [[list(member.spec.mean), list(member.spec.std)] for member in members],
+        "mixed": teacher.backbone.shares if isinstance(teacher.backbone, Ensemble) else None,
+    }
+
+
+def _describe_data(images: Images) -> dict[str, Any]:
+    return {
+        "images": len(images),
+        "labels": _hash([np.asarray(images.labels, dtype=np.int64).tobytes()]),
+        "files": _hash(_files(images)),
+        "pixels": _hash(_pixels(images)),
+    }
+
+
+def _describe_views(views: Dataset[Any], student: BackboneSpec, augment: AugmentConfig) -> dict[str, Any]:
     size = _get(views, 0)[0].shape[-1]
     augment = augment.decided(size)
     return {
-        "version": VERSION,
-        "teacher": {
-            "name": teacher.spec.name,
-            "weights": _hash(_weights(teacher)),
-            "built": [_built(member) for member in teacher.members],
-            "timm": timm.__version__,
-            "img_size": [member.backbone.img_size for member in teacher.members],
-            "normalisation": [[list(m.spec.mean), list(m.spec.std)] for m in teacher.members],
-            "mixed": teacher.backbone.shares if isinstance(teacher.backbone, Ensemble) else None,
-            "precision": precision,
-        },
-        "data": {
-            "images": len(images),
-            "labels": _hash([np.asarray(images.labels, dtype=np.int64).tobytes()]),
-            "files": _hash(_files(images)),
-            "pixels": _hash(_pictures(images)),
-        },
-        "transform": {
-            "seed": view_seed,
-            "img_size": size,
-            "resident": isinstance(views, ResidentViews),
-            "crop": augment.crop,
-            "scale": list(augment.scale),
-            "hflip": augment.hflip,
-            "color_jitter": augment.color_jitter,
-            "auto_augment": augment.auto_augment,
-            "erasing": augment.erasing,
-            # Erased areas are filled with noise of the student's normalisation.
-            "normalisation": {"mean": list(student.mean), "std": list(student.std)} if augment.erasing else None,
-            "pixels": _hash(_views(views, student)),
-        },
+        "img_size": size,
+        "resident": isinstance(views, ResidentViews),
+        "crop": augment.crop,
+        "scale": list(augment.scale),
+        "hflip": augment.hflip,
+        "color_jitter": augment.color_jitter,
+        "auto_augment": augment.auto_augment,
+        "erasing": augment.erasing,
+        # Erased areas are filled with noise of the student's normalisation.
+        "normalisation": {"mean": list(student.mean), "std": list(student.std)} if augment.erasing else None,
+        "pixels": _hash(_views(views, student)),
     }
 
 
@@ -82,11 +93,12 @@ def short_name(record: dict[str, Any]) -> str:
 
 
 def difference(stored: dict[str, Any], expected: dict[str, Any]) -> str | None:
-    """Say in a phrase what two records differ in; None where they are equal."""
+    """Return in a phrase what two records differ in; None where they are equal."""
     if stored.get("version") != expected["version"]:
         return f"another version of this code ({stored.get('version')}, this is {expected['version']})"
     for part in ("teacher", "data", "transform"):
-        before, now = stored.get(part, {}), expected[part]
+        before, now = stored.get(part), expected[part]
+        before = before if isinstance(before, dict) else {}
         changed = [key for key in now if before.get(key) != now[key]]
         if changed:
             key = changed[0]
@@ -125,11 +137,11 @@ def _spread(size: int, count: int) -> list[int]:
     return chosen
 
 
-def _pictures(images: Images) -> Any:
-    for index in _spread(len(images), _IMAGES_LOOKED_AT):
-        picture = images.read(index)
-        yield f"{picture.mode}{picture.size}".encode()
-        yield picture.tobytes()
+def _pixels(images: Images) -> Any:
+    for index in _spread(len(images), _SAMPLED_IMAGES):
+        image = images.read(index)
+        yield f"{image.mode}{image.size}".encode()
+        yield image.tobytes()
 
 
 def _files(images: Images) -> Any:
@@ -145,7 +157,7 @@ def _files(images: Images) -> Any:
 
 def _views(views: Dataset[Any], student: BackboneSpec) -> Any:
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (student.mean, student.std))
-    for index in _spread(len(views), _VIEWS_LOOKED_AT):  # type: ignore[arg-type]
+    for index in _spread(len(views), _SAMPLED_VIEWS):  # type: ignore[arg-type]
         for view in (0, 1):
             image = _get(views, index, view)[0].cpu()
             # As bytes, so that students with another normalisation have the same views.

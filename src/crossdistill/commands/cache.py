@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from crossdistill.commands._run import RunParser, read_recipe
+from crossdistill.commands._run import RunParser, read_early_flags, read_recipe
 from crossdistill.commands._show import consoles
 from crossdistill.errors import UserError
 
@@ -18,9 +18,10 @@ def run(argv: Sequence[str]) -> int:
     """Write a teacher cache."""
     base = read_recipe(argv)
     base = base if base.cached else replace(base, cache="auto")
+    out = read_early_flags(argv).out or base.out
+    if out is not None:
+        raise UserError(f"a cache is not a run: give its folder as --cache {out}, not as --out")
     config, _ = RunParser("cache", ABOUT, unread=_UNREAD).read_run(argv, base)
-    if config.out is not None:
-        raise UserError(f"a cache is not a run: give its folder as --cache {config.out}, not as --out")
     from crossdistill.training.engine import is_first_process
     from crossdistill.training.write_cache import write_cache
 

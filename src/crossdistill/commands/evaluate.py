@@ -31,12 +31,13 @@ def run(argv: Sequence[str]) -> int:
     from crossdistill.report.tables import show
     from crossdistill.training.score import score
 
+    result, progress = consoles()
     probes = [name for name in ("knn", "linear_probe") if made[name]]
-    scores = score(made.scored, config, split=made.split, checkpoint=made.checkpoint, probes=probes)
+    scores = score(made.scored, config, progress, split=made.split, checkpoint=made.checkpoint, probes=probes)
     if made.json:
         print(json.dumps(scores, indent=2))
     else:
-        show(accuracy_table([("model", {"name": made.scored, "test": scores})], made.split), consoles()[0])
+        show(accuracy_table({f"model ({made.scored})": scores}, made.split), result)
     return 0
 
 

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 ABOUT = "List the methods; with a name, its idea, options, paper, and the parameters that it adds for a pair."
 
+_IMAGES = 50_000
+"""Training images of the example, for methods that store something of each."""
+
 
 def run(argv: Sequence[str]) -> int:
     """List methods."""
@@ -46,28 +49,30 @@ def _reads(reads: "Reads") -> str:
 
 def _describe(name: str, student: str, teacher: str) -> None:
     from docstring_parser import parse_from_object
+    from torch import nn
 
     from crossdistill.backbones import create_backbone
     from crossdistill.distiller import create_distiller
     from crossdistill.evaluation.cost import count_parameters
-    from crossdistill.methods import NONE, find_method
+    from crossdistill.methods import NONE, choose_method
     from crossdistill.report.tables import show, text_table
 
     result, _ = consoles()
-    method = find_method(name)
-    if method is None:
+    choice = choose_method(name)
+    if not choice.parts:
         result.print(f"{NONE}: plain training on the labels; it has no options and adds no parameters")
         return
-    result.print(f"{name}: {method.idea}\npaper: {method.paper}", highlight=False, markup=False)
-    about = {p.arg_name: p.description or "" for p in parse_from_object(method.Options).params}
-    defaults = method.Options()
-    rows = [
-        [field.name, str(getattr(defaults, field.name)), " ".join(about.get(field.name, "").split())]
-        for field in fields(defaults)
-    ]
-    if rows:
-        show(text_table(["option", "default", "meaning"], rows), result)
-    distiller = create_distiller(name, student=create_backbone(student, 100), teacher=create_backbone(teacher, 100))
-    assert distiller.method is not None
-    extra = count_parameters(distiller.method)
+    distiller = create_distiller(
+        choice.for_images(_IMAGES), student=create_backbone(student, 100), teacher=create_backbone(teacher, 100)
+    )
+    for part in choice.parts:
+        result.print(f"{part.name}: {part.method.idea}\npaper: {part.method.paper}", highlight=False, markup=False)
+        about = {p.arg_name: p.description or "" for p in parse_from_object(part.method.Options).params}
+        rows = [
+            [field.name, str(getattr(part.options, field.name)), " ".join(about.get(field.name, "").split())]
+            for field in fields(part.options)
+        ]
+        if rows:
+            show(text_table(["option", "default", "meaning"], rows), result)
+    extra = count_parameters(distiller.method or nn.Identity())
     result.print(f"{teacher} -> {student}: {extra:,} training-only parameters with these defaults", highlight=False)

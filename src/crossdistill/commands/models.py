@@ -39,6 +39,8 @@ def run(argv: Sequence[str]) -> int:
     rows, failures = _read(names, made.num_classes, made.img_size, made.small_images)
     if rows:
         show(TextTable("", _HEADER, rows, text_columns=(0, 5)), result)
+    if len(names) == 1 and failures:
+        raise UserError(failures[0])
     for failure in failures:
         notes.print(failure, highlight=False, markup=False, soft_wrap=True)
     if not rows:
@@ -60,7 +62,7 @@ def _read(
             try:
                 rows.append(_row(outline(name, num_classes, img_size, small_images=small_images)))
             except UserError as error:
-                failures.append(f"{name}: {error}")
+                failures.append(str(error) if name in str(error) else f"{name}: {error}")
     return rows, failures
 
 

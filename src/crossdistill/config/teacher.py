@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from crossdistill.config.files import with_changes
+from crossdistill.config.model import ModelConfig
 from crossdistill.config.run import RunConfig
 from crossdistill.errors import UserError
 
@@ -21,38 +22,36 @@ def teacher_config(config: RunConfig) -> RunConfig:
     The settings in `teacher_training` replace the others. Raises UserError unless exactly one teacher is named.
     """
     config = with_teacher_training(config)
-    if config.teacher is None:
+    name, checkpoint, img_size = config.teacher, config.teacher_checkpoint, config.model.teacher_img_size
+    if name is None:
         raise UserError("no teacher is named: --teacher NAME")
-    if not isinstance(config.teacher, str):
+    if not isinstance(name, str):
         raise UserError("several teachers are trained one after the other; name one of them: --teacher NAME")
-    if isinstance(config.teacher_checkpoint, list):
+    if isinstance(checkpoint, list):
         raise UserError("a teacher starts from one checkpoint; several are given")
-    if isinstance(config.model.teacher_img_size, list):
+    if isinstance(img_size, list):
         raise UserError("model.teacher_img_size lists several sizes; a teacher is trained at one")
-    model = replace(
-        config.model,
-        stem=config.model.teacher_stem or config.model.stem,
-        student_args=config.model.teacher_args,
-        student_stages=config.model.teacher_stages,
-        student_pretrained=config.model.teacher_pretrained,
-        student_checkpoint=config.teacher_checkpoint,
-        teacher_args={},
-        teacher_stages=None,
-        teacher_pretrained=False,
-        teacher_stem=None,
-        teacher_img_size=None,
-        teacher_classes=None,
-    )
     return replace(
         config,
         role="teacher",
-        student=config.teacher,
-        img_size=config.model.teacher_img_size or config.img_size,
+        student=name,
+        img_size=img_size or config.img_size,
         teacher=None,
         teacher_checkpoint=None,
         teacher_weights=None,
         method="none",
         options={},
-        model=model,
+        model=_as_student(config.model, checkpoint),
         optim=replace(config.optim, task_weight=1.0),
+    )
+
+
+def _as_student(model: ModelConfig, checkpoint: str | None) -> ModelConfig:
+    """Return settings in which the teacher's model is the one that is trained."""
+    return ModelConfig(
+        stem=model.teacher_stem or model.stem,
+        student_args=model.teacher_args,
+        student_stages=model.teacher_stages,
+        student_pretrained=model.teacher_pretrained,
+        student_checkpoint=checkpoint,
     )

@@ -78,6 +78,13 @@ def validated(kind: Any, value: Any, owner: str, noun: str = "setting") -> Any:
         raise UserError(f"{owner}{_plain(error, kind, noun)}") from error
 
 
+def first_problem(error: ValidationError) -> str:
+    """Return where in a file's content the first wrong value is, and what is wrong with it."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]
+
+
 def _plain(error: ValidationError, kind: Any, noun: str) -> str:
     """Describe in one line the first value that does not fit."""
     errors = error.errors(include_url=False)

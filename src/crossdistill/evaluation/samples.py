@@ -11,9 +11,9 @@ import torch
 
 from crossdistill.backbones import Backbone
 from crossdistill.data import ImageData
+from crossdistill.files import write_whole
 from crossdistill.teacher import Teacher
 
-SAMPLES_NAME = "samples.json"
 _SAMPLE = 96
 _SHOWN = 12
 _SIDE = 96
@@ -21,9 +21,9 @@ _SIDE = 96
 
 @torch.inference_mode()
 def save_samples(
-    out: Path, student: Backbone, teacher: Teacher | None, data: ImageData, transform: Callable[..., Any]
+    path: Path, student: Backbone, teacher: Teacher | None, data: ImageData, transform: Callable[..., Any]
 ) -> None:
-    """Write twelve test images, the student's mistakes first (at most half), with the predictions of both models.
+    """Write twelve test images as JSON, the student's mistakes first (at most half), with both models' predictions.
 
     A teacher of other classes, or without a classifier, is left out.
     """
@@ -50,4 +50,4 @@ def save_samples(
         }
         image = base64.b64encode(buffer.getvalue()).decode()
         samples.append({"image": image, "truth": data.class_names[labels[k]], "right": right[k], **predicted})
-    (out / SAMPLES_NAME).write_text(json.dumps(samples))
+    write_whole(path, json.dumps(samples))

@@ -2,11 +2,11 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, StrictUndefined
 
 from crossdistill.files import write_whole
@@ -28,7 +28,7 @@ def write_run_page(folder: Path) -> Path:
     return _write(
         folder / PAGE_NAME,
         title=f"{student['name']}{taught}",
-        lead=f"{run.metrics['data']}, seed {run.metrics['seed']}, {run.config['epochs']} epochs, "
+        lead=f"{run.metrics['data']}, seed {run.metrics['seed']}, {run.metrics['training']['epochs']} epochs, "
         f"{run.metrics['training']['seconds']:.0f} s of training; training-only parameters, removed afterwards: "
         f"{run.metrics['training']['training_only_parameters']:,}.",
         tables=[run_table(run), cost_table(run)],
@@ -50,7 +50,7 @@ def write_comparison_page(folder: Path, groups: dict[str, list[RunRecord]]) -> P
     return _write(
         folder / PAGE_NAME,
         title=f"{teacher} teaches {student}" if teacher else student,
-        lead=f"{shown.metrics['data']}, one recipe and data order, {shown.config['epochs']} epochs.",
+        lead=f"{shown.metrics['data']}, one recipe and data order, {shown.metrics['training']['epochs']} epochs.",
         tables=[comparison_table(groups), cost_table(shown)],
         figures=[
             {
@@ -114,18 +114,20 @@ def teacher_top1(run: RunRecord | None) -> float | None:
 
 def run_table(run: RunRecord) -> TextTable:
     """Make the table of test scores of a run's models."""
-    models = [(run.role, run.metrics["student"])]
-    if "test" in run.metrics.get("teacher", {}):
-        models.append(("teacher", run.metrics["teacher"]))
-    return accuracy_table(models)
+    student, teacher = run.metrics["student"], run.metrics.get("teacher")
+    scores = {f"{run.role} ({student['name']})": student["test"]}
+    if teacher is not None and "test" in teacher:
+        scores[f"teacher ({teacher['name']})"] = teacher["test"]
+    return accuracy_table(scores)
 
 
-def accuracy_table(models: Sequence[tuple[str, Mapping[str, Any]]], split: str = "test") -> TextTable:
-    """Make the table of scores of models on a split, each with its role."""
+def accuracy_table(scores: Mapping[str, Mapping[str, Any]], split: str = "test") -> TextTable:
+    """Make the table of models' scores on a split; `scores` by role and name."""
+    first = next(iter(scores.values()))
     columns = [("top1", "top-1, %"), ("top5", "top-5, %"), ("loss", "loss, nats"), ("ece", "calibration error, %")]
     columns += [("knn", "nearest neighbours, %"), ("linear_probe", "linear probe, %")]
-    columns = [(key, name) for key, name in columns if key in models[0][1]["test"]]
-    rows = [[f"{role} ({m['name']})", *(f"{m['test'][key]:.2f}" for key, _ in columns)] for role, m in models]
+    columns = [(key, name) for key, name in columns if key in first]
+    rows = [[model, *(f"{values[key]:.2f}" for key, _ in columns)] for model, values in scores.items()]
     return TextTable(f"On the {split} split", ["", *(name for _, name in columns)], rows)
 
 
@@ -150,13 +152,13 @@ def cost_table(run: RunRecord) -> TextTable:
 def _write(path: Path, *, run: RunRecord, **content: Any) -> Path:
     template = (files("crossdistill.report") / "page.html.j2").read_text()
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
-    made = run.environment
+    made = {name: value for name, value in asdict(run.environment).items() if name != "inputs"}
     write_whole(
         path,
         page.render(
             **content,
             role=run.role,
-            config=yaml.safe_dump(run.config, sort_keys=False),
+            config=run.settings,
             environment=", ".join(f"{name} {value}" for name, value in made.items()),
         ),
     )

@@ -1,19 +1,39 @@
-"""The records of a finished run, read back from its folder. Reports know nothing else of a run."""
+"""The records of a run, read back from its folder. Reports know nothing else of a run."""
 
 import csv
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from crossdistill.errors import UserError
+from crossdistill.config.files import read_yaml
+from crossdistill.config.validation import first_problem
+from crossdistill.errors import UserError, kind_and_line
+
+CONFIG_NAME = "config.yaml"
+ENVIRONMENT_NAME = "environment.json"
+METRICS_NAME = "metrics.json"
+SAMPLES_NAME = "samples.json"
 
 Curve = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a run was started with: versions, machine, number of processes, and digests of its inputs by name."""
+
+    crossdistill: str
+    python: str
+    torch: str
+    timm: str
+    lightning: str
+    platform: str
+    device: str
+    threads: int
+    processes: int
+    inputs: dict[str, str]
 
 
 class Scores(TypedDict):
@@ -69,67 +89,110 @@ class Metrics(TypedDict):
     teacher: NotRequired[TeacherRecord]
 
 
+Prediction = TypedDict("Prediction", {"class": str, "probability": float})
+"""The most probable class of an image, and its probability."""
+
+
+class Sample(TypedDict):
+    """A test image with the predictions of the models."""
+
+    image: str
+    """PNG as base64."""
+    truth: str
+    right: bool
+    """Whether the student's prediction is correct."""
+    student: Prediction
+    teacher: NotRequired[Prediction]
+
+
 @dataclass(frozen=True)
 class RunRecord:
-    """A finished run: `curves` by logged name, as (epochs, value)."""
+    """A finished run: `settings` as the text of config.yaml, `curves` by logged name, as (epochs, value)."""
 
     folder: Path
-    config: dict[str, Any]
-    metrics: Mapping[str, Any]
-    environment: dict[str, Any]
+    settings: str
+    metrics: Metrics
+    environment: Environment
     curves: dict[str, Curve]
-    samples: list[dict[str, Any]]
+    samples: list[Sample]
 
     @property
     def top1(self) -> float:
         """The student's accuracy on the test split, percent."""
-        return float(self.metrics["student"]["test"]["top1"])
+        return self.metrics["student"]["test"]["top1"]
 
     @property
     def role(self) -> str:
         """What the trained model is called: student or teacher."""
-        return str(self.metrics.get("role", "student"))
+        return self.metrics.get("role", "student")
 
 
-def read_metrics(folder: Path) -> Metrics:
-    """Read the metrics of a finished run. Raises UserError for a file that is missing, damaged or incomplete."""
-    path = folder / "metrics.json"
+def read_record(path: Path, kind: Any) -> Any:
+    """Read a JSON file of a run as a value of a type. Raises UserError for a file that is missing or damaged."""
     try:
-        return TypeAdapter(Metrics).validate_json(path.read_bytes())
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{str(path.parent)!r} is not a finished run: {path.name} is missing") from error
     except OSError as error:
-        raise UserError(f"{str(folder)!r} holds no finished run: {error}") from error
+        raise UserError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{str(path)!r} is damaged: {place + ': ' if place else ''}{first['msg']}") from error
+        raise UserError(f"{str(path)!r} is damaged: {first_problem(error)}") from error
+
+
+def read_environment(folder: Path) -> Environment:
+    """Read what a run was started with. Raises UserError for a file that is missing or damaged."""
+    environment: Environment = read_record(folder / ENVIRONMENT_NAME, Environment)
+    return environment
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a finished run. Raises UserError for a folder that holds none."""
-    metrics = read_metrics(folder)
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        samples = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{str(folder)!r} holds no finished run: {error}") from error
-    return RunRecord(folder, config, dict(metrics), environment, _read_curves(folder, config["epochs"]), samples)
+    """Read a finished run. Raises UserError for a folder that is not one, or is damaged."""
+    metrics: Metrics = read_record(folder / METRICS_NAME, Metrics)
+    return RunRecord(
+        folder=folder,
+        settings=_read_settings(folder / CONFIG_NAME),
+        metrics=metrics,
+        environment=read_environment(folder),
+        curves=_read_curves(folder, metrics["training"]["epochs"]),
+        samples=read_record(folder / SAMPLES_NAME, list[Sample]),
+    )
+
+
+def _read_settings(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"{str(path.parent)!r} is not a finished run: {path.name} is missing")
+    if not read_yaml(path):
+        raise UserError(f"{str(path)!r} is damaged: it is empty")
+    return path.read_text(encoding="utf-8")
 
 
 def _read_curves(folder: Path, epochs: int) -> dict[str, Curve]:
-    attempts = sorted(folder.glob("logs/*/metrics.csv"), key=lambda path: int(path.parent.name))
-    rows: list[dict[str, str]] = []
-    for path in attempts:
-        with path.open(newline="") as file:
-            fresh = list(csv.DictReader(file))
+    attempts = [path for path in folder.glob("logs/*/metrics.csv") if path.parent.name.isdecimal()]
+    rows: list[tuple[int, dict[str, float]]] = []
+    for path in sorted(attempts, key=lambda path: int(path.parent.name)):
+        fresh = _read_log(path)
         if fresh:
-            first = int(fresh[0]["step"])
             # What a resumed run repeats replaces what the interrupted one had logged.
-            rows = [row for row in rows if int(row["step"]) < first] + fresh
-    last = max((int(row["step"]) for row in rows), default=0) + 1
+            rows = [row for row in rows if row[0] < fresh[0][0]] + fresh
+    last = max((step for step, _ in rows), default=0) + 1
     curves: dict[str, Curve] = {}
-    for row in rows:
-        for name, value in row.items():
-            if name not in ("step", "epoch") and value:
-                curves.setdefault(name, []).append(((int(row["step"]) + 1) / last * epochs, float(value)))
+    for step, values in rows:
+        for name, value in values.items():
+            curves.setdefault(name, []).append(((step + 1) / last * epochs, value))
     return curves
+
+
+def _read_log(path: Path) -> list[tuple[int, dict[str, float]]]:
+    """Read the rows of a log: step from 0, and values by name. Raises UserError for a damaged one."""
+    rows = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                step = int(row["step"])
+                if step < 0:
+                    raise ValueError(f"step {step}")
+                numbers = {name: value for name, value in row.items() if name not in ("step", "epoch") and value}
+                rows.append((step, {name: float(value) for name, value in numbers.items()}))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"{str(path)!r} is damaged: row {len(rows) + 1} ({kind_and_line(error)})") from error
+    return rows

@@ -5,11 +5,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from torch.utils.data import Dataset
 
@@ -22,8 +23,10 @@ from crossdistill.data import ImageData, Images
 from crossdistill.distiller import Distiller
 from crossdistill.errors import UserError
 from crossdistill.files import write_whole
+from crossdistill.report.records import TeacherRecord
 from crossdistill.teacher import Teacher
 from crossdistill.training.engine import local_rank
+from crossdistill.training.run_folder import check_writable
 from crossdistill.types import Reads
 
 _ROOT = Path("runs") / "cache"
@@ -36,7 +39,13 @@ _LEAST_IMAGES, _MOST_IMAGES = 64, 8192
 
 
 def stored_format(
-    teacher: Teacher, classes: int, images: int, reads: Sequence[Reads], *, top_k: int | None, dtype: str
+    teacher: Teacher,
+    classes: int,
+    images: int,
+    reads: Sequence[Reads],
+    *,
+    top_k: int | None,
+    dtype: Literal["float16", "float32"],
 ) -> CacheFormat:
     """Decide what to store for methods that read this of the teacher.
 
@@ -76,9 +85,9 @@ def prepare_cache(
     `reads` is what further methods read of the teacher. Processes that call this at once (under torchrun) share the
     work. Raises UserError for a folder that holds another cache, a cache that was changed, and a disk without room.
     """
-    count, teacher = config.loader.views, distiller.teacher
-    assert count is not None
+    teacher, views_of_each = distiller.teacher, config.loader.views
     assert teacher is not None
+    assert views_of_each is not None
     teacher.to(device)
     record = fingerprint(
         teacher,
@@ -93,48 +102,65 @@ def prepare_cache(
     classes = distiller.student.spec.num_classes
     fmt = stored_format(teacher, classes, len(images), reads, top_k=config.cache_top_k, dtype=config.cache_dtype)
     folder = _folder(config.cache, Path(config.data).name, teacher, fmt, record)
+    # Read here already, so that a damaged file is refused before training.
+    _read_scores(folder)
+    work = Work(teacher, views, config.loader.batch_size, config.loader.workers, config.engine.precision)
+    _complete(folder, fmt, record, views_of_each, work, console)
+    return TeacherCache(folder, views_of_each, verify=local_rank() == 0)
+
+
+def _complete(folder: Path, fmt: CacheFormat, record: dict[str, Any], views: int, work: Work, console: Console) -> None:
+    """Announce a cache, and write the shards that it lacks. Raises UserError."""
     if (folder / MANIFEST).exists():
         check_fits(folder, fmt, record)
         fmt, _ = read_manifest(folder)
-    todo = len(missing_shards(folder, fmt, count))
+    todo = len(missing_shards(folder, fmt, views))
     rank_zero_only(console.print)(
-        f"teacher cache {folder}: {count} views of {fmt.images} images, "
-        f"{fmt.bytes(count) / 2**20:.0f} MiB, {todo} of {count * fmt.shards} shards to write",
+        f"teacher cache {folder}: {views} views of {fmt.images} images, {fmt.bytes(views) / 2**20:.0f} MiB, "
+        f"{todo} of {views * fmt.shards} shards to write",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
     if todo:
-        work = Work(teacher, views, config.loader.batch_size, config.loader.workers, config.engine.precision)
-        build_cache(folder, fmt, record, count, work, console)
-    return TeacherCache(folder, count, verify=local_rank() == 0)
+        check_writable(folder)
+        build_cache(folder, fmt, record, views, work, console)
 
 
-def judged_once(
-    cache: TeacherCache, data: ImageData, crop_pct: float | None, judge: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
+def scored_once(
+    cache: TeacherCache, data: ImageData, crop_pct: float | None, score: Callable[[], TeacherRecord]
+) -> TeacherRecord:
     """Return the teacher's scores on the test split: those of an earlier run on this cache, or new ones, stored now."""
-    path = cache.folder / SCORES
     labels = hashlib.sha256(np.asarray(data.test.labels, dtype=np.int64).tobytes()).hexdigest()[:16]
     key = f"{data.name}, {len(data.test)} images, labels {labels}, crop_pct {crop_pct}"
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if key not in known:
-        known[key] = judge()
-        write_whole(path, json.dumps(known, indent=1))
-    scores: dict[str, Any] = known[key]
-    return scores
+    stored = _read_scores(cache.folder)
+    if key not in stored:
+        stored[key] = score()
+        write_whole(cache.folder / SCORES, json.dumps(stored, indent=1))
+    return stored[key]
+
+
+def _read_scores(folder: Path) -> dict[str, TeacherRecord]:
+    """Read the teacher's stored scores by test split. Raises UserError for a damaged file."""
+    path = folder / SCORES
+    if not path.exists():
+        return {}
+    try:
+        return TypeAdapter(dict[str, TeacherRecord]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{str(path)!r} is damaged: delete it, and the teacher is scored again") from error
 
 
 def _folder(cache: str, data: str, teacher: Teacher, fmt: CacheFormat, record: dict[str, object]) -> Path:
     if cache != "auto":
         folder = Path(cache)
-        others = [path for path in folder.iterdir() if path.name not in _OURS] if folder.is_dir() else []
-        if others and not (folder / MANIFEST).exists():
-            raise UserError(f"{str(folder)!r} is not empty and not a teacher cache; give another folder as --cache")
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{str(folder)!r} is not a folder; give a folder as --cache")
+        others = [path for path in folder.iterdir() if path.name not in _OURS] if folder.exists() else []
+        if others and not (folder / MANIFEST).exists():
+            raise UserError(f"{str(folder)!r} is not empty and not a teacher cache; give another folder as --cache")
         return folder
-    # A cache with more stage maps serves as well as one without them, so they are not part of the number.
+    # A cache with more stage maps can be used as well, so they are not part of the number.
     plain = asdict(replace(fmt, stages=(), shard_images=1))
     name = f"{data}-{teacher.spec.name}-{short_name({**record, 'format': plain})}"
     name = name.replace("/", "_").replace(":", "_").replace(" ", "")

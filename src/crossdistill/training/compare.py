@@ -1,7 +1,7 @@
 """One teacher, one student, one recipe: several methods over several seeds."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,17 @@ from rich.console import Console
 from crossdistill.config import RunConfig
 from crossdistill.config.teacher import teacher_config
 from crossdistill.data import ImageData, load_data
+from crossdistill.distiller import create_distiller
 from crossdistill.errors import UserError
-from crossdistill.files import make_folder
 from crossdistill.methods import MethodChoice, choose_method, options_for
 from crossdistill.report.page import PAGE_NAME, comparison_table, write_comparison_page, write_run_page
-from crossdistill.report.records import RunRecord, read_run
+from crossdistill.report.records import CONFIG_NAME, METRICS_NAME, RunRecord, read_run
 from crossdistill.report.tables import TextTable
 from crossdistill.training.engine import set_threads
 from crossdistill.training.fit import fit
 from crossdistill.training.inputs import decide, digests
-from crossdistill.training.models import check_settings
-from crossdistill.training.run_folder import CONFIG_NAME, METRICS_NAME, check_inputs, check_unchanged, read_config
+from crossdistill.training.models import build_student, check_settings
+from crossdistill.training.run_folder import check_inputs, check_unchanged, check_writable, read_config
 from crossdistill.training.write_cache import write_cache
 
 
@@ -57,14 +57,16 @@ def compare(
     Returns the table and the path of the page. Raises UserError for bad input.
     """
     _check(config, variants, seeds, out)
-    make_folder(out)
     set_threads(config.engine)
     data = load_data(config.data, config.loader)
     choices = {variant.label: variant.choice(config) for variant in variants}
-    if config.teacher_checkpoint is None and any(choice.needs.teacher for choice in choices.values()):
+    if _trains_teacher(config, choices.values()):
         teacher = replace(teacher_config(config), out=str(out / "teacher"))
         same = (teacher.data, teacher.loader) == (config.data, config.loader)
-        _complete(teacher, data if same else load_data(teacher.data, teacher.loader), out, console)
+        teacher_data = data if same else load_data(teacher.data, teacher.loader)
+        if not (out / "teacher" / METRICS_NAME).exists():
+            _check_models(config, choices.values(), data, teacher, teacher_data)
+        _complete(teacher, teacher_data, out, console)
         config = _taught_by(config, out / "teacher")
     runs = [(variant, seed, out / variant.folder(seed)) for seed in seeds for variant in variants]
     unfinished = {variant.label for variant, _, folder in runs if not (folder / METRICS_NAME).exists()}
@@ -91,13 +93,30 @@ def _check(config: RunConfig, variants: Sequence[Variant], seeds: Sequence[int],
         raise UserError("compare trains its runs one after the other on one device; use `fit` for a run on several")
     if (out / CONFIG_NAME).exists():
         raise UserError(f"{str(out)!r} is the folder of a single run; choose another --out")
+    check_writable(out)
     methods = [variant.method for variant in variants]
     for variant in variants:
         for seed in seeds:
             check_settings(replace(variant.applied(config), seed=seed), methods)
-    trains_teacher = config.teacher_checkpoint is None and any(v.choice(config).needs.teacher for v in variants)
+    trains_teacher = _trains_teacher(config, [variant.choice(config) for variant in variants])
     if trains_teacher and config.model.teacher_classes is not None:
         raise UserError("model.teacher_classes: compare trains a teacher with the data's classes; leave it out")
+
+
+def _trains_teacher(config: RunConfig, choices: Iterable[MethodChoice]) -> bool:
+    return config.teacher_checkpoint is None and any(choice.needs.teacher for choice in choices)
+
+
+def _check_models(
+    config: RunConfig, choices: Iterable[MethodChoice], data: ImageData, teacher: RunConfig, teacher_data: ImageData
+) -> None:
+    """Build every pair once, before the teacher is trained. Raises UserError for one that does not fit."""
+    own, _ = decide(teacher, check_settings(teacher), teacher_data)
+    trained = build_student(own.student, own.model, own.img_size, teacher_data)
+    for choice in choices:
+        decided, complete = decide(config, choice, data)
+        student = build_student(decided.student, decided.model, decided.img_size, data)
+        create_distiller(complete, student=student, teacher=trained)
 
 
 def _taught_by(config: RunConfig, teacher: Path) -> RunConfig:

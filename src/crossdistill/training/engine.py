@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
 
@@ -46,13 +46,7 @@ def make_trainer(config: RunConfig, out: Path, console: Console, title: str) -> 
     engine = config.engine
     quiet_lightning()
     _check_processes(engine)
-    logs = out / "logs"
-    # Lightning's CSV logger deletes what its folder holds, so a resumed run logs into the next one.
-    attempt = len(list(logs.glob("[0-9]*")))
-    checkpoints = out / CHECKPOINTS
     log = StepLog(engine.log_every)
-    common: dict[str, Any] = dict(dirpath=checkpoints, enable_version_counter=False, auto_insert_metric_name=False)
-    best, last = (name.removesuffix(".ckpt") for name in (BEST, LAST))
     try:
         trainer = L.Trainer(
             accelerator=engine.accelerator,
@@ -63,17 +57,8 @@ def make_trainer(config: RunConfig, out: Path, console: Console, title: str) -> 
             max_epochs=config.epochs,
             accumulate_grad_batches=engine.accumulate,
             gradient_clip_val=config.optim.clip_grad,
-            logger=[
-                CSVLogger(out, name="logs", version=str(attempt)),
-                TensorBoardLogger(out, name="logs", version="tb"),
-            ],
-            callbacks=[
-                log,
-                RunProgress(console, title, log),
-                StopOnSignal(checkpoints, engine.log_every),
-                BestCheckpoint(**common, filename=best, monitor=Classification.monitor, mode="max"),
-                BestCheckpoint(**common, filename=last, save_on_train_epoch_end=True),
-            ],
+            logger=_loggers(out),
+            callbacks=[log, RunProgress(console, title, log), *_checkpointing(out / CHECKPOINTS, engine.log_every)],
             profiler=log.wait,
             log_every_n_steps=engine.log_every,
             use_distributed_sampler=False,
@@ -87,6 +72,23 @@ def make_trainer(config: RunConfig, out: Path, console: Console, title: str) -> 
     if trainer.strategy.root_device.type == "cpu" and (engine.precision == "16" or engine.sync_batchnorm):
         raise UserError("engine.precision 16 and engine.sync_batchnorm need a GPU; on the CPU use bf16 or 32")
     return trainer, log
+
+
+def _loggers(out: Path) -> list[Logger]:
+    # Lightning's CSV logger deletes what its folder holds, so a resumed run logs into the next one.
+    attempt = len(list((out / "logs").glob("[0-9]*")))
+    return [CSVLogger(out, name="logs", version=str(attempt)), TensorBoardLogger(out, name="logs", version="tb")]
+
+
+def _checkpointing(folder: Path, every: int) -> list[L.Callback]:
+    """Make the callbacks that write checkpoints: on a signal, the best one, and the last one."""
+    common: dict[str, Any] = dict(dirpath=folder, enable_version_counter=False, auto_insert_metric_name=False)
+    best, last = (name.removesuffix(".ckpt") for name in (BEST, LAST))
+    return [
+        StopOnSignal(folder, every),
+        BestCheckpoint(**common, filename=best, monitor=Classification.monitor, mode="max"),
+        BestCheckpoint(**common, filename=last, save_on_train_epoch_end=True),
+    ]
 
 
 def _check_processes(engine: EngineConfig) -> None:

@@ -1,7 +1,9 @@
 """The end of a run: the student exported, the test split scored once, metrics and page written."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,61 +18,83 @@ from crossdistill.evaluation.cost import count_macs, count_parameters, images_pe
 from crossdistill.evaluation.samples import save_samples
 from crossdistill.export.timm_folder import save_student
 from crossdistill.files import write_whole
+from crossdistill.progress import Tracked
 from crossdistill.report.page import write_run_page
-from crossdistill.training.cached import judged_once
+from crossdistill.report.records import (
+    METRICS_NAME,
+    SAMPLES_NAME,
+    Metrics,
+    ModelRecord,
+    Scores,
+    TeacherRecord,
+    TrainingRecord,
+)
+from crossdistill.teacher import Teacher
+from crossdistill.training.cached import scored_once
 from crossdistill.training.models import rebuild_teacher
-from crossdistill.training.run_folder import BEST, CHECKPOINTS, METRICS_NAME
-
-if TYPE_CHECKING:
-    from crossdistill.training.fit import Run
+from crossdistill.training.run import Run
+from crossdistill.training.run_folder import BEST, CHECKPOINTS
 
 
-def finish_run(run: "Run") -> None:
+def finish_run(run: Run) -> None:
     """Export the best student, score the test split once, write the metrics and the page."""
     config, out, data = run.config, run.out, run.data
     device = run.trainer.strategy.root_device
     student = best_student(run).to(device).eval()
-    teacher = run.distiller.teacher
-    if run.cache is not None or (config.engine.shard_teacher and run.trainer.world_size > 1):
-        teacher = rebuild_teacher(config, data)
-        if teacher is not None and config.engine.channels_last is True:
-            teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     save_student(student, out, data.class_names)
     transform = eval_transform(config.augment, student.spec, student.img_size)
     loader = evaluation_loader(data.test, transform, config.loader.batch_size, workers=config.loader.workers)
-    metrics: dict[str, Any] = {
+    batches = Tracked(loader, run.console, f"{config.role} on the test split")
+    metrics: Metrics = {
         "role": config.role,
         "method": config.method,
         "seed": config.seed,
         "data": data.name,
         "training": _training(run),
-        "student": {**describe(student), "test": evaluate(student, loader, data.num_classes, device)},
+        "student": {**describe(student), "test": _scores(student, batches, data.num_classes, device)},
     }
+    teacher = _teacher_of(run)
     if teacher is not None:
-        frozen = teacher.to(device)
-
-        def judge() -> dict[str, Any]:
-            described = describe(*(member.backbone for member in frozen.members))
-            if frozen.spec.num_classes != data.num_classes:
-                return described
-            return {**described, "test": evaluate(frozen, loader, data.num_classes, device)}
-
-        cache, crop_pct = run.cache, config.augment.crop_pct
-        metrics["teacher"] = judge() if cache is None else judged_once(cache, data, crop_pct, judge)
-    save_samples(out, student, teacher, data, transform)
+        batches = Tracked(loader, run.console, "teacher on the test split")
+        score = partial(_score_teacher, teacher.to(device), batches, data.num_classes, device)
+        cache = run.cache
+        metrics["teacher"] = score() if cache is None else scored_once(cache, data, config.augment.crop_pct, score)
+    save_samples(out / SAMPLES_NAME, student, teacher, data, transform)
     # Written last but for the page: a folder with metrics is a finished run.
     write_whole(out / METRICS_NAME, json.dumps(metrics, indent=2))
     write_run_page(out)
 
 
-def best_student(run: "Run") -> Backbone:
+def _teacher_of(run: Run) -> Teacher | None:
+    """Return the teacher of a run, built again where it was released or sharded."""
+    if run.cache is None and not (run.config.engine.shard_teacher and run.trainer.world_size > 1):
+        return run.distiller.teacher
+    teacher = rebuild_teacher(run.config, run.data)
+    if teacher is not None and run.config.engine.channels_last is True:
+        teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return teacher
+
+
+def _score_teacher(teacher: Teacher, batches: Iterable[Any], num_classes: int, device: torch.device) -> TeacherRecord:
+    """Describe the teacher, with its scores where it has the classes of the data."""
+    described = describe(*(member.backbone for member in teacher.members))
+    if teacher.spec.num_classes != num_classes:
+        return cast("TeacherRecord", described)
+    return {**described, "test": _scores(teacher, batches, num_classes, device)}
+
+
+def _scores(model: Backbone | Teacher, batches: Iterable[Any], num_classes: int, device: torch.device) -> Scores:
+    return cast("Scores", evaluate(model, batches, num_classes, device))
+
+
+def best_student(run: Run) -> Backbone:
     """Build the student once more, with the weights of the best checkpoint."""
     student = from_args(run.distiller.student.args)
     load_weights(student.model, run.out / CHECKPOINTS / BEST, prefix=run.module.deployed_prefix)
     return student
 
 
-def _training(run: "Run") -> dict[str, Any]:
+def _training(run: Run) -> TrainingRecord:
     method = run.distiller.method or nn.Identity()
     return {
         "seconds": run.log.seconds,
@@ -80,7 +104,7 @@ def _training(run: "Run") -> dict[str, Any]:
     }
 
 
-def describe(*models: Backbone) -> dict[str, Any]:
+def describe(*models: Backbone) -> ModelRecord:
     """Return what one model costs, or several that are run one after the other."""
     return {
         "name": " + ".join(model.spec.name for model in models),

@@ -1,7 +1,6 @@
 """One run, from its settings to a finished folder: prepare, train, finish."""
 
 import gc
-from dataclasses import dataclass
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -11,7 +10,6 @@ from rich.console import Console
 
 from crossdistill.backbones import Backbone
 from crossdistill.backbones.checkpoint import read_weights
-from crossdistill.cache import TeacherCache
 from crossdistill.config import RunConfig
 from crossdistill.data import ImageData, load_data
 from crossdistill.data.loaders import WithTeacher
@@ -24,6 +22,7 @@ from crossdistill.training.finish import finish_run
 from crossdistill.training.inputs import check_counts, decide, digests, make_views
 from crossdistill.training.models import build_models, check_settings, report_teacher_accuracy
 from crossdistill.training.module import DistillModule
+from crossdistill.training.run import Run
 from crossdistill.training.run_folder import (
     CHECKPOINTS,
     LAST,
@@ -36,24 +35,6 @@ from crossdistill.training.run_folder import (
     read_config,
     start_folder,
 )
-from crossdistill.training.run_log import StepLog
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that is ready to train. All its settings are decided."""
-
-    config: RunConfig
-    out: Path
-    data: ImageData
-    distiller: Distiller
-    trainer: L.Trainer
-    log: StepLog
-    module: DistillModule
-    datamodule: DataModule
-    cache: TeacherCache | None
-    checkpoint: Path | None
-    """The checkpoint that an interrupted run continues from."""
 
 
 def fit(
@@ -112,7 +93,7 @@ def prepare(
     start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root)
     module = _module(config, distiller)
     datamodule = DataModule(train, val, config.loader, seed=config.seed)
-    return Run(config, out, data, distiller, trainer, log, module, datamodule, cache, checkpoint)
+    return Run(config, out, console, data, distiller, trainer, log, module, datamodule, cache, checkpoint)
 
 
 def _module(config: RunConfig, distiller: Distiller) -> DistillModule:

@@ -20,6 +20,7 @@ from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError, unknown
 from crossdistill.evaluation.teacher_check import check_teacher
 from crossdistill.methods import METHODS, MethodChoice, check_option_keys, choose_method, options_for
+from crossdistill.progress import Tracked
 from crossdistill.teacher import Teacher, make_teacher
 from crossdistill.types import Reads
 
@@ -174,5 +175,6 @@ def report_teacher_accuracy(
             console.print(f"teacher {name}: its accuracy is not known ({kind})", **plain)
             continue
         reads_logits = distiller.needs.teacher.logits
-        accuracy = check_teacher(member.to(device), loader, trust=config.trust_teacher, reads_logits=reads_logits)
+        batches = Tracked(loader, console, f"teacher {name} on held-out images")
+        accuracy = check_teacher(member.to(device), batches, trust=config.trust_teacher, reads_logits=reads_logits)
         console.print(f"teacher {name}: {100 * accuracy:.1f}% on held-out images", **plain)

@@ -25,11 +25,12 @@ from crossdistill.export.timm_folder import save_student
 from crossdistill.files import write_whole
 from crossdistill.methods import NONE, choose_method
 from crossdistill.report.page import write_run_page
+from crossdistill.report.records import METRICS_NAME
 from crossdistill.training.engine import choose_device, set_threads
 from crossdistill.training.finish import describe
 from crossdistill.training.inputs import decide, digests, make_views
 from crossdistill.training.models import build_student
-from crossdistill.training.run_folder import METRICS_NAME, check_folder, default_out, start_folder
+from crossdistill.training.run_folder import check_folder, default_out, start_folder
 
 
 def probe_teacher(config: RunConfig, console: Console) -> Path:
@@ -87,7 +88,7 @@ def _fit(
 
 
 def _set_classifier(backbone: Backbone, probe: LinearProbe, data: ImageData) -> None:
-    (name,) = classifier_names(backbone.model, data.num_classes, data.channels, backbone.img_size)
+    (name,) = classifier_names(backbone.model, backbone.spec.name, data.num_classes, data.channels, backbone.img_size)
     layer = backbone.model.get_submodule(name)
     if not isinstance(layer, nn.Linear | nn.Conv2d) or layer.bias is None:
         raise UserError(f"the classifier of {backbone.spec.name!r} is not a linear layer with a bias")

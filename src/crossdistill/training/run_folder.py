@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,14 @@ import timm
 import torch
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from pydantic import TypeAdapter, ValidationError
 
 import crossdistill
 from crossdistill.config import RunConfig
 from crossdistill.config.files import complete_from_dict, read_yaml, with_read_paths
-from crossdistill.errors import UserError, first_line
+from crossdistill.errors import UserError
 from crossdistill.files import make_folder, write_whole
+from crossdistill.report.records import CONFIG_NAME, ENVIRONMENT_NAME, Environment, read_environment
 
-CONFIG_NAME = "config.yaml"
-ENVIRONMENT_NAME = "environment.json"
-METRICS_NAME = "metrics.json"
 CHECKPOINTS = "checkpoints"
 BEST, LAST = "best.ckpt", "last.ckpt"
 
@@ -60,10 +57,18 @@ def check_folder(out: Path, *, resume: bool) -> None:
             raise UserError(f"{str(out)!r} already holds a run: continue it with --resume, or choose another --out")
         if resume and not stored.exists():
             raise UserError(f"{str(out)!r} does not hold a run to resume")
-        with tempfile.TemporaryFile(dir=_existing(out)) as probe:
-            probe.write(bytes(4096))
     except OSError as error:
         raise UserError(f"cannot write to {str(out)!r}: {error.strerror or error}") from error
+    check_writable(out)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError for a folder that cannot be written, or made. Leaves nothing on the disk."""
+    try:
+        with tempfile.TemporaryFile(dir=_existing(folder)) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        raise UserError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
 
 
 def _existing(folder: Path) -> Path:
@@ -87,11 +92,11 @@ def start_folder(
     Raises UserError where another run has taken the folder in the meantime.
     """
     check_folder(out, resume=resume)
-    make_folder(out)
+    for folder in (out,) if root is None else (root, out):
+        make_folder(folder)
     settings = with_read_paths(replace(config, out=None), lambda path: _stored_path(path, out, root))
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    record = {**environment(), "processes": processes, "inputs": inputs}
-    write_whole(out / ENVIRONMENT_NAME, json.dumps(record, indent=2))
+    write_whole(out / ENVIRONMENT_NAME, json.dumps(asdict(environment(processes, inputs)), indent=2))
     write_whole(out / CONFIG_NAME, text)
 
 
@@ -168,32 +173,17 @@ def check_space(out: Path, trained: int) -> None:
         raise UserError(f"{str(out)!r} has {free / 2**20:.0f} MiB free; this run may need {needed / 2**20:.0f} MiB")
 
 
-@dataclass(frozen=True)
-class Environment:
-    """What is read back from the record of a run's environment."""
-
-    processes: int
-    inputs: dict[str, str]
-
-
-def read_environment(out: Path) -> Environment:
-    """Read what a run was started with. Raises UserError for a file that is missing or damaged."""
-    path = out / ENVIRONMENT_NAME
-    try:
-        return TypeAdapter(Environment).validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise UserError(f"{str(path)!r} is missing or damaged: {first_line(error)}") from error
-
-
-def environment() -> dict[str, Any]:
-    """Return the versions and the machine that a run is made with."""
-    return {
-        "crossdistill": crossdistill.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "lightning": lightning.__version__,
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else (platform.processor() or "cpu"),
-        "threads": torch.get_num_threads(),
-    }
+def environment(processes: int, inputs: dict[str, str]) -> Environment:
+    """Describe the versions and the machine that a run is made with, its processes, and the digests of its inputs."""
+    return Environment(
+        crossdistill=crossdistill.__version__,
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        timm=timm.__version__,
+        lightning=lightning.__version__,
+        platform=platform.platform(),
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else (platform.processor() or "cpu"),
+        threads=torch.get_num_threads(),
+        processes=processes,
+        inputs=inputs,
+    )

@@ -45,7 +45,7 @@ class StepLog(L.Callback):
     def __init__(self, every: int) -> None:
         self.every = every
         self.wait = DataWait()
-        self.latest: dict[str, float] = {}
+        self._row: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
         self._batches = self._images = 0
         self._since = 0.0
@@ -93,14 +93,25 @@ class StepLog(L.Callback):
         over_all = trainer.strategy.reduce(means, reduce_op="mean")
         assert isinstance(over_all, Tensor)
         row = {f"train/{name}": value for name, value in zip(self._sums, over_all.tolist(), strict=True)}
-        seconds = max(time.perf_counter() - self._since, 1e-9)
-        row["train/images_per_second"] = self._images / seconds
-        row["train/wait_percent"] = 100 * self.wait.seconds / seconds
+        row |= self._speed()
         row["train/lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         for logger in trainer.loggers:
             logger.log_metrics(row, step=max(trainer.global_step - 1, 0))
-        self.latest = row
+        self._row = row
         self._restart()
+
+    def _speed(self) -> dict[str, float]:
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        return {
+            "train/images_per_second": self._images / seconds,
+            "train/wait_percent": 100 * self.wait.seconds / seconds,
+        }
+
+    def latest(self) -> dict[str, float]:
+        """Return the last row; before the first one, loss and speed of this device so far."""
+        if self._row or not self._batches:
+            return self._row
+        return {"train/loss": float(self._sums["loss"]) / self._batches, **self._speed()}
 
 
 class RunProgress(L.Callback):
@@ -125,7 +136,18 @@ class RunProgress(L.Callback):
         if self._report is not None:
             self._report.advance()
             if self._report.due:
-                self._report.print_state(self._state(trainer, trainer.current_epoch, f"step {trainer.global_step}  "))
+                self._report.print_state(
+                    self._state(trainer, trainer.current_epoch + 1, f"step {trainer.global_step}  ")
+                )
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int, *args: Any
+    ) -> None:
+        """Without a terminal print a line where none was printed for a minute."""
+        if self._report is not None and self._report.due:
+            batches = sum(int(count) for count in trainer.num_val_batches)
+            place = f"validation batch {batch_idx + 1}/{batches}  "
+            self._report.print_state(self._state(trainer, trainer.current_epoch + 1, place))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show how far the run is."""
@@ -135,9 +157,9 @@ class RunProgress(L.Callback):
         if self.console.is_terminal or self._report.due or epoch == epochs or epoch % max(1, epochs // 10) == 0:
             self._report.print_state(self._state(trainer, epoch))
 
-    def _state(self, trainer: L.Trainer, epoch: int, step: str = "") -> str:
-        seen = {**self.steps.latest, **{name: float(value) for name, value in trainer.callback_metrics.items()}}
-        state = f"{step}epoch {epoch}/{trainer.max_epochs}"
+    def _state(self, trainer: L.Trainer, epoch: int, place: str = "") -> str:
+        seen = {**self.steps.latest(), **{name: float(value) for name, value in trainer.callback_metrics.items()}}
+        state = f"{place}epoch {epoch}/{trainer.max_epochs}"
         if "train/loss" in seen:
             state += f"  loss {seen['train/loss']:.3f}  {seen['train/images_per_second']:.0f} images/s"
         if "val/top1" in seen:

@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from crossdistill.backbones import Backbone, create_backbone, load_backbone
 from crossdistill.backbones.args import read_class_names
 from crossdistill.backbones.build import classes_of_weights
 from crossdistill.config import RunConfig
-from crossdistill.data import ImageData, Images, load_data
+from crossdistill.data import ImageData, load_data
 from crossdistill.data.classes import check_class_order
 from crossdistill.data.loaders import evaluation_loader
 from crossdistill.data.transforms import eval_transform
@@ -17,12 +19,19 @@ from crossdistill.errors import UserError, unknown
 from crossdistill.evaluation.accuracy import evaluate
 from crossdistill.evaluation.embedding import embed, fit_probe, knn_accuracy
 from crossdistill.methods import NONE, choose_method
+from crossdistill.progress import Tracked
 from crossdistill.training.engine import choose_device, set_threads
 from crossdistill.training.inputs import decide
 
 
 def score(
-    model: str, config: RunConfig, *, split: str, checkpoint: str | None, probes: Sequence[str] = ()
+    model: str,
+    config: RunConfig,
+    console: Console,
+    *,
+    split: str,
+    checkpoint: str | None,
+    probes: Sequence[str] = (),
 ) -> dict[str, float]:
     """Score a finished run, or a model by name with a checkpoint, on one split of the data.
 
@@ -43,20 +52,22 @@ def score(
     device = choose_device(config.engine)
     backbone.to(device).eval()
 
-    def loader(images: Images) -> Iterable[Any]:
-        return evaluation_loader(images, transform, config.loader.batch_size, workers=config.loader.workers)
+    def loader(name: str) -> Iterable[Any]:
+        images = {"train": data.train, "val": data.val, "test": data.test}[name]
+        batches = evaluation_loader(images, transform, config.loader.batch_size, workers=config.loader.workers)
+        return Tracked(batches, console, f"{name} split")
 
-    images = {"train": data.train, "val": data.val, "test": data.test}[split]
-    scores: dict[str, float] = {"images": len(images)}
+    scores: dict[str, float] = {}
     if classified:
-        scores = evaluate(backbone, loader(images), data.num_classes, device)
+        scores = evaluate(backbone, loader(split), data.num_classes, device)
     if probes:
-        train, scored = (embed(backbone, loader(part), device) for part in (data.train, images))
+        train, scored = (embed(backbone, loader(name), device) for name in ("train", split))
+        scores["images"] = len(scored.labels)
         if "knn" in probes:
             scores["knn"] = knn_accuracy(train, scored)
         if "linear_probe" in probes:
-            val = embed(backbone, loader(data.val), device)
-            scores["linear_probe"] = fit_probe(train, val, data.num_classes).accuracy(scored)
+            probe = fit_probe(train, embed(backbone, loader("val"), device), data.num_classes)
+            scores["linear_probe"] = probe.accuracy(scored)
     return scores
 
 
