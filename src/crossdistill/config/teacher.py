@@ -54,4 +54,5 @@ def _as_student(model: ModelConfig, checkpoint: str | None) -> ModelConfig:
         student_stages=model.teacher_stages,
         student_pretrained=model.teacher_pretrained,
         student_checkpoint=checkpoint,
+        new_head=model.new_head,
     )
