@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def main() -> None:
     repeats = {size: given.repeats or default[size] for size in sizes}
     wanted = given.parts.split(",")
     found: dict[str, Any] = {
-        "environment": {**environment(), "cores": os.cpu_count(), "machine": platform.machine()},
+        "environment": {**asdict(environment(1, {})), "cores": os.cpu_count(), "machine": platform.machine()},
         "device": device,
         "precision": precision,
     }

@@ -20,6 +20,7 @@ from crossdistill.data.datasets import Arrays
 from crossdistill.data.loaders import WithTeacher
 from crossdistill.data.resident import ResidentViews
 from crossdistill.data.transforms import resize_transform
+from crossdistill.methods import choose_method
 
 METHODS = [name for name in cd.list_methods() if name != "none"]
 CLASSES = 100
@@ -90,9 +91,9 @@ class Bench:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def distiller(self, method: str) -> Any:
-        options = {} if method == "none" else {"teacher": copy.deepcopy(self.teacher)}
-        made = cd.create_distiller(method, student=copy.deepcopy(self.student), **options)
-        return made.to(self.device).train()
+        choice = choose_method(method).for_images(len(self.views))
+        models = {"student": copy.deepcopy(self.student), "teacher": copy.deepcopy(self.teacher)}
+        return cd.create_distiller(choice, **models).to(self.device).train()
 
     def stored(self, method: str, folder: Path) -> TeacherCache:
         """Write the cache that a method needs, of one view of the data."""
@@ -115,7 +116,7 @@ class Bench:
         def step() -> None:
             batch = views.__getitems__(self.keys)
             with self.autocast():
-                result = made(batch.images, batch.targets, batch.teacher)
+                result = made(batch.images, batch.targets, batch.teacher, batch.index)
             result.loss.backward()
             optimizer.step()
             optimizer.zero_grad()

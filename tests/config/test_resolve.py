@@ -107,3 +107,23 @@ def test_which_images_live_on_the_device():
         decided(replace(strong, loader=LoaderConfig(resident=True)))
     with pytest.raises(UserError, match="crop is 'resized'"):
         decided(replace(base, augment=AugmentConfig(crop="resized"), loader=LoaderConfig(resident=True)))
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [
+        (EngineConfig(), True),
+        (EngineConfig(devices=2), True),
+        (EngineConfig(devices=2, strategy="fsdp"), False),
+        (EngineConfig(devices=2, shard_teacher=True), False),
+        (EngineConfig(channels_last=False), False),
+    ],
+)
+def test_channels_last_unless_weights_are_sharded(engine, expected):
+    assert decided(RunConfig(student="vit", engine=engine)).engine.channels_last is expected
+
+
+def test_channels_last_weights_are_not_sharded():
+    for sharded in ({"strategy": "fsdp"}, {"shard_teacher": True}):
+        with pytest.raises(UserError, match=r"set engine\.channels_last to false"):
+            EngineConfig(devices=2, channels_last=True, **sharded)

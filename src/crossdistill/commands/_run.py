@@ -45,12 +45,12 @@ class RunParser(Parser):
         self.hide(self.unread)
 
     def read_run(
-        self, argv: Sequence[str], base: RunConfig | None = None, methods: Sequence[str] = (), *, notes: bool = True
+        self, argv: Sequence[str], base: RunConfig | None = None, methods: Sequence[str] = (), *, again: bool = False
     ) -> tuple[RunConfig, Namespace]:
         """Read flags over `base`, and return the settings and all parsed values.
 
-        `methods` names further methods whose options may be given; `notes` prints those about flags that are not read.
-        Raises UserError.
+        `methods` names further methods whose options may be given. With `again` the same words will be read once more,
+        so notes about flags that are not read, and --print-config, are left to that call. Raises UserError.
         """
         _refuse_repeated(argv, ("--teacher", "--teacher-checkpoint"))
         base = base or read_recipe(argv)
@@ -61,7 +61,7 @@ class RunParser(Parser):
             self.read(argv)
         defaults = self._add_options([read_early_flags(argv).method or base.method, *methods], options)
         made = self.read(argv)
-        if notes:
+        if not again:
             self._note_unread(argv)
         values = made.as_dict()
         changed = {
@@ -72,7 +72,7 @@ class RunParser(Parser):
         settings = {field.name: values[field.name] for field in fields(RunConfig) if field.name in values}
         settings |= {"role": base.role, "options": {key: value for key, value in changed.items() if value}}
         config = from_dict(settings, "")
-        if made.print_config:
+        if made.print_config and not again:
             print(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), end="")
             raise SystemExit(0)
         return config, made
