@@ -34,7 +34,7 @@ class Model:
     args: dict[str, Any]
 
 
-# Small: what two CPU cores carry at 32 px. Large: the classes of model that papers compare, at 224 px.
+# Small: models for two CPU cores at 32 px. Large: models of the sizes that papers compare, at 224 px.
 MODELS = {
     32: {
         "cnn": Model("resnet10t", {}),
@@ -49,7 +49,7 @@ MODELS = {
         "hybrid": Model("mobilevitv2_100", {}),
     },
 }
-# A teacher is a size larger than the student where that matters.
+# A teacher is larger than the student at 224 px.
 TEACHERS = {
     32: MODELS[32],
     224: {**MODELS[224], "cnn": Model("resnet50", {}), "vit": Model("vit_small_patch16_224", {})},
@@ -64,7 +64,7 @@ def build(model: Model, size: int) -> cd.backbones.Backbone:
 
 @dataclass
 class Case:
-    """One thing to time: `step` runs a whole training step of `distiller`, moved by `optimizer`."""
+    """One thing to time: `step` runs a whole training step of `distiller`, updated by `optimizer`."""
 
     name: str
     step: Callable[[], None]
@@ -136,6 +136,6 @@ class Bench:
 
 @contextmanager
 def caches(bench: Bench) -> Iterator[Callable[[str], TeacherCache]]:
-    """Give caches by method, in a folder that is gone afterwards."""
+    """Yield a function that writes the cache of a method, in a folder that is deleted afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         yield lambda method: bench.stored(method, Path(folder) / method)

@@ -103,7 +103,7 @@ def test_which_images_live_on_the_device():
     assert not resident(64, 1_200_000)  # 14 GiB
     strong = replace(base, augment=replace(flips, auto_augment="rand-m9-mstd0.5"))
     assert not decided(strong).loader.resident
-    with pytest.raises(UserError, match=r"augment.auto_augment is 'rand-m9-mstd0.5', which is done for each image"):
+    with pytest.raises(UserError, match=r"augment.auto_augment is 'rand-m9-mstd0.5', which is done image by image"):
         decided(replace(strong, loader=LoaderConfig(resident=True)))
     with pytest.raises(UserError, match="crop is 'resized'"):
         decided(replace(base, augment=AugmentConfig(crop="resized"), loader=LoaderConfig(resident=True)))

@@ -79,7 +79,7 @@ class RunParser(Parser):
 
     def _add_options(self, names: Sequence[str], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Add the options of all methods, with `given` values, and return their defaults by key. Raises UserError."""
-        # Imports torch, which the help does without.
+        # Imports torch, which the help does not need.
         from crossdistill.methods import METHODS, check_option_keys, choose_method, find_method, options_key
 
         named = [one for name in names for one in name.split("+")]
@@ -135,7 +135,7 @@ def read_early_flags(argv: Sequence[str]) -> argparse.Namespace:
     try:
         return parser.parse_known_args(list(argv))[0]
     except argparse.ArgumentError:
-        # The parser of the command says what is wrong.
+        # The parser of the command reports what is wrong.
         return parser.parse_args([])
 
 
@@ -150,7 +150,7 @@ def read_recipe(argv: Sequence[str], default: str | None = None) -> RunConfig:
 
 
 def _refuse_repeated(argv: Sequence[str], names: Sequence[str]) -> None:
-    """Raise UserError for an option that people repeat to give a list: the last one would silently win."""
+    """Raise UserError for an option that is repeated to give a list: only the last one would be used."""
     for name in names:
         spelled = (name, name.replace("-", "_").replace("__", "--", 1))
         if sum(word.partition("=")[0] in spelled for word in argv) > 1:

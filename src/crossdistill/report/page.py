@@ -41,7 +41,7 @@ def write_run_page(folder: Path) -> Path:
 def write_comparison_page(folder: Path, groups: dict[str, list[RunRecord]]) -> Path:
     """Write the page that compares methods, each with its runs over the seeds, into `folder`."""
     runs = [run for group in groups.values() for run in group]
-    # Of single runs, the first seed of the last method is shown.
+    # One run is shown in detail: the first seed of the last method.
     taught = next((group[0] for group in reversed(groups.values()) if "teacher" in group[0].metrics), None)
     shown = taught or runs[0]
     student = shown.metrics["student"]["name"]
@@ -78,7 +78,7 @@ def comparison_table(groups: dict[str, list[RunRecord]]) -> TextTable:
         gain = "" if base is None or method == "none" else f"{mean - base:+.2f}"
         extra = f"{group[0].metrics['training']['training_only_parameters']:,}"
         rows.append([method, f"{mean:.2f}", spread, gain, str(len(tops)), extra])
-    note = "± is the sample standard deviation over seeds; a gain smaller than it means little."
+    note = "± is the sample standard deviation over seeds; a gain that is smaller means little."
     header = ["", "mean", "spread", "gain over none", "runs", "extra params"]
     return TextTable("Top-1 on the test split, %", header, rows, note)
 

@@ -1,4 +1,4 @@
-"""Score a model that exists."""
+"""Score a trained model."""
 
 from dataclasses import replace
 from pathlib import Path
