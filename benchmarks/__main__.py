@@ -1,6 +1,6 @@
 """`python -m benchmarks` prints every figure of docs/performance.md, and writes them as JSON with a plot.
 
-Ratios within one run on one machine; on the CPU by CPU time and one thread, on a GPU by the wall's clock. Run
+Ratios within one run on one machine; on the CPU by CPU time and one thread, on a GPU by wall-clock time. Run
 it alone: `--sizes 32` takes a few minutes, 224 px longer.
 """
 
@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def main() -> None:
     repeats = {size: given.repeats or default[size] for size in sizes}
     wanted = given.parts.split(",")
     found: dict[str, Any] = {
-        "environment": {**environment(), "cores": os.cpu_count(), "machine": platform.machine()},
+        "environment": {**asdict(environment(1, {})), "cores": os.cpu_count(), "machine": platform.machine()},
         "device": device,
         "precision": precision,
     }
@@ -61,7 +62,7 @@ def main() -> None:
         if part in wanted:
             console.print(f"[bold]{part}")
             found[part] = measures[part]()
-            # What is measured is kept, whatever comes after.
+            # Written after each part, so that a later failure loses nothing.
             (given.out / "benchmarks.json").write_text(json.dumps(found, indent=1))
     text = report.as_markdown(found)
     (given.out / "benchmarks.md").write_text(text)

@@ -1,4 +1,4 @@
-"""How channels-last images and weights change the time of a training step; `engine.channels_last` depends on it."""
+"""Measure how channels-last images and weights change the time of a training step (`engine.channels_last`)."""
 
 import copy
 from statistics import median

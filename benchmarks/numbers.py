@@ -1,4 +1,4 @@
-"""`python -m benchmarks.numbers` shows that a change of the code changes no number.
+"""`python -m benchmarks.numbers` shows that a change of the code does not change any number.
 
 It trains short seeded runs on the CPU through the command line and compares every logged loss term of every step (as
 hexadecimal floats), the test scores and the checksums of the final weights with the values stored in

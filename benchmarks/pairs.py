@@ -20,6 +20,7 @@ from crossdistill.data.datasets import Arrays
 from crossdistill.data.loaders import WithTeacher
 from crossdistill.data.resident import ResidentViews
 from crossdistill.data.transforms import resize_transform
+from crossdistill.methods import choose_method
 
 METHODS = [name for name in cd.list_methods() if name != "none"]
 CLASSES = 100
@@ -33,7 +34,7 @@ class Model:
     args: dict[str, Any]
 
 
-# Small: what two CPU cores carry at 32 px. Large: the classes of model that papers compare, at 224 px.
+# Small: models for two CPU cores at 32 px. Large: models of the sizes that papers compare, at 224 px.
 MODELS = {
     32: {
         "cnn": Model("resnet10t", {}),
@@ -48,7 +49,7 @@ MODELS = {
         "hybrid": Model("mobilevitv2_100", {}),
     },
 }
-# A teacher is a size larger than the student where that matters.
+# A teacher is larger than the student at 224 px.
 TEACHERS = {
     32: MODELS[32],
     224: {**MODELS[224], "cnn": Model("resnet50", {}), "vit": Model("vit_small_patch16_224", {})},
@@ -63,7 +64,7 @@ def build(model: Model, size: int) -> cd.backbones.Backbone:
 
 @dataclass
 class Case:
-    """One thing to time: `step` runs a whole training step of `distiller`, moved by `optimizer`."""
+    """One thing to time: `step` runs a whole training step of `distiller`, updated by `optimizer`."""
 
     name: str
     step: Callable[[], None]
@@ -90,9 +91,9 @@ class Bench:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def distiller(self, method: str) -> Any:
-        options = {} if method == "none" else {"teacher": copy.deepcopy(self.teacher)}
-        made = cd.create_distiller(method, student=copy.deepcopy(self.student), **options)
-        return made.to(self.device).train()
+        choice = choose_method(method).for_images(len(self.views))
+        models = {"student": copy.deepcopy(self.student), "teacher": copy.deepcopy(self.teacher)}
+        return cd.create_distiller(choice, **models).to(self.device).train()
 
     def stored(self, method: str, folder: Path) -> TeacherCache:
         """Write the cache that a method needs, of one view of the data."""
@@ -115,7 +116,7 @@ class Bench:
         def step() -> None:
             batch = views.__getitems__(self.keys)
             with self.autocast():
-                result = made(batch.images, batch.targets, batch.teacher)
+                result = made(batch.images, batch.targets, batch.teacher, batch.index)
             result.loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -135,6 +136,6 @@ class Bench:
 
 @contextmanager
 def caches(bench: Bench) -> Iterator[Callable[[str], TeacherCache]]:
-    """Give caches by method, in a folder that is gone afterwards."""
+    """Yield a function that writes the cache of a method, in a folder that is deleted afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         yield lambda method: bench.stored(method, Path(folder) / method)

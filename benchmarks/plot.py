@@ -1,4 +1,4 @@
-"""The ratios, drawn."""
+"""Plot the ratios."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from benchmarks.report import target
 
 
 def draw(pairs: list[dict[str, Any]], path: Path) -> None:
-    """Draw one panel a pair: the step's time on the cache and online, with floor and target."""
+    """Draw one panel for each pair: the step's time on the cache and online, with floor and target."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""The figures as tables."""
+"""Write the figures as tables."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ SMALL_TARGETS = {"kd": 1.15, "rsd": 1.15, "dkd": 1.15, "dist": 1.15, "hcd": 1.35
 
 
 def target(method: str, size: int) -> float | None:
-    """The step on the cache against the student alone."""
+    """Return the target for a step on the cache, relative to the student alone; None without one."""
     return (SMALL_TARGETS if size <= 64 else TARGETS).get(method)
 
 

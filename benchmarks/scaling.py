@@ -1,4 +1,4 @@
-"""How the cost of a loss grows, how long a cache takes to write, and what a second process brings."""
+"""Measure how the cost of a loss grows, how long a cache takes to write, and the speed of two processes."""
 
 import multiprocessing
 import tempfile
@@ -112,8 +112,8 @@ def _train(rank: int, world: int, rendezvous: str, size: int, steps: int, result
 
 
 def processes(size: int, steps: int) -> dict[str, Any]:
-    """Time a step of RSD with a full batch on each of 1 and 2 gloo processes, by the wall's clock."""
-    # Not forked: autograd on a GPU does not outlive that.
+    """Time a step of RSD with a full batch on each of 1 and 2 gloo processes, in wall-clock time."""
+    # Spawned: autograd on a GPU does not work in a forked process.
     context = multiprocessing.get_context("spawn")
     found: dict[str, Any] = {"size": size, "batch_per_process": BATCH["cpu"][size]}
     for world in (1, 2):
@@ -133,7 +133,7 @@ def processes(size: int, steps: int) -> dict[str, Any]:
 
 
 def bend(student_size: int = 224) -> list[dict[str, Any]]:
-    """Say at which teacher width RSD's loss costs 1% of a student's step, by operations."""
+    """Compute the teacher width at which RSD's loss costs 1% of a student's step, by operations."""
     found = []
     for size in (32, student_size):
         bench = Bench(MODELS[size]["cnn"], TEACHERS[size]["vit"], size, 8, "cpu", "32")

@@ -22,7 +22,7 @@ _WARMUP = 2
 
 
 def seconds(device: torch.device) -> float:
-    """CPU time of this process (it has one thread), which other processes disturb little; on a GPU the wall's."""
+    """CPU time of this process (it has one thread), which other processes disturb little; on a GPU wall-clock time."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         return time.perf_counter()
@@ -51,7 +51,7 @@ def flops(case: Case) -> int:
 
 
 def peak_bytes(case: Case, device: torch.device) -> int:
-    """Measure the most a step holds: weights, gradients, optimiser, activations, and the teacher if there is one."""
+    """Measure the most memory that a step uses: weights, gradients, optimiser, activations, and the teacher if there is one."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         case.step()
@@ -59,7 +59,7 @@ def peak_bytes(case: Case, device: torch.device) -> int:
     held = [*case.distiller.parameters(), *case.distiller.buffers()]
     teacher = case.distiller.teacher
     held += [] if teacher is None else [*teacher.parameters(), *teacher.buffers()]
-    # A stage of the teacher that a method runs is no submodule of anything that is trained.
+    # A stage of the teacher that a method runs is not a submodule of anything that is trained.
     held += [tensor for tail in case.distiller.borrowed for tensor in tail.tensors()]
     for state in case.optimizer.state.values():
         held += [value for value in state.values() if isinstance(value, torch.Tensor)]

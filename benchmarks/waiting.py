@@ -1,4 +1,4 @@
-"""The share of a step that waits for data, read from real runs."""
+"""The percentage of the time in which training waits for data, read from real runs."""
 
 import contextlib
 import csv
@@ -14,7 +14,7 @@ ON_DEVICE, ONE_WORKER = "on the device", "one worker"
 
 
 def waiting(cifar100: str | None) -> list[dict[str, Any]]:
-    """Train plainly for a little on the digits, and on CIFAR-100 where its folder is given."""
+    """Train without a method for a few epochs on the digits, and on CIFAR-100 where its folder is given."""
     cases: list[tuple[str, str, list[str]]] = [("demo", ON_DEVICE, ["--epochs", "4"])]
     if cifar100 is not None:
         few = ["--epochs", "2", "--data", cifar100, "--loader.max-train", "4096"]

@@ -18,7 +18,10 @@ def _overview() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a sub-command. Returns 0 when done, 2 for wrong input, 130 or 143 when interrupted; other failures raise."""
+    """Run a sub-command, and return the exit code: 0 done, 2 wrong input, 130 or 143 interrupted.
+
+    Any other failure raises its exception.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
@@ -49,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse(message: str) -> int:
-    # A worker process passes on its whole traceback as the message; the last line is the sentence.
+    # The message of a worker process is its whole traceback; the error text is the last line.
     if "Original Traceback" in message:
         message = message.strip().splitlines()[-1].partition("UserError: ")[2]
     print(f"crossdistill: {message}", file=sys.stderr)

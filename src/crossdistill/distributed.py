@@ -1,4 +1,4 @@
-"""Sums, rows and batch norms over all processes that share a batch."""
+"""Sums, rows and batch norms over all processes that work on one batch."""
 
 import torch
 import torch.distributed as dist
@@ -7,15 +7,15 @@ from typing_extensions import override
 
 
 def processes() -> int:
-    """Count the processes that share the batch."""
+    """Count the processes that work on one batch."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def global_sum(tensor: Tensor) -> Tensor:
     """Sum a tensor over all processes, differentiably; in one process return it as it is.
 
-    The backward pass sums the gradients over processes as well. Together with DDP's mean over processes this gives
-    the gradient of the loss of the joined batch.
+    The backward pass sums the gradients over processes as well. Together with DDP's mean over processes the
+    result is the gradient of the loss of the joined batch.
     """
     if processes() > 1:
         from torch.distributed.nn.functional import all_reduce

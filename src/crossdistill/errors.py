@@ -5,14 +5,14 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Input that cannot be used: says what was wrong, which value, and what would be right.
+    """Input that cannot be used. The message states what was wrong, which value, and what would be right.
 
     The command line prints its text without a traceback and exits with code 2.
     """
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Build the error for a name that is not among `known`, with the nearest one."""
+    """Build the error for a name that is not in `known`, with the closest match."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if near:
@@ -27,5 +27,5 @@ def first_line(error: BaseException) -> str:
 
 
 def kind_and_line(error: BaseException) -> str:
-    """Return the type and the first line of an error of foreign code, whose text may mean little by itself."""
+    """Return the type and the first line of an error raised by other code, whose text may mean little by itself."""
     return f"{type(error).__name__}: {first_line(error)}"

@@ -1,4 +1,4 @@
-"""Files that exist completely or not at all, and folders that git ignores."""
+"""Files that are written completely or not at all, and folders that git ignores."""
 
 import os
 from pathlib import Path

@@ -45,12 +45,12 @@ class ProgressReport:
         self.close()
 
     def close(self) -> None:
-        """Remove the bar, so that the terminal is left in order."""
+        """Remove the bar from the terminal."""
         self._bar.stop()
 
     @property
     def due(self) -> bool:
-        """Whether no line was printed for a minute, where there is no terminal."""
+        """Whether a line must be printed: there is no terminal, and none was printed for a minute."""
         return not self.console.is_terminal and time.perf_counter() - self._last_line >= SECONDS_BETWEEN_LINES
 
     def advance(self, steps: int = 1) -> None:

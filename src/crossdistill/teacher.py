@@ -67,7 +67,7 @@ class Ensemble(Backbone):
     """Several teachers as one backbone: embeddings concatenated, predictions mixed.
 
     It accepts the student's images; each teacher converts them. The mixture's logits are log sum_k w_k softmax(p_k),
-    or None unless all teachers have the same classes. `weights` are numbers (scaled to sum 1), None for equal shares,
+    or None unless all teachers have the same classes. `weights` are numbers (scaled to sum 1), None for equal weights,
     or "confidence": for each image, each teacher is weighted by its largest probability. There are no common stages.
     Raises UserError for weights that do not match the teachers.
     """
@@ -78,13 +78,13 @@ class Ensemble(Backbone):
         self.by_confidence = weights == "confidence"
         if isinstance(weights, str) and not self.by_confidence:
             raise UserError(f"teacher_weights is {weights!r}; it must be 'confidence', or a number for each teacher")
-        shares = [1.0] * len(backbones) if weights is None or isinstance(weights, str) else list(weights)
-        if len(shares) != len(backbones):
-            raise UserError(f"teacher_weights {shares} must have one number for each of {len(backbones)} teachers")
-        if not (all(math.isfinite(share) and share >= 0 for share in shares) and sum(shares) > 0):
-            raise UserError(f"teacher_weights {shares} must be numbers >= 0, not all 0")
-        self.log_shares: Tensor
-        self.register_buffer("log_shares", (torch.tensor(shares) / sum(shares)).log(), persistent=False)
+        numbers = [1.0] * len(backbones) if weights is None or isinstance(weights, str) else list(weights)
+        if len(numbers) != len(backbones):
+            raise UserError(f"teacher_weights {numbers} must have one number for each of {len(backbones)} teachers")
+        if not (all(math.isfinite(number) and number >= 0 for number in numbers) and sum(numbers) > 0):
+            raise UserError(f"teacher_weights {numbers} must be numbers >= 0, not all 0")
+        self.log_weights: Tensor
+        self.register_buffer("log_weights", (torch.tensor(numbers) / sum(numbers)).log(), persistent=False)
         specs = [backbone.spec for backbone in backbones]
         classes = {spec.num_classes for spec in specs}
         self.img_size = student.img_size
@@ -106,9 +106,9 @@ class Ensemble(Backbone):
         return tuple(teacher for teacher in self.model.children() if isinstance(teacher, Teacher))
 
     @property
-    def shares(self) -> list[float] | Literal["confidence"]:
+    def mixing_weights(self) -> list[float] | Literal["confidence"]:
         """The weights of the teachers, which sum to 1, or "confidence"."""
-        return "confidence" if self.by_confidence else [round(v, 6) for v in self.log_shares.exp().tolist()]
+        return "confidence" if self.by_confidence else [round(v, 6) for v in self.log_weights.exp().tolist()]
 
     def classes_in_words(self) -> str:
         """Return how many classes each teacher has, for an error message."""
@@ -129,12 +129,12 @@ class Ensemble(Backbone):
         if self.spec.num_classes == 0:
             return BackboneOutput(None, embedding)
         logs = torch.stack([output.require_logits().float().log_softmax(dim=1) for output in outputs])
-        shares = logs.amax(dim=2).log_softmax(dim=0) if self.by_confidence else self.log_shares.unsqueeze(1)
-        return BackboneOutput(torch.logsumexp(logs + shares.unsqueeze(2), dim=0), embedding)
+        weights = logs.amax(dim=2).log_softmax(dim=0) if self.by_confidence else self.log_weights.unsqueeze(1)
+        return BackboneOutput(torch.logsumexp(logs + weights.unsqueeze(2), dim=0), embedding)
 
 
 def make_teacher(backbones: Sequence[Backbone], student: Backbone, weights: TeacherWeights = None) -> Teacher | None:
-    """Make the teacher of a student from one backbone or several; None from none. Raises UserError."""
+    """Make the teacher of a student from one backbone or several; None without a backbone. Raises UserError."""
     if weights is not None and len(backbones) < 2:
         raise UserError(f"teacher_weights {weights!r} mix several teachers, but {len(backbones)} is given")
     if not backbones:

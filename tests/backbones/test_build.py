@@ -117,7 +117,7 @@ def test_stages_can_be_named():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_model_without_stages_serves_until_they_are_asked_for():
+def test_a_model_without_stages_works_until_they_are_asked_for():
     backbone = create_backbone(f"{HERE}:TwoBlocks", 5, 32)
     assert backbone(torch.randn(2, 3, 32, 32)).embedding.shape == (2, 4)
     with pytest.raises(UserError, match=r"neither four resolutions nor four equal blocks.*stages=\["):

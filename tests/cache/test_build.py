@@ -232,7 +232,7 @@ def test_one_changed_pixel_of_a_small_set_is_noticed(pair):
 
 
 def test_another_student_of_the_same_views_shares_the_cache(pair, folder):
-    """Its normalisation is its own affair; what the teacher sees is the same picture."""
+    """It has another normalisation, but the teacher receives the same images."""
     other = Pair(student="resnet10t", teacher=pair.backbone)
     assert other.student.spec.mean != pair.student.spec.mean
     check_fits(folder, pair.format, other.record)

@@ -162,7 +162,7 @@ def test_a_cache_of_other_views_is_refused_by_a_run(config, silent, tmp_path):
 
 
 def test_a_cache_with_more_is_used_by_those_that_need_less(config, silent, tmp_path, monkeypatch):
-    """compare stores for all methods what the neediest one reads, and pays the teacher once."""
+    """compare stores what all methods read, and runs the teacher once."""
     monkeypatch.chdir(tmp_path)
     config = replace(config, cache="auto", epochs=2, out=None, loader=replace(config.loader, max_train=128))
     methods = [Variant(name, name, {}) for name in ("kd", "fbt", "none")]

@@ -11,18 +11,7 @@ import yaml
 
 from crossdistill.cli import main
 from crossdistill.commands import COMMANDS
-
-TINY = [
-    "--student", "test_vit", "--data", "digits", "--img-size", "32", "--epochs", "2", "--model.stem", "native",
-    "--model.student-args.patch_size", "8", "--loader.batch-size", "64", "--loader.max-train", "192",
-    "--augment.hflip", "0", "--engine.accelerator", "cpu", "--engine.threads", "1", "--optim.lr", "2e-3",
-]  # fmt: skip
-
-
-def run(capsys, *words):
-    code = main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return code, out, err
+from tests.commands.running import TINY, run
 
 
 def test_help_needs_no_torch():
@@ -192,35 +181,6 @@ def test_flags_that_a_command_does_not_read_are_said(capsys, teacher_folder):
     code, _, err = run(capsys, "eval", teacher_folder, "--optim.lr", "3", "--engine.accelerator", "cpu")
     assert code == 0
     assert "note: crossdistill eval does not read --optim.lr" in err
-
-
-@pytest.fixture(scope="module")
-def teacher_folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("commands") / "teacher"
-    words = [
-        "--teacher",
-        "test_resnet",
-        "--data",
-        "digits",
-        "--img-size",
-        "32",
-        "--epochs",
-        "5",
-        "--model.stem",
-        "native",
-    ]
-    words += [
-        "--loader.batch-size",
-        "64",
-        "--augment.hflip",
-        "0",
-        "--engine.accelerator",
-        "cpu",
-        "--engine.threads",
-        "1",
-    ]
-    assert main(["teacher", *words, "--optim.lr", "2e-3", "--out", str(out)]) == 0
-    return out
 
 
 def test_teacher_fit_eval(capsys, tmp_path, teacher_folder):

@@ -12,7 +12,7 @@ import pytest
 
 from crossdistill import load_backbone
 from crossdistill.cli import main
-from tests.commands.test_commands import TINY
+from tests.commands.running import TINY
 
 
 def start(*words, env=None):

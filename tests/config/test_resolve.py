@@ -103,7 +103,27 @@ def test_which_images_live_on_the_device():
     assert not resident(64, 1_200_000)  # 14 GiB
     strong = replace(base, augment=replace(flips, auto_augment="rand-m9-mstd0.5"))
     assert not decided(strong).loader.resident
-    with pytest.raises(UserError, match=r"augment.auto_augment is 'rand-m9-mstd0.5', which is done for each image"):
+    with pytest.raises(UserError, match=r"augment.auto_augment is 'rand-m9-mstd0.5', which is done image by image"):
         decided(replace(strong, loader=LoaderConfig(resident=True)))
     with pytest.raises(UserError, match="crop is 'resized'"):
         decided(replace(base, augment=AugmentConfig(crop="resized"), loader=LoaderConfig(resident=True)))
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [
+        (EngineConfig(), True),
+        (EngineConfig(devices=2), True),
+        (EngineConfig(devices=2, strategy="fsdp"), False),
+        (EngineConfig(devices=2, shard_teacher=True), False),
+        (EngineConfig(channels_last=False), False),
+    ],
+)
+def test_channels_last_unless_weights_are_sharded(engine, expected):
+    assert decided(RunConfig(student="vit", engine=engine)).engine.channels_last is expected
+
+
+def test_channels_last_weights_are_not_sharded():
+    for sharded in ({"strategy": "fsdp"}, {"shard_teacher": True}):
+        with pytest.raises(UserError, match=r"set engine\.channels_last to false"):
+            EngineConfig(devices=2, channels_last=True, **sharded)

@@ -10,7 +10,7 @@ from crossdistill.config.validation import validated
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: AugmentConfig(scale=(0.5, 0.2)), "two shares of the area, rising"),
+        (lambda: AugmentConfig(scale=(0.5, 0.2)), "two fractions of the area in"),
         (lambda: AugmentConfig(hflip=2.0), "less than or equal to 1"),
         (lambda: AugmentConfig(crop="middle"), "'auto', 'resized', 'padded' or 'none'"),
         (lambda: AugmentConfig(crop_pct=0.01), "between 0.1 and 1"),
@@ -45,7 +45,7 @@ def test_settings_that_exclude_each_other():
             RunConfig(cache="auto", augment=augment)
     with pytest.raises(UserError, match=r"loader\.batch_size 7 is odd"):
         RunConfig(augment=AugmentConfig(mixup=0.2), loader=LoaderConfig(batch_size=7))
-    with pytest.raises(UserError, match=r"with engine.strategy fsdp leave it out"):
+    with pytest.raises(UserError, match=r"which engine.strategy fsdp does not allow"):
         RunConfig(engine=EngineConfig(strategy="fsdp"), optim=OptimConfig(ema=0.9))
 
 

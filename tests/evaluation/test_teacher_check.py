@@ -15,8 +15,8 @@ def look(teacher_run):
     backbone = load_backbone(teacher_run)
     data = load_data("digits", LoaderConfig())
     transform = eval_transform(AugmentConfig(), backbone.spec, 32)
-    pictures = torch.stack([transform(data.test.read(i)) for i in range(400)])
-    return backbone, list(zip(pictures.split(100), torch.tensor(data.test.labels[:400]).split(100), strict=True))
+    images = torch.stack([transform(data.test.read(i)) for i in range(400)])
+    return backbone, list(zip(images.split(100), torch.tensor(data.test.labels[:400]).split(100), strict=True))
 
 
 def test_a_good_teacher_is_measured(look):

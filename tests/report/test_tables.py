@@ -32,7 +32,7 @@ def test_names_fold_on_a_terminal_and_are_whole_in_a_pipe():
     assert TABLE.rows[0][0] in printed(TABLE, 60, terminal=False)
     folded = printed(TABLE, 60, terminal=True)
     assert TABLE.rows[0][0] not in folded
-    # Nothing of the name is lost, and its brackets are no markup.
+    # Nothing of the name is lost, and its brackets are not markup.
     column = "".join(line[:28].strip() for line in folded.splitlines() if "Scores" not in line and "note" not in line)
     assert "rather_long_name_[bold]and" in column
 

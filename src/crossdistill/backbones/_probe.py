@@ -1,4 +1,4 @@
-"""One forward pass on fixed noise, recorded: which modules it calls, and what they return."""
+"""Record one forward pass on fixed noise: which modules it calls, and what they return."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

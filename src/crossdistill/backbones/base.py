@@ -1,4 +1,4 @@
-"""The interface that every network has in this package."""
+"""The interface of every network in this package."""
 
 from collections.abc import Callable
 from typing import Any

@@ -124,7 +124,7 @@ def from_args(args: BackboneArgs, checkpoint: str | Path | None = None) -> Backb
 
 
 def outline(name: str, num_classes: int, img_size: int | None = None, **arguments: Any) -> Backbone:
-    """Build a model without memory for its weights, where it can be built so; for its spec, size and cost."""
+    """Build a model without memory for its weights, where that is possible; for its spec, size and cost."""
     build = partial(create_backbone, name, num_classes, img_size, **arguments)
     try:
         with torch.device("meta"):
@@ -152,13 +152,13 @@ def own_img_size(name: str) -> int:
 def load_backbone(folder: str | Path) -> Backbone:
     """Load the student of a finished run from its folder, with its own name, size and classes.
 
-    Raises UserError for a folder that is no finished run.
+    Raises UserError for a folder that is not a finished run.
     """
     return from_args(read_args(folder), folder)
 
 
 def _check_args(args: BackboneArgs, folder: Path) -> None:
-    """Raise UserError for the weights of a network that differs in what the shapes of weights do not show."""
+    """Raise UserError for weights of a network that differs in ways that the shapes of its weights do not show."""
     stored = read_args(folder)
     for key in ("name", "small_images", "model_args"):
         before, now = getattr(stored, key), getattr(args, key)

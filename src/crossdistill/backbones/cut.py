@@ -45,8 +45,8 @@ class Stub(nn.Module):
         """Return zeros of the leaf's shape for the current batch."""
         if not isinstance(leaf, tuple):
             return leaf
-        share, shape = leaf
-        return self.like.new_zeros(round(share * self.batch), *shape)
+        rows_per_image, shape = leaf
+        return self.like.new_zeros(round(rows_per_image * self.batch), *shape)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the zeros, in the structure of the module's output."""
@@ -147,8 +147,8 @@ def _find_entry(
             f"stage {stage} of {model!r} is not the output of one of its modules, so its tail cannot be found; add "
             "a method run_tail(stage, features) -> (logits, embedding) to the model"
         )
-    # The first module that returns the map, or the outermost one around it that still does. A later one with the same
-    # values is only a fresh norm or an identity.
+    # The first module that returns the map, or the outermost one around it that returns it as well. A later module
+    # with the same values is a newly initialised norm or an identity.
     first = calls[found[0][0]].name
     return next(hit for hit in reversed(found) if calls[hit[0]].name == first or _inside(first, calls[hit[0]].name))
 

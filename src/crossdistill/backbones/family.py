@@ -1,4 +1,4 @@
-"""Which kind of network a backbone is, read from its modules and never from its name."""
+"""Tell what kind of network a backbone is, from its modules and never from its name."""
 
 from torch import nn
 

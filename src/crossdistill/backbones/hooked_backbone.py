@@ -16,7 +16,7 @@ from crossdistill.types import BackboneOutput
 
 
 class HookedBackbone(Backbone):
-    """A module that is no timm model as a `Backbone`.
+    """A module that is not a timm model, as a `Backbone`.
 
     The classifier is the last Linear or 1x1 Conv2d with `num_classes` outputs; the embedding is its input (pooled, for
     a convolution). With `num_classes` 0 the module's own output is the embedding. Stages are found for the usual

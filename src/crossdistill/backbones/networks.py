@@ -1,4 +1,4 @@
-"""Build the plain network of a name: timm's, torchvision's or the user's own."""
+"""Build a plain network by its name: one of timm, of torchvision, or the user's own."""
 
 import inspect
 import pkgutil

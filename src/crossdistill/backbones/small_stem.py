@@ -55,7 +55,7 @@ def strided_modules(model: nn.Module, name: str, in_chans: int, img_size: int, l
 
 
 def _sides(inputs: tuple[Any, ...], output: Any) -> tuple[int, int]:
-    """Return the width of a module's first input and of its output; (1, 1) where they are no maps."""
+    """Return the width of a module's first input and of its output; (1, 1) where they are not maps."""
     before = inputs[0] if inputs else None
     if isinstance(before, Tensor) and isinstance(output, Tensor) and before.ndim == output.ndim == 4:
         return before.shape[-1], output.shape[-1]

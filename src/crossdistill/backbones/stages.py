@@ -1,4 +1,4 @@
-"""Which four outputs of a network are its stages: a choice by strides alone."""
+"""Choose the four outputs of a network that are its stages, by their strides alone."""
 
 from collections.abc import Sequence
 

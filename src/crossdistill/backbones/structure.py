@@ -18,7 +18,7 @@ def output_shape(inputs: tuple[Any, ...], output: Any) -> Shape | None:
 
 
 def _side(shape: Shape) -> int:
-    """Return the cells along one side of a square map, 0 where the shape is no such map."""
+    """Return the cells along one side of a square map, 0 where the shape is not such a map."""
     if len(shape) != 4:
         return 0
     if shape[2] == shape[3]:
@@ -32,13 +32,13 @@ def find_classifier(calls: list[Call[Shape | None]], name: str, num_classes: int
         if is_classifier(call.module, num_classes):
             return call
     raise UserError(
-        f"model {name!r} has no Linear or 1x1 Conv2d with {num_classes} outputs, so its embedding cannot be read; end "
-        "it with one"
+        f"model {name!r} has no Linear or 1x1 Conv2d with {num_classes} outputs, so its embedding cannot be read; "
+        "add such a layer at the end"
     )
 
 
 def is_classifier(module: nn.Module, num_classes: int) -> bool:
-    """Return whether a layer can be a classifier of so many classes."""
+    """Return whether a layer can be a classifier of `num_classes` classes."""
     if isinstance(module, nn.Linear):
         return module.out_features == num_classes
     return isinstance(module, nn.Conv2d) and module.out_channels == num_classes and module.kernel_size == (1, 1)
@@ -98,4 +98,4 @@ def _prefix_tokens(length: int, model: nn.Module) -> int:
     for prefix in (own,) if isinstance(own, int) else (0, 1, 2):
         if length > prefix and math.isqrt(length - prefix) ** 2 == length - prefix:
             return prefix
-    raise UserError(f"{length} tokens are no square grid behind 0, 1 or 2 prefix tokens")
+    raise UserError(f"{length} tokens are not a square grid after 0, 1 or 2 prefix tokens")

@@ -23,8 +23,8 @@ class TimmBackbone(Backbone):
     `forward_head(pre_logits=True)`, the logits from the classifier applied to it; a model built with `num_classes=0`
     returns none. Stage 4 of a network with a convolutional head (EfficientNet, MobileNetV2) is the map after it, the
     one that is pooled; convolutions after the pooling (MobileNetV3) are not part of a stage. A few models (with several
-    heads) do not compute their logits that way; one probe when they are wrapped finds them, and their head is called a
-    second time for the logits.
+    heads) compute their logits in another way; a probe finds them, and their head is called a second time for the
+    logits.
     """
 
     model: Any  # timm's conventions (forward_head, feature_info, ...) have no common type
@@ -36,7 +36,7 @@ class TimmBackbone(Backbone):
         for method in ("forward_features", "forward_head", "get_classifier"):
             if not callable(getattr(model, method, None)):
                 raise UserError(
-                    f"model {name!r} has no {method}(), so its embedding cannot be read the timm way; give it as "
+                    f"model {name!r} has no {method}(), so its embedding cannot be read as timm does; give it as "
                     "'package.module:factory' instead"
                 )
         taps: tuple[int, ...] = ()

@@ -54,7 +54,7 @@ class Work:
 def build_cache(
     folder: Path, fmt: CacheFormat, record: dict[str, Any], views: int, work: Work, console: Console | None = None
 ) -> None:
-    """Write the shards that are missing of `views` views; returns when all exist, whichever process wrote them.
+    """Write the missing shards of `views` views; returns when all exist, whichever process wrote them.
 
     Several processes may call this for one folder at once, on one machine or on a shared disk: each takes the shards
     that no other is writing. A process that dies leaves complete shards and a lock that is released with it. Raises
@@ -98,7 +98,7 @@ class _Progress:
         self.todo = missing_shards(folder, fmt, views)
 
     def refresh(self) -> None:
-        """Look which shards are still missing; they may have been written by any process."""
+        """Find out which shards are still missing; any process may have written the others."""
         self.todo = missing_shards(self.folder, self.format, self.views)
         self.show(0)
 

@@ -18,7 +18,7 @@ from crossdistill.teacher import Ensemble, Teacher
 from crossdistill.types import BackboneSpec
 
 VERSION = 2
-"""Raised with every change of this code that makes other views or other stored numbers."""
+"""Increased with every change of this code that alters the views or the stored numbers."""
 _SAMPLED_IMAGES = 256
 _SAMPLED_VIEWS = 16
 
@@ -56,7 +56,7 @@ def _describe_teacher(teacher: Teacher) -> dict[str, Any]:
         "timm": timm.__version__,
         "img_size": [member.backbone.img_size for member in members],
         "normalisation": [[list(member.spec.mean), list(member.spec.std)] for member in members],
-        "mixed": teacher.backbone.shares if isinstance(teacher.backbone, Ensemble) else None,
+        "mixed": teacher.backbone.mixing_weights if isinstance(teacher.backbone, Ensemble) else None,
     }
 
 
@@ -88,12 +88,12 @@ def _describe_views(views: Dataset[Any], student: BackboneSpec, augment: Augment
 
 
 def short_name(record: dict[str, Any]) -> str:
-    """Return twelve hexadecimal digits that stand for a record."""
+    """Return twelve hexadecimal digits that identify a record."""
     return _hash([json.dumps(record, sort_keys=True).encode()])[:12]
 
 
 def difference(stored: dict[str, Any], expected: dict[str, Any]) -> str | None:
-    """Return in a phrase what two records differ in; None where they are equal."""
+    """Describe in a phrase how two records differ; None where they are equal."""
     if stored.get("version") != expected["version"]:
         return f"another version of this code ({stored.get('version')}, this is {expected['version']})"
     for part in ("teacher", "data", "transform"):

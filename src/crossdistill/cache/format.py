@@ -57,11 +57,11 @@ class CacheFormat:
         return math.ceil(self.images / self.shard_images)
 
     def bytes(self, views: int) -> int:
-        """Return the size of a cache of so many views."""
+        """Return the size in bytes of a cache with `views` views."""
         return int(self.row.itemsize * self.images * views)
 
     def bounds(self, shard: int) -> tuple[int, int]:
-        """Return the first image of a shard, and the first after it."""
+        """Return the first image of a shard, and the one after its last."""
         return shard * self.shard_images, min((shard + 1) * self.shard_images, self.images)
 
     def images_in(self, shards: Iterable[tuple[int, int]]) -> int:
@@ -95,7 +95,7 @@ class CacheFormat:
         return kept
 
     def unpack(self, rows: Any) -> BackboneOutput:
-        """Make the teacher's output of rows, in the stored dtype; stage maps that are not stored are empty.
+        """Convert rows to the teacher's output, in the stored dtype; stage maps that are not stored are empty.
 
         With top-k, the mass of the classes that were left out is divided evenly among them (in float32).
         """

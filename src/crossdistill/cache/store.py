@@ -35,7 +35,7 @@ class _Checksum(TypedDict):
 
 
 def shard_name(view: int, shard: int) -> str:
-    """Name a shard, without its ending."""
+    """Return the name of a shard's files, without the extension."""
     return f"view-{view:03d}-{shard:05d}"
 
 
@@ -63,7 +63,7 @@ def missing_shards(folder: Path, fmt: CacheFormat, views: int) -> list[tuple[int
 
 
 def checksum(path: Path) -> str:
-    """Hash a file."""
+    """Return the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

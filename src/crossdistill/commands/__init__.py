@@ -1,4 +1,4 @@
-"""The sub-commands, one file each. Nothing heavy is imported before it is needed."""
+"""The sub-commands, one file each. Large libraries are imported only where they are needed."""
 
 COMMANDS: dict[str, str] = {
     "demo": "crossdistill.commands.demo",

@@ -45,12 +45,12 @@ class RunParser(Parser):
         self.hide(self.unread)
 
     def read_run(
-        self, argv: Sequence[str], base: RunConfig | None = None, methods: Sequence[str] = (), *, notes: bool = True
+        self, argv: Sequence[str], base: RunConfig | None = None, methods: Sequence[str] = (), *, again: bool = False
     ) -> tuple[RunConfig, Namespace]:
         """Read flags over `base`, and return the settings and all parsed values.
 
-        `methods` names further methods whose options may be given; `notes` prints those about flags that are not read.
-        Raises UserError.
+        `methods` names further methods whose options may be given. With `again` the same words will be read once more,
+        so notes about flags that are not read, and --print-config, are left to that call. Raises UserError.
         """
         _refuse_repeated(argv, ("--teacher", "--teacher-checkpoint"))
         base = base or read_recipe(argv)
@@ -61,7 +61,7 @@ class RunParser(Parser):
             self.read(argv)
         defaults = self._add_options([read_early_flags(argv).method or base.method, *methods], options)
         made = self.read(argv)
-        if notes:
+        if not again:
             self._note_unread(argv)
         values = made.as_dict()
         changed = {
@@ -72,14 +72,14 @@ class RunParser(Parser):
         settings = {field.name: values[field.name] for field in fields(RunConfig) if field.name in values}
         settings |= {"role": base.role, "options": {key: value for key, value in changed.items() if value}}
         config = from_dict(settings, "")
-        if made.print_config:
+        if made.print_config and not again:
             print(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), end="")
             raise SystemExit(0)
         return config, made
 
     def _add_options(self, names: Sequence[str], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Add the options of all methods, with `given` values, and return their defaults by key. Raises UserError."""
-        # Imports torch, which the help does without.
+        # Imports torch, which the help does not need.
         from crossdistill.methods import METHODS, check_option_keys, choose_method, find_method, options_key
 
         named = [one for name in names for one in name.split("+")]
@@ -135,7 +135,7 @@ def read_early_flags(argv: Sequence[str]) -> argparse.Namespace:
     try:
         return parser.parse_known_args(list(argv))[0]
     except argparse.ArgumentError:
-        # The parser of the command says what is wrong.
+        # The parser of the command reports what is wrong.
         return parser.parse_args([])
 
 
@@ -150,7 +150,7 @@ def read_recipe(argv: Sequence[str], default: str | None = None) -> RunConfig:
 
 
 def _refuse_repeated(argv: Sequence[str], names: Sequence[str]) -> None:
-    """Raise UserError for an option that people repeat to give a list: the last one would silently win."""
+    """Raise UserError for an option that is repeated to give a list: only the last one would be used."""
     for name in names:
         spelled = (name, name.replace("-", "_").replace("__", "--", 1))
         if sum(word.partition("=")[0] in spelled for word in argv) > 1:

@@ -8,5 +8,5 @@ ABOUT = "Train a teacher on scikit-learn's digits, then one student with none, k
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the whole path on the embedded data."""
+    """Run every step on the embedded data."""
     return run_comparison("demo", ABOUT, argv, "demo", "runs/demo")

@@ -23,7 +23,7 @@ _BY_NAME = ("recipe", "checkpoint", "img_size", "model")
 def run(argv: Sequence[str]) -> int:
     """Score a model."""
     parser = _parser()
-    _, made = parser.read_run(argv, notes=False)
+    _, made = parser.read_run(argv, again=True)
     # A run is scored with its own settings: the same data, the same held-out split.
     base = _run_settings(made.scored, parser.given(argv)) if Path(made.scored).is_dir() else None
     config, made = _parser().read_run(argv, base)

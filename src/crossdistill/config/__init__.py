@@ -1,4 +1,4 @@
-"""The settings of a run, by owner. Importing this package imports no torch."""
+"""The settings of a run, by owner. Importing this package does not import torch."""
 
 from crossdistill.config.data import AugmentConfig as AugmentConfig
 from crossdistill.config.data import LoaderConfig as LoaderConfig

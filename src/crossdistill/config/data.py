@@ -26,7 +26,7 @@ class LoaderConfig:
     """How the data is read."""
 
     batch_size: AtLeastTwo = 128
-    """Images for each step on each device."""
+    """Images per step on each device."""
     workers: NonNegativeInt = 0
     """Processes that decode images; 0 decodes in the training process. Unused for resident images."""
     resident: bool | None = None
@@ -38,7 +38,7 @@ class LoaderConfig:
     view_seed: Seed = 0
     """Seed of a limited number of views; separate from `seed`, so that runs of several seeds share a teacher cache."""
     val_fraction: OpenFraction = 0.1
-    """Share of the training split held out to choose the model, where the data has no validation split of its own."""
+    """Fraction of the training split held out to choose the model, where the data has no validation split."""
     split_seed: Seed = 0
     """Seed of the held-out choice; separate from `seed`, so that all runs share one split."""
     max_train: OptionalAtLeastTwo = None
@@ -77,7 +77,7 @@ class AugmentConfig:
     cutmix: NonNegative = 0.0
     """Alpha of CutMix; 0 is off."""
     crop_pct: OptionalFraction = None
-    """Share of the resized image that evaluation uses; null is 1 for at most 64 px, else 0.875."""
+    """Fraction of the resized image that evaluation uses; null is 1 for at most 64 px, else 0.875."""
 
     @property
     def mixes(self) -> bool:
@@ -92,6 +92,8 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise UserError(f"augment.scale is {self.scale}; it must be two shares of the area, rising, in (0, 1]")
+            raise UserError(
+                f"augment.scale is {self.scale}; it must be two fractions of the area in (0, 1], the smaller first"
+            )
         if self.crop_pct is not None and self.crop_pct < 0.1:
             raise UserError(f"augment.crop_pct is {self.crop_pct}; it must lie between 0.1 and 1")

@@ -10,14 +10,14 @@ from crossdistill.errors import UserError
 
 @settings
 class EngineConfig:
-    """What Lightning runs on."""
+    """Devices, precision and logging."""
 
     accelerator: str = "auto"
     """auto, cpu, gpu, ..."""
     devices: Annotated[int, Field(strict=True, ge=-1)] = 1
     """Devices of each node; -1 uses all."""
     nodes: PositiveInt = 1
-    """Machines."""
+    """Number of machines."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """How several devices train: "ddp" (each holds all weights) or "fsdp" (the trained weights are sharded)."""
     shard_teacher: bool = False
@@ -27,9 +27,9 @@ class EngineConfig:
     compile: bool = False
     """Use torch.compile for the training step: student, teacher and method as one graph."""
     channels_last: bool | Literal["auto"] = "auto"
-    """Memory format of images and weights; "auto" uses channels-last."""
+    """Memory format of images and weights; "auto" uses channels-last unless weights are sharded."""
     accumulate: PositiveInt = 1
-    """Batches for each optimiser step."""
+    """Batches per optimiser step."""
     sync_batchnorm: bool = False
     """Compute the student's batch norms over all devices (GPUs only). The methods' own statistics always are."""
     threads: OptionalPositiveInt = None
@@ -41,7 +41,7 @@ class EngineConfig:
         if self.devices == 0:
             raise UserError("engine.devices is 0; it must be at least 1, or -1 for all")
         if self.channels_last is True and self.sharded:
-            raise UserError("torch shards no channels-last weights: with them, set engine.channels_last to false")
+            raise UserError("channels-last weights cannot be sharded: set engine.channels_last to false")
 
     @property
     def sharded(self) -> bool:

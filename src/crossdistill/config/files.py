@@ -17,9 +17,9 @@ _PATHS = ("data", "out", "teacher_checkpoint", "cache", "model.student_checkpoin
 _MAPPINGS = ("options", "teacher_training")
 """Settings whose value is a mapping; the other mappings are groups of settings."""
 _TORCH = "torch/"
-"""What the names of torchvision's data sets begin with; these are read from loader.root."""
+"""Prefix of the names of torchvision's data sets, which are read from loader.root."""
 _WORDS = {"data": ("digits",), "cache": ("off", "auto")}
-"""Values of these settings that are no paths."""
+"""Values of these settings that are not paths."""
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Settings of how the two models are built."""
+"""Settings for building the two models."""
 
 from dataclasses import field
 from typing import Annotated, Any, Literal
@@ -36,7 +36,7 @@ _SETTINGS = {
     "small_images": "give model.stem or model.teacher_stem",
     "stages": "give model.student_stages or model.teacher_stages",
 }
-"""Arguments that a constructor may not be given, because a setting of its own decides them."""
+"""Arguments that cannot be passed to a constructor, because a setting decides them."""
 _Arguments = Annotated[dict[str, Any], AfterValidator(_arguments)]
 
 
@@ -46,7 +46,7 @@ class ModelConfig:
 
     stem: Stem = "auto"
     """"small" builds convolutional networks without early strides and transformers with small patches; "native" builds
-    the architecture as it is; "auto" is small for images of at most 64 px unless pretrained weights are asked for."""
+    the architecture as it is; "auto" is small for images of at most 64 px unless pretrained weights are used."""
     teacher_stem: Stem | None = None
     """The same for the teacher; null uses model.stem."""
     student_pretrained: bool = False
@@ -54,7 +54,7 @@ class ModelConfig:
     teacher_pretrained: bool = False
     """Use the pretrained weights of timm or torchvision for the teacher."""
     student_checkpoint: str | None = None
-    """Weights file or finished run the student starts from."""
+    """Weights that the student starts from: a file, or the folder of a finished run."""
     new_head: bool = False
     """Leave out the classifier of student_checkpoint and train a new one, for data with other classes; the command
     `teacher` does so with teacher_checkpoint."""

@@ -14,7 +14,7 @@ _SMALLEST = 32
 """Side in pixels to which smaller images are enlarged by default."""
 _MOST_VIEWS = 10
 _MOST_RESIDENT_BYTES = 2**30
-"""Sets above this size are read by workers unless loader.resident asks for more."""
+"""Data sets above this size are read by workers unless loader.resident asks for more."""
 
 
 class DataFacts(Protocol):
@@ -89,8 +89,8 @@ def _resident(loader: LoaderConfig, augment: AugmentConfig, img_size: int, chann
         obstacle = "augment.crop is 'resized'"
     if loader.resident and obstacle:
         raise UserError(
-            f"loader.resident: {obstacle}, which is done for each image by itself; on the device there are padded "
-            "crops and flips (leave loader.resident out to let workers read the images)"
+            f"loader.resident: {obstacle}, which is done image by image; on the device only padded crops and "
+            "flips are possible (leave loader.resident out to let workers read the images)"
         )
     if obstacle is not None:
         return False

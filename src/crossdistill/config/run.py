@@ -30,7 +30,7 @@ class RunConfig:
     teacher_checkpoint: str | list[str] | None = None
     """The teacher's weights: a file, or the folder of a finished run; one for each of several teachers."""
     teacher_weights: list[float] | Literal["confidence"] | None = None
-    """How several teachers are mixed: a number for each, "confidence" (image by image), or null for equal shares."""
+    """How several teachers are mixed: a number for each, "confidence" (image by image), or null for equal weights."""
     epochs: PositiveInt = 30
     """Passes over the training images."""
     seed: Seed = 0
@@ -75,7 +75,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.engine.strategy == "fsdp" and self.optim.ema is not None:
-            raise UserError("optim.ema keeps a whole copy of the student; with engine.strategy fsdp leave it out")
+            raise UserError("optim.ema keeps a full copy of the student, which engine.strategy fsdp does not allow")
         if self.cached and self.augment.mixes:
             raise UserError(
                 "mixup and CutMix cannot be used with a teacher cache: the teacher's output for a mixed image is not "

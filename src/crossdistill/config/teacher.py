@@ -11,7 +11,7 @@ from crossdistill.errors import UserError
 
 def with_teacher_training(config: RunConfig) -> RunConfig:
     """Apply the settings in `teacher_training`. Raises UserError."""
-    # Without a cache, which excludes mixup: the teacher's own training has none.
+    # The teacher is trained without a cache, so its training may use mixup.
     changes: dict[str, Any] = {**config.teacher_training, "cache": "off", "teacher_training": {}}
     return with_changes(config, changes, "teacher_training: ")
 

@@ -36,14 +36,14 @@ OptionalFraction = Annotated[float | None, Field(strict=True, ge=0, le=1)]
 Text = BeforeValidator(lambda value: str(value) if type(value) is int else value)
 """Accepts 32 for "32", as people write it in YAML."""
 Off = BeforeValidator(lambda value: "off" if str(value).lower() in ("off", "no", "none", "null", "false") else value)
-"""Accepts every usual way to write that something is off, so that none of them is taken for the name of a folder."""
+"""Accepts every usual way to write that something is off, so that none of them is read as the name of a folder."""
 
 _T = TypeVar("_T")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
 def settings(kind: type[_T]) -> type[_T]:
-    """Make a frozen dataclass of a class, whose values are checked whenever an object is made.
+    """Turn a class into a frozen dataclass, whose values are checked whenever an object is made.
 
     The constructor raises UserError for an unknown name (with the nearest one), or a value of another type or range.
     """
@@ -62,7 +62,7 @@ def settings(kind: type[_T]) -> type[_T]:
 
 
 def validated(kind: Any, value: Any, owner: str, noun: str = "setting") -> Any:
-    """Make an object of a type from plain data; `owner` begins an error, and `noun` is what its names are called.
+    """Make an object of a type from plain data; `owner` begins an error, and `noun` is the word for its names.
 
     Raises UserError for an unknown name (with the nearest one), or a value of another type or range.
     """

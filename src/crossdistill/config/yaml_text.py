@@ -1,4 +1,4 @@
-"""Read YAML by the core schema of YAML 1.2: `on` and `no` are text, 1e-3 is a number, a key stands once."""
+"""Read YAML by the core schema of YAML 1.2: `on` and `no` are text, 1e-3 is a number, a key may occur only once."""
 
 import re
 from typing import Any

@@ -21,8 +21,8 @@ def evaluate(
     """Score a model on batches of (images, targets, ...).
 
     Returns `top1` and `top5` (percent; top5 for more than 5 classes), `loss` (cross entropy, nats), `ece` (expected
-    calibration error, percent, 15 bins) and `images`. The model must be in eval mode already. This process scores
-    alone, also where there are others.
+    calibration error, percent, 15 bins) and `images`. The model must be in eval mode already. Scores are those
+    of this process alone, also where there are several.
     """
     metrics: dict[str, Any] = {
         "top1": MulticlassAccuracy(num_classes, average="micro", sync_on_compute=False),
@@ -34,8 +34,8 @@ def evaluate(
     loss = MeanMetric(sync_on_compute=False).to(device)
     images = 0
     for batch in batches:
-        pictures, targets = batch[0].to(device), batch[1].to(device)
-        logits = model(pictures).require_logits().float()
+        inputs, targets = batch[0].to(device), batch[1].to(device)
+        logits = model(inputs).require_logits().float()
         scores.update(logits.softmax(dim=1), targets)
         loss.update(torch.nn.functional.cross_entropy(logits, targets), weight=len(targets))
         images += len(targets)

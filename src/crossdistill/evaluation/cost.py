@@ -27,7 +27,7 @@ def count_macs(backbone: Backbone) -> int:
     try:
         return _count(copied.to("meta"))
     except (NotImplementedError, RuntimeError):
-        # A model that computes with values, or holds tensors that do not move.
+        # The model computes with values, or holds tensors that are not moved to the meta device.
         return _count(copy.deepcopy(backbone).eval().requires_grad_(False))
 
 
@@ -40,7 +40,7 @@ def _count(backbone: Backbone) -> int:
 
 @torch.inference_mode()
 def images_per_second(backbone: Backbone, batch_size: int = 32, repeats: int = 5) -> float:
-    """Time the forward pass on the model's device: the median of a few batches, after one to warm up."""
+    """Time the forward pass on the model's device: the median of a few batches, after a warm-up batch."""
     device = next(backbone.parameters()).device
     shape = (batch_size, backbone.spec.in_chans, backbone.img_size, backbone.img_size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)

@@ -1,4 +1,4 @@
-"""A few test images with the predictions of the models, to look at."""
+"""A few test images with the models' predictions, for the report."""
 
 import base64
 import io
@@ -29,8 +29,8 @@ def save_samples(
     """
     device = next(student.parameters()).device
     chosen = torch.linspace(0, len(data.test) - 1, min(_SAMPLE, len(data.test))).round().long().tolist()
-    pictures = [data.test.read(i) for i in chosen]
-    images = torch.stack([transform(picture) for picture in pictures]).to(device)
+    originals = [data.test.read(i) for i in chosen]
+    images = torch.stack([transform(original) for original in originals]).to(device)
     answers = {"student": student(images).require_logits().float().softmax(1).cpu()}
     if teacher is not None and teacher.spec.num_classes == data.num_classes:
         answers["teacher"] = teacher(images).require_logits().float().softmax(1).cpu()
@@ -40,7 +40,7 @@ def save_samples(
     shown = (wrong_first + [k for k, ok in enumerate(right) if ok])[:_SHOWN]
     samples = []
     for k in shown:
-        thumb = pictures[k].convert("RGB")
+        thumb = originals[k].convert("RGB")
         thumb = thumb.resize((_SIDE, max(1, round(_SIDE * thumb.height / thumb.width))), resample=0)
         buffer = io.BytesIO()
         thumb.save(buffer, "PNG")

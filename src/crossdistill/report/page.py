@@ -42,7 +42,7 @@ def write_run_page(folder: Path) -> Path:
 def write_comparison_page(folder: Path, groups: dict[str, list[RunRecord]]) -> Path:
     """Write the page that compares methods, each with its runs over the seeds, into `folder`."""
     runs = [run for group in groups.values() for run in group]
-    # Of single runs, the first seed of the last method is shown.
+    # One run is shown in detail: the first seed of the last method.
     taught = next((group[0] for group in reversed(groups.values()) if "teacher" in group[0].metrics), None)
     shown = taught or runs[0]
     student = shown.metrics["student"]["name"]
@@ -81,7 +81,7 @@ def comparison_table(groups: dict[str, list[RunRecord]]) -> TextTable:
         reached = "" if method == "none" else _reached(group, groups.get("none", []))
         rows.append([method, f"{mean:.2f}", spread, gain, reached, str(len(tops)), extra])
     note = (
-        "± is the sample standard deviation over seeds; a gain smaller than it means little. The time is the fraction "
+        "± is the sample standard deviation over seeds; a gain that is smaller means little. The time is the fraction "
         "of the epochs after which a run has the best validation accuracy of none with the same seed, on average."
     )
     header = ["", "mean", "spread", "gain over none", "time to none", "runs", "extra params"]

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 _NARROWEST_ON_TERMINAL, _NARROWEST_IN_PIPE = 24, 72
-"""Width to which a column of names or sentences may be narrowed, before lines go beyond the width of the output."""
+"""Width to which a column of names or sentences may be narrowed, before lines are longer than the output is wide."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TextTable:
 
 
 def show(table: TextTable, console: Console) -> None:
-    """Print a table. Numbers and their headings are never cut: names fold, then lines go beyond the terminal."""
+    """Print a table. Numbers and headings are never cut: names are wrapped, then lines are longer than the terminal."""
     shown = Table(
         title=table.title or None,
         caption=table.note or None,

@@ -35,7 +35,7 @@ _OURS = (LOCKS, ".gitignore")
 """What a cache that has no manifest yet may hold."""
 _SHARD_BYTES = 256 * 2**20
 _LEAST_IMAGES, _MOST_IMAGES = 64, 8192
-"""A shard is written from memory and lost when its writer dies: so many bytes, within these numbers of images."""
+"""Size of a shard, within these numbers of images. It is kept in memory until it is written."""
 
 
 def stored_format(
@@ -82,8 +82,8 @@ def prepare_cache(
 ) -> TeacherCache:
     """Find the cache of a run whose settings are decided, write what it lacks, and open it.
 
-    `reads` is what further methods read of the teacher. Processes that call this at once (under torchrun) share the
-    work. Raises UserError for a folder that holds another cache, a cache that was changed, and a disk without room.
+    `reads` is what further methods read of the teacher. Processes that call this at once (under torchrun) divide
+    the work. Raises UserError for a folder that holds another cache, a cache that was changed, and a disk without room.
     """
     teacher, views_of_each = distiller.teacher, config.loader.views
     assert teacher is not None

@@ -53,7 +53,7 @@ def compare(
 ) -> tuple[TextTable, Path]:
     """Train the teacher (unless a checkpoint is given), then the student once for each method and seed, in `out`.
 
-    Finished runs are kept and an interrupted one goes on, so the same command can be given again; `out` can be moved.
+    Finished runs are kept and an interrupted one is continued, so the same command can be repeated; `out` can be moved.
     Returns the table and the path of the page. Raises UserError for bad input.
     """
     _check(config, variants, seeds, out)

@@ -1,4 +1,4 @@
-"""The data sets of a run as Lightning asks for them: each process its share, a resumed epoch its rest."""
+"""The data of a run as Lightning expects it: a part for each process, and after a resume the rest of an epoch."""
 
 from typing import Any
 

@@ -60,7 +60,7 @@ def finish_run(run: Run) -> None:
         cache = run.cache
         metrics["teacher"] = score() if cache is None else scored_once(cache, data, config.augment.crop_pct, score)
     save_samples(out / SAMPLES_NAME, student, teacher, data, transform)
-    # Written last but for the page: a folder with metrics is a finished run.
+    # Written after everything but the page: a folder with metrics is a finished run.
     write_whole(out / METRICS_NAME, json.dumps(metrics, indent=2))
     write_run_page(out)
 

@@ -45,11 +45,11 @@ def fit(
     data: ImageData | None = None,
     root: Path | None = None,
 ) -> Path:
-    """Train a student as the settings say, and return the folder of the finished run.
+    """Train a student by the settings, and return the folder of the finished run.
 
-    Input errors are reported before training, and nothing is written into the run's folder before. `data` saves reading
-    it again; paths inside `root` are stored relative to the run. Raises UserError for bad input, `Interrupted` after a
-    signal (with a checkpoint to `resume` from).
+    Input errors are reported before training; until then nothing is written into the run's folder. `data` is the data
+    set where it is loaded already; paths inside `root` are stored relative to the run. Raises UserError for bad input,
+    and `Interrupted` after a signal (with a checkpoint to `resume` from).
     """
     run = prepare(config, console or Console(stderr=True), resume=resume, data=data, root=root)
     run.trainer.fit(run.module, run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
@@ -126,7 +126,7 @@ def _label(config: RunConfig) -> str:
 
 @rank_zero_only
 def _announce(config: RunConfig, data: ImageData, student: Backbone, console: Console) -> None:
-    """Print what is about to be trained, on what."""
+    """Print which model is trained on which data."""
     if config.loader.batch_size > len(data.train):
         console.print(f"note: a batch of {config.loader.batch_size} is more than the {len(data.train)} training images")
     console.print(

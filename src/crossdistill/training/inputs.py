@@ -1,4 +1,4 @@
-"""What a run reads: its images, the settings decided from them, the views, and digests of all it starts from."""
+"""What a run reads: its images, the settings decided from them, the views, and digests of all its inputs."""
 
 import hashlib
 from collections.abc import Iterable

@@ -26,7 +26,7 @@ from crossdistill.types import Reads
 
 
 def check_settings(config: RunConfig, methods: Sequence[str] = ()) -> MethodChoice:
-    """Return the run's method. Raises UserError for what can be seen to be wrong before any data is read.
+    """Return the run's method. Raises UserError for errors that can be found before any data is read.
 
     `methods` names further methods whose options the settings may hold.
     """
@@ -74,7 +74,7 @@ def build_models(config: RunConfig, choice: MethodChoice, data: ImageData) -> Di
 
 def rebuild_teacher(config: RunConfig, data: ImageData) -> Teacher | None:
     """Build the teacher of a run once more, after it was released."""
-    # A teacher without weights of its own has those that come after the student's from the seed.
+    # A teacher without a checkpoint has random weights, drawn from the seed after the student's.
     torch.manual_seed(config.seed)
     student = build_student(config.student, config.model, config.img_size, data)
     teachers = build_teachers(config.teachers, config.model, data, Reads())

@@ -57,7 +57,7 @@ class DistillModule(L.LightningModule):
         self.val_loss = MeanMetric()
 
     def configure_model(self) -> None:
-        """Shard weights over the devices where that is asked for; Lightning calls this when they can communicate."""
+        """Shard weights over the devices where that is set; Lightning calls this when they can communicate."""
         if self._sharded or self.trainer.world_size == 1:
             return
         self._sharded = True
@@ -79,7 +79,7 @@ class DistillModule(L.LightningModule):
         """The prefix of the deployed student's plain network in a checkpoint."""
         return "distiller.student.model." if self.ema is None else "ema.module.model."
 
-    def _arranged(self, images: Tensor) -> Tensor:
+    def _in_layout(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=torch.channels_last) if self.engine.channels_last is True else images
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -89,7 +89,7 @@ class DistillModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Run one batch; returns the loss, and the terms for the log."""
-        images, targets = self._arranged(batch.images), batch.targets
+        images, targets = self._in_layout(batch.images), batch.targets
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
         step = self.distiller(images, targets, batch.teacher, batch.index)
@@ -109,7 +109,7 @@ class DistillModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score one batch of the held-out split."""
-        images, targets = self._arranged(batch.images), batch.targets
+        images, targets = self._in_layout(batch.images), batch.targets
         logits = self.deployed(images).require_logits().float()
         world = self.trainer.world_size
         if world > 1:
@@ -153,7 +153,7 @@ class DistillModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _fused(self) -> dict[str, bool]:
-        """Ask for one kernel for the whole step where torch has one."""
+        """Use one kernel for the whole step where torch has one."""
         known = inspect.signature(get_optimizer_class(self.optim.name, bind_defaults=False)).parameters
         # Fused steps undo fp16's loss scale themselves, after the point where Lightning clips.
         clips_in_half = self.engine.precision == "16" and self.optim.clip_grad is not None

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write it, what it was started with, what it can be continued with."""
+"""The folder of a run: its settings and inputs, and the checks before it is written or continued."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from crossdistill.report.records import CONFIG_NAME, ENVIRONMENT_NAME, Environme
 CHECKPOINTS = "checkpoints"
 BEST, LAST = "best.ckpt", "last.ckpt"
 
-# What may differ when a run goes on: how it is executed, not what it computes.
+# What may differ when a run is continued: how it is executed, not what it computes.
 _FREE = (
     "out",
     "cache",
@@ -50,7 +50,7 @@ def default_out(config: RunConfig) -> Path:
 
 @rank_zero_only
 def check_folder(out: Path, *, resume: bool) -> None:
-    """Raise UserError for a run's folder that is taken, or cannot be written. Leaves nothing on the disk."""
+    """Raise UserError for a folder that holds another run, or cannot be written. Leaves nothing on the disk."""
     stored = out / CONFIG_NAME
     try:
         if stored.exists() and not resume:
@@ -77,7 +77,7 @@ def _existing(folder: Path) -> Path:
 
 
 def read_config(folder: Path) -> RunConfig:
-    """Read the settings of a run. Raises UserError for a folder without readable ones."""
+    """Read the settings of a run. Raises UserError where they are missing or damaged."""
     path = folder / CONFIG_NAME
     return complete_from_dict(read_yaml(path), f"in {str(path)!r}: ")
 
@@ -139,7 +139,7 @@ def _flat(settings: dict[str, Any], section: str = "") -> dict[str, Any]:
 
 @rank_zero_only
 def check_inputs(out: Path, inputs: dict[str, str]) -> None:
-    """Raise UserError where a run would go on with other classes, labels or checkpoints than it started with."""
+    """Raise UserError where a run would be continued with other classes, labels or checkpoints than it started with."""
     before = read_environment(out).inputs
     for name in {**before, **inputs}:
         if before.get(name) != inputs.get(name):

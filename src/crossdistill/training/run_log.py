@@ -174,6 +174,6 @@ class RunProgress(L.Callback):
             self._report.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Remove the bar, so that the terminal is left in order."""
+        """Remove the bar from the terminal."""
         if self._report is not None:
             self._report.close()

@@ -1,4 +1,4 @@
-"""Score a model that exists."""
+"""Score a trained model."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

@@ -9,8 +9,8 @@ from torch.distributed.fsdp import fully_shard
 from crossdistill.distiller import Distiller
 from crossdistill.errors import UserError
 
-_LEAST_SHARE = 0.005
-"""Share of a model's parameters from which a layer is gathered by itself."""
+_LEAST_FRACTION = 0.005
+"""Fraction of a model's parameters from which a layer is gathered by itself."""
 
 
 def shard_trained(distiller: Distiller, mesh: DeviceMesh) -> None:
@@ -44,7 +44,7 @@ def shard_teachers(distiller: Distiller, device: torch.device) -> None:
 def _shard_layers(model: nn.Module, mesh: DeviceMesh) -> None:
     whole = sum(p.numel() for p in model.parameters())
     for layer in _layers(model):
-        if sum(p.numel() for p in layer.parameters()) >= _LEAST_SHARE * whole:
+        if sum(p.numel() for p in layer.parameters()) >= _LEAST_FRACTION * whole:
             fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
