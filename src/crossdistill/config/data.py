@@ -43,6 +43,10 @@ class LoaderConfig:
     """Seed of the held-out choice; separate from `seed`, so that all runs share one split."""
     max_train: OptionalAtLeastTwo = None
     """Train on this many images only, a fixed random choice; null uses all."""
+    labels: Literal["classes", "none"] = "classes"
+    """"none" ignores labels, or reads images that have none (also a folder without class folders): only the method's
+    terms are trained, the student has no classifier or that of the teacher, and the epoch with the lowest held-out
+    loss is kept."""
     image_column: str | None = None
     """Parquet column of the images; null uses the first image column of the schema."""
     label_column: str | None = None

@@ -1,6 +1,6 @@
 """The division of a data set into training, validation and test images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -29,8 +29,27 @@ class ImageData:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes; 0 without labels."""
         return len(self.class_names)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels."""
+        return bool(self.class_names)
+
+
+class WithoutLabels(Part):
+    """Images whose labels are ignored; all are -1."""
+
+    def __init__(self, images: Images) -> None:
+        super().__init__(images, np.arange(len(images)))
+        self.labels = [-1] * len(images)
+
+
+def without_labels(data: ImageData) -> ImageData:
+    """Return the same data set without its labels and class names."""
+    train, val, test = (WithoutLabels(images) for images in (data.train, data.val, data.test))
+    return replace(data, train=train, val=val, test=test, class_names=())
 
 
 def load_data(data: str, config: LoaderConfig) -> ImageData:
@@ -57,7 +76,7 @@ def load_data(data: str, config: LoaderConfig) -> ImageData:
     some = np.linspace(0, len(train) - 1, min(16, len(train))).round().astype(int).tolist()
     first = [train.read(i) for i in some]
     channels: Literal[1, 3] = 1 if all(image.mode in ("L", "1", "I;16") for image in first) else 3
-    return ImageData(
+    loaded = ImageData(
         name=source.name,
         train=train,
         val=val,
@@ -66,6 +85,7 @@ def load_data(data: str, config: LoaderConfig) -> ImageData:
         channels=config.in_chans or channels,
         size=(max(i.height for i in first), max(i.width for i in first)),
     )
+    return without_labels(loaded) if config.labels == "none" else loaded
 
 
 def _labelled(source: Source, role: str) -> Images | None:

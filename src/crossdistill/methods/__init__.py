@@ -198,6 +198,8 @@ def check_needs(name: str, needs: Needs, student: Backbone, teacher: Backbone | 
     """Raise UserError where a method reads what the student or the teacher does not offer."""
     if needs.student.stages:
         student.require_stages()
+    if needs.student.logits and not student.spec.num_classes:
+        raise UserError(f"method {name!r} reads the student's logits, but {student.classes_in_words()}")
     if not needs.teacher:
         return
     if teacher is None:
@@ -211,6 +213,11 @@ def check_needs(name: str, needs: Needs, student: Backbone, teacher: Backbone | 
             f"method that does not ({', '.join(_without_teacher_logits())}), or first train the teacher on the classes "
             "of the student (`crossdistill teacher`)"
         )
+
+
+def methods_without_labels() -> list[str]:
+    """List the methods that read no labels, by their defaults."""
+    return [name for name, method in METHODS.items() if not method.needs_of(method.Options()).labels]
 
 
 def _without_teacher_logits() -> list[str]:

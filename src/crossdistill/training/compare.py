@@ -89,6 +89,8 @@ def _check(config: RunConfig, variants: Sequence[Variant], seeds: Sequence[int],
     labels = {variant.label for variant in variants}
     if len(set(seeds)) < len(seeds) or len(labels) < len(variants):
         raise UserError("a method or a seed is named twice")
+    if config.loader.labels == "none":
+        raise UserError("compare ranks accuracies, but loader.labels is 'none'; use `fit`, and `eval --knn`")
     if config.engine.devices != 1 or config.engine.nodes != 1:
         raise UserError("compare trains its runs one after the other on one device; use `fit` for a run on several")
     if (out / CONFIG_NAME).exists():

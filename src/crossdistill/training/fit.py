@@ -15,7 +15,7 @@ from crossdistill.data import ImageData, load_data
 from crossdistill.data.loaders import WithTeacher
 from crossdistill.distiller import Distiller
 from crossdistill.evaluation.cost import count_parameters
-from crossdistill.training.cached import prepare_cache
+from crossdistill.training.cached import HeldOutOutputs, prepare_cache
 from crossdistill.training.datamodule import DataModule
 from crossdistill.training.engine import make_trainer, set_threads
 from crossdistill.training.finish import finish_run
@@ -88,6 +88,9 @@ def prepare(
     if config.cached and distiller.teacher is not None:
         cache = prepare_cache(config, data.train, train, distiller, device, console)
         train = WithTeacher(train, cache)
+        if not data.labelled:
+            stages = bool(distiller.needs.teacher.stages)
+            val = WithTeacher(val, HeldOutOutputs(distiller.teacher, val, config.loader.batch_size, stages))
         distiller.release_teacher()
         gc.collect()
     start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root)

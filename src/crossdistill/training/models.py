@@ -19,10 +19,17 @@ from crossdistill.data.views import sample_loader
 from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError, unknown
 from crossdistill.evaluation.teacher_check import check_teacher
-from crossdistill.methods import METHODS, MethodChoice, check_option_keys, choose_method, options_for
+from crossdistill.methods import (
+    METHODS,
+    MethodChoice,
+    check_option_keys,
+    choose_method,
+    methods_without_labels,
+    options_for,
+)
 from crossdistill.progress import Tracked
 from crossdistill.teacher import Teacher, make_teacher
-from crossdistill.types import Reads
+from crossdistill.types import Needs, Reads
 
 
 def check_settings(config: RunConfig, methods: Sequence[str] = ()) -> MethodChoice:
@@ -35,6 +42,8 @@ def check_settings(config: RunConfig, methods: Sequence[str] = ()) -> MethodChoi
     for key, options in config.options.items():
         if key not in choice.plain and key not in others and key in METHODS:
             choose_method(key, options)
+    if config.loader.labels == "none":
+        _check_without_labels(config, choice)
     if choice.needs.index and config.augment.mixes:
         raise UserError(f"method {config.method!r} stores images by number, so they cannot be mixed: turn mixup off")
     if choice.needs.teacher and not config.teachers:
@@ -43,6 +52,17 @@ def check_settings(config: RunConfig, methods: Sequence[str] = ()) -> MethodChoi
         raise UserError(f"teacher_weights {config.teacher_weights!r} mix several teachers, but there is one")
     _check_optimiser(config.optim.name)
     return choice
+
+
+def _check_without_labels(config: RunConfig, choice: MethodChoice) -> None:
+    if not choice.parts or choice.needs.labels:
+        raise UserError(
+            f"method {config.method!r} learns from labels, but loader.labels is 'none': use a method that reads none "
+            f"({', '.join(methods_without_labels())})"
+        )
+    for name, given in (("optim.ema", config.optim.ema), ("mixup and CutMix", config.augment.mixes)):
+        if given:
+            raise UserError(f"{name} cannot be used with loader.labels 'none'; leave it out")
 
 
 def _check_optimiser(name: str) -> None:
@@ -54,10 +74,7 @@ def _check_optimiser(name: str) -> None:
 
 def build_models(config: RunConfig, choice: MethodChoice, data: ImageData) -> Distiller:
     """Build student, teachers and method of a run, with initial weights from its seed. Raises UserError."""
-    torch.manual_seed(config.seed)
-    student = build_student(config.student, config.model, config.img_size, data)
-    needs = choice.needs
-    teachers = build_teachers(config.teachers, config.model, data, needs.teacher) if needs.teacher else []
+    student, teachers = _student_and_teachers(config, choice.needs, data)
     if config.engine.sync_batchnorm:
         # Not Lightning's flag: torch's converter drops the activation inside timm's norm layers.
         student.model = convert_sync_batchnorm(student.model)
@@ -69,23 +86,38 @@ def build_models(config: RunConfig, choice: MethodChoice, data: ImageData) -> Di
         task_weight=config.optim.task_weight,
         label_smoothing=config.optim.label_smoothing,
         balance=config.optim.balance,
+        labelled=data.labelled,
     )
 
 
-def rebuild_teacher(config: RunConfig, data: ImageData) -> Teacher | None:
-    """Build the teacher of a run once more, after it was released."""
-    # A teacher without a checkpoint has random weights, drawn from the seed after the student's.
+def _student_and_teachers(config: RunConfig, needs: Needs, data: ImageData) -> tuple[Backbone, list[Backbone]]:
+    """Build the models, with initial weights from the seed. Raises UserError."""
     torch.manual_seed(config.seed)
-    student = build_student(config.student, config.model, config.img_size, data)
-    teachers = build_teachers(config.teachers, config.model, data, Reads())
+
+    def teachers() -> list[Backbone]:
+        return build_teachers(config.teachers, config.model, data, needs.teacher) if needs.teacher else []
+
+    if data.labelled:
+        return build_student(config.student, config.model, config.img_size, data), teachers()
+    # Without labels the student has the teacher's classes where a method reads the teacher's logits, else none.
+    built = teachers()
+    classes = built[0].spec.num_classes if built and needs.teacher.logits else 0
+    return build_student(config.student, config.model, config.img_size, data, classes), built
+
+
+def rebuild_teacher(config: RunConfig, needs: Needs, data: ImageData) -> Teacher | None:
+    """Build the teacher of a run once more, after it was released."""
+    student, teachers = _student_and_teachers(config, needs, data)
     return make_teacher(teachers, student, config.teacher_weights)
 
 
-def build_student(name: str, model: ModelConfig, img_size: int | None, data: ImageData) -> Backbone:
-    """Build the student of a run. Raises UserError."""
+def build_student(
+    name: str, model: ModelConfig, img_size: int | None, data: ImageData, num_classes: int | None = None
+) -> Backbone:
+    """Build the student of a run, with the classes of the data unless others are given. Raises UserError."""
     return create_backbone(
         name,
-        num_classes=data.num_classes,
+        num_classes=data.num_classes if num_classes is None else num_classes,
         in_chans=data.channels,
         img_size=img_size,
         pretrained=model.student_pretrained,
@@ -133,7 +165,7 @@ def _load_teacher(
             raise UserError(f"model.{field} is {given!r}, but the run {run!r} has {stored!r}; leave it out")
     if name not in (None, teacher.spec.name):
         raise UserError(f"{run!r} holds a {teacher.spec.name!r}, but --teacher is {name!r}")
-    if reads.logits:
+    if reads.logits and data.labelled:
         check_class_order(read_class_names(run), run, data)
     return teacher
 
@@ -155,6 +187,8 @@ def _build_teacher(
     if classes is None and (model.teacher_pretrained or checkpoint is not None):
         # A classifier of other classes would be new, and teach noise.
         classes = classes_of_weights(name, **built)
+    if classes is None and not data.labelled:
+        raise UserError(f"teacher {name!r} has no weights, so it has nothing to teach: give --teacher-checkpoint")
     classes = data.num_classes if classes is None else classes
     return create_backbone(name, classes, pretrained=model.teacher_pretrained, **built)
 
@@ -163,7 +197,7 @@ def report_teacher_accuracy(
     config: RunConfig, data: ImageData, distiller: Distiller, device: torch.device, console: Console
 ) -> None:
     """Print how accurate the teachers are on some held-out images. Raises UserError, with the cause, near chance."""
-    if distiller.teacher is None:
+    if distiller.teacher is None or not data.labelled:
         return
     student = distiller.student
     loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, student.img_size, config.loader)
