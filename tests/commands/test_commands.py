@@ -542,7 +542,8 @@ def torch_equal(one, other):
 
 def test_images_without_labels(capsys, tmp_path, teacher_folder):
     """An embedding is learned, live and from the cache; then its body is trained with labels."""
-    words = ["fit", *TINY, "--epochs", "4", "--loader.labels", "none", "--teacher-checkpoint", teacher_folder]
+    words = ["fit", *TINY, "--epochs", "8", "--loader.max-train", "640", "--loader.labels", "none"]
+    words += ["--teacher-checkpoint", teacher_folder]
     losses = {}
     for cache in ("off", tmp_path / "cache"):
         out = tmp_path / f"run-{Path(cache).name}"
@@ -562,7 +563,7 @@ def test_images_without_labels(capsys, tmp_path, teacher_folder):
     assert losses["cache"] == pytest.approx(losses["off"], rel=2e-2)
     code, shown, _ = run(capsys, "eval", tmp_path / "run-off", "--loader.labels", "classes", "--knn", "--json")
     assert code == 0
-    assert json.loads(shown)["knn"] > 30
+    assert json.loads(shown)["knn"] > 60
     words = ["fit", *TINY, "--epochs", "1", "--method", "none", "--model.student-checkpoint", tmp_path / "run-off"]
     assert run(capsys, *words, "--model.new-head", "true", "--out", tmp_path / "tuned")[0] == 0
     import timm
