@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from crossdistill import load_backbone
+from crossdistill import UserError, load_backbone
 from crossdistill.config import EngineConfig, LoaderConfig, ModelConfig, OptimConfig
 from crossdistill.report.records import read_run
 from crossdistill.training.callbacks import Interrupted
@@ -53,3 +53,35 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     assert runs[0].curves["val/top1"] == runs[1].curves["val/top1"]
     assert runs[0].metrics["student"]["test"] == runs[1].metrics["student"]["test"]
     assert json.loads((tmp_path / "cut" / "metrics.json").read_text())["training"]["seconds"] > 0
+
+
+def test_a_damaged_checkpoint_is_refused(config, silent, tmp_path, monkeypatch):
+    cut = replace(config, out=str(tmp_path / "cut"))
+    monkeypatch.setenv("STOP_AT", "7")
+    with pytest.raises(Interrupted):
+        fit(cut, console=silent)
+    monkeypatch.delenv("STOP_AT")
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    whole = last.read_bytes()
+    stored = torch.load(last, weights_only=True)
+    weights = stored["state_dict"]
+    name = next(iter(weights))
+    damage = {
+        # Without its loops Lightning would silently train all epochs again, from the weights of the second.
+        "it has no loops": {key: value for key, value in stored.items() if key != "loops"},
+        "it has no optimizer_states": {key: value for key, value in stored.items() if key != "optimizer_states"},
+        f"it has no {name}": {**stored, "state_dict": {key: weights[key] for key in list(weights)[1:]}},
+        f"{name} has the shape": {**stored, "state_dict": {**weights, name: torch.zeros(3)}},
+        "other has the shape": {**stored, "state_dict": {**weights, "other": torch.zeros(3)}},
+        "it does not hold a checkpoint": [1, 2],
+    }
+    for message, content in damage.items():
+        torch.save(content, last)
+        with pytest.raises(UserError, match=f"last.ckpt' is damaged: {message}.*; delete it to start the run again"):
+            fit(cut, resume=True, console=silent)
+    for content in (b"", whole[:1000]):
+        last.write_bytes(content)
+        with pytest.raises(UserError, match=r"last\.ckpt' cannot be read; is it truncated"):
+            fit(cut, resume=True, console=silent)
+    last.write_bytes(whole)
+    fit(cut, resume=True, console=silent)
