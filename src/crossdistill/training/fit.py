@@ -3,13 +3,11 @@
 import gc
 from pathlib import Path
 
-import lightning.pytorch as L
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from crossdistill.backbones import Backbone
-from crossdistill.backbones.checkpoint import read_weights
 from crossdistill.config import RunConfig
 from crossdistill.data import ImageData, load_data
 from crossdistill.data.loaders import WithTeacher
@@ -22,19 +20,9 @@ from crossdistill.training.finish import finish_run
 from crossdistill.training.inputs import check_counts, decide, digests, make_views
 from crossdistill.training.models import build_models, check_settings, report_teacher_accuracy
 from crossdistill.training.module import DistillModule
+from crossdistill.training.resume import check_resumed, check_weights
 from crossdistill.training.run import Run
-from crossdistill.training.run_folder import (
-    CHECKPOINTS,
-    LAST,
-    check_folder,
-    check_global_batch,
-    check_inputs,
-    check_space,
-    check_unchanged,
-    default_out,
-    read_config,
-    start_folder,
-)
+from crossdistill.training.run_folder import check_folder, check_space, default_out, start_folder
 
 
 def fit(
@@ -75,7 +63,7 @@ def prepare(
     config, choice = decide(config, choice, data)
     inputs = digests(config, data)
     trainer, log = make_trainer(config, out, console, f"{_label(config)} {config.student} s{config.seed}")
-    checkpoint = _check_resumed(config, inputs, out, data, trainer) if resume else None
+    checkpoint = check_resumed(config, inputs, out, data, trainer.world_size) if resume else None
     check_counts(config, data, trainer.world_size)
     distiller = build_models(config, choice, data)
     check_space(out, count_parameters(distiller))
@@ -93,8 +81,10 @@ def prepare(
             val = WithTeacher(val, HeldOutOutputs(distiller.teacher, val, config.loader.batch_size, stages))
         distiller.release_teacher()
         gc.collect()
-    start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root)
     module = _module(config, distiller)
+    if checkpoint is not None:
+        check_weights(checkpoint, module)
+    start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root)
     datamodule = DataModule(train, val, config.loader, seed=config.seed)
     return Run(config, out, console, data, distiller, trainer, log, module, datamodule, cache, checkpoint)
 
@@ -105,22 +95,6 @@ def _module(config: RunConfig, distiller: Distiller) -> DistillModule:
     if config.engine.compile:
         distiller.compile()
     return DistillModule(distiller, config.optim, config.engine, config.augment, epochs=config.epochs, seed=config.seed)
-
-
-def _check_resumed(
-    config: RunConfig, inputs: dict[str, str], out: Path, data: ImageData, trainer: L.Trainer
-) -> Path | None:
-    """Check that a run can be continued, and return its last checkpoint if it has one. Raises UserError."""
-    before = read_config(out)
-    before, _ = decide(before, check_settings(before), data)
-    check_unchanged(before, config, other_devices=True)
-    check_inputs(out, inputs)
-    last = out / CHECKPOINTS / LAST
-    if not last.exists():
-        return None
-    check_global_batch(out, before.loader.batch_size, config.loader.batch_size, trainer.world_size)
-    read_weights(last)
-    return last
 
 
 def _label(config: RunConfig) -> str:
