@@ -12,12 +12,13 @@ import torch
 from torch.utils.data import Dataset
 
 from crossdistill.config.data import AugmentConfig
-from crossdistill.data.datasets import Files, Images, Part
+from crossdistill.data.datasets import Images, base_of
+from crossdistill.data.folder import Files
 from crossdistill.data.resident import ResidentViews
 from crossdistill.teacher import Ensemble, Teacher
 from crossdistill.types import BackboneSpec
 
-VERSION = 1
+VERSION = 2
 """Raised with every change of this code that makes other views or other stored numbers."""
 _IMAGES_LOOKED_AT = 256
 _VIEWS_LOOKED_AT = 16
@@ -134,9 +135,7 @@ def _pictures(images: Images) -> Any:
 
 def _files(images: Images) -> Any:
     """Return names and sizes of files; nothing for other kinds of data, whose rows are decoded above."""
-    chosen: Any = np.arange(len(images))
-    while isinstance(images, Part):
-        chosen, images = images.indices[chosen], images.images
+    images, chosen = base_of(images)
     if isinstance(images, Files):
         for index in chosen:
             path = Path(images.paths[int(index)])

@@ -31,11 +31,12 @@ def run(argv: Sequence[str]) -> int:
     from crossdistill.report.tables import show
     from crossdistill.training.score import score
 
-    scores = score(made.scored, config, split=made.split, checkpoint=made.checkpoint)
+    result, progress = consoles()
+    scores = score(made.scored, config, split=made.split, checkpoint=made.checkpoint, console=progress)
     if made.json:
         print(json.dumps(scores, indent=2))
     else:
-        show(accuracy_table([("model", {"name": made.scored, "test": scores})], made.split), consoles()[0])
+        show(accuracy_table([("model", {"name": made.scored, "test": scores})], made.split), result)
     return 0
 
 

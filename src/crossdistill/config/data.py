@@ -43,6 +43,16 @@ class LoaderConfig:
     """Seed of the held-out choice; separate from `seed`, so that all runs share one split."""
     max_train: OptionalAtLeastTwo = None
     """Train on this many images only, a fixed random choice; null uses all."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """What to do with a file that cannot be read as an image: "error" refuses the data, "skip" decodes every file once,
+    and leaves out and lists those that cannot be read."""
+    train_dir: str | None = None
+    """Folder of the training split, inside the folder of the data; "." for class folders without splits. Null finds
+    folders named train, val and test, in the usual spellings."""
+    val_dir: str | None = None
+    """The same for the validation split; only with train_dir."""
+    test_dir: str | None = None
+    """The same for the test split; only with train_dir."""
     image_column: str | None = None
     """Parquet column of the images; null uses the first image column of the schema."""
     label_column: str | None = None

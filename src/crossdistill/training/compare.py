@@ -11,6 +11,7 @@ from rich.console import Console
 from crossdistill.config import RunConfig
 from crossdistill.config.teacher import teacher_config
 from crossdistill.data import ImageData, load_data
+from crossdistill.data.split_list import SPLIT_NAME, SplitList, read_split_list
 from crossdistill.errors import UserError
 from crossdistill.files import make_folder
 from crossdistill.methods import MethodChoice, choose_method, options_for
@@ -19,10 +20,13 @@ from crossdistill.report.records import RunRecord, read_run
 from crossdistill.report.tables import TextTable
 from crossdistill.training.engine import set_threads
 from crossdistill.training.fit import fit
-from crossdistill.training.inputs import decide, digests
+from crossdistill.training.inputs import decide, digests, report_data
 from crossdistill.training.models import check_settings
 from crossdistill.training.run_folder import CONFIG_NAME, METRICS_NAME, check_inputs, check_unchanged, read_config
 from crossdistill.training.write_cache import write_cache
+
+_DIVISION = ("val_fraction", "split_seed", "max_train", "train_dir", "val_dir", "test_dir", "on_bad_image")
+"""Settings of the loader that the division of a folder depends on."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,18 @@ def compare(
     _check(config, variants, seeds, out)
     make_folder(out)
     set_threads(config.engine)
-    data = load_data(config.data, config.loader)
+    data = load_data(config.data, config.loader, _earlier_list(config, out))
+    report_data(data, console)
     choices = {variant.label: variant.choice(config) for variant in variants}
     if config.teacher_checkpoint is None and any(choice.needs.teacher for choice in choices.values()):
         teacher = replace(teacher_config(config), out=str(out / "teacher"))
         same = (teacher.data, teacher.loader) == (config.data, config.loader)
-        _complete(teacher, data if same else load_data(teacher.data, teacher.loader), out, console)
+        _complete(
+            teacher,
+            data if same else load_data(teacher.data, teacher.loader, _earlier_list(teacher, out)),
+            out,
+            console,
+        )
         config = _taught_by(config, out / "teacher")
     runs = [(variant, seed, out / variant.folder(seed)) for seed in seeds for variant in variants]
     unfinished = {variant.label for variant, _, folder in runs if not (folder / METRICS_NAME).exists()}
@@ -78,6 +88,17 @@ def compare(
         record = _complete(replace(variant.applied(config), seed=seed, out=str(folder)), data, out, console)
         records[variant.label].append(record)
     return comparison_table(records), write_comparison_page(out, records)
+
+
+def _earlier_list(config: RunConfig, out: Path) -> SplitList | None:
+    """Return the division that the runs of a comparison which goes on have, where they read the same data."""
+    for path in sorted(out.glob(f"*/{SPLIT_NAME}")):
+        before = read_config(path.parent)
+        same_data = Path(before.data).resolve() == Path(config.data).resolve()
+        same_division = all(getattr(before.loader, name) == getattr(config.loader, name) for name in _DIVISION)
+        if same_data and same_division:
+            return read_split_list(path.parent)
+    return None
 
 
 def _check(config: RunConfig, variants: Sequence[Variant], seeds: Sequence[int], out: Path) -> None:
