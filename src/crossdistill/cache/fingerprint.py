@@ -65,6 +65,7 @@ def fingerprint(
             "img_size": size,
             "resident": isinstance(views, ResidentViews),
             "crop": augment.crop,
+            "crop_mode": augment.crop_mode,
             "scale": list(augment.scale),
             "hflip": augment.hflip,
             "color_jitter": augment.color_jitter,

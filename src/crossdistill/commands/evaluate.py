@@ -12,7 +12,7 @@ from crossdistill.errors import UserError
 ABOUT = "Score a finished run, or a model by name with a checkpoint, on a split of its data or of another set."
 _LOADER = ("batch_size", "workers", "val_fraction", "split_seed", "max_train", "image_column", "label_column", "root")
 _READS = [
-    *("data", "img_size", "model.stem", "model.student_args", "augment.crop_pct"),
+    *("data", "img_size", "model.stem", "model.student_args", "augment.crop_pct", "augment.crop_mode"),
     *(f"loader.{name}" for name in (*_LOADER, "download", "in_chans")),
     *("engine.accelerator", "engine.threads"),
 ]

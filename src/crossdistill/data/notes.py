@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 
 import numpy as np
 
 from crossdistill.config.data import SMALL_IMAGE
 from crossdistill.data.datasets import Images, Source
+from crossdistill.data.folder import Files
 from crossdistill.data.look import copies, place
 from crossdistill.data.picture import Header
 
@@ -23,7 +25,7 @@ def describe(source: Source, parts: Mapping[str, Images], headers: Sequence[Head
     read = (
         f"data {source.name}: {len(source.class_names)} classes (fewest training images: "
         f"{source.class_names[fewest]!r}, {counts[fewest]:,}), {len(parts['train']):,} training, {len(parts['val']):,} "
-        f"validation and {len(parts['test']):,} test images of {_sizes(headers)} px, mode {kinds}"
+        f"validation and {len(parts['test']):,} test images of {_sizes(headers)} px, mode {kinds}{_file_types(source)}"
     )
     lines = [read, *(f"left out: {phrase}" for phrase in source.left_out)]
     return [*lines, *(f"note: {text}" for text in _oddities(source, parts, headers, counts.tolist(), channels))]
@@ -33,6 +35,12 @@ def _sizes(headers: Sequence[Header]) -> str:
     sizes = {(h.width, h.height) for h in headers}
     low, high = min(sizes, key=lambda s: s[0] * s[1]), max(sizes, key=lambda s: s[0] * s[1])
     return f"{low[0]}x{low[1]}" + (f" to {high[0]}x{high[1]}" if len(sizes) > 1 else "")
+
+
+def _file_types(source: Source) -> str:
+    keys = [key for images in source.splits.values() if isinstance(images, Files) for key in images.keys]
+    types = Counter(PurePosixPath(key).suffix.lower() for key in keys)
+    return "; files " + ", ".join(f"{kind} {count:,}" for kind, count in types.most_common()) if types else ""
 
 
 def _oddities(

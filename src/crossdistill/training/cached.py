@@ -17,7 +17,7 @@ from crossdistill.cache import CacheFormat, TeacherCache, Work, build_cache, fin
 from crossdistill.cache.build import check_fits
 from crossdistill.cache.fingerprint import short_name
 from crossdistill.cache.store import LOCKS, MANIFEST, missing_shards, read_manifest
-from crossdistill.config import RunConfig
+from crossdistill.config import AugmentConfig, RunConfig
 from crossdistill.data import ImageData, Images
 from crossdistill.distiller import Distiller
 from crossdistill.errors import UserError
@@ -105,13 +105,16 @@ def prepare_cache(
 
 
 def judged_once(
-    cache: TeacherCache, data: ImageData, crop_pct: float | None, judge: Callable[[], dict[str, Any]]
+    cache: TeacherCache, data: ImageData, augment: AugmentConfig, judge: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the teacher's scores on the test split: those of an earlier run on this cache, or new ones, stored now."""
     path = cache.folder / SCORES
     labels = hashlib.sha256(np.asarray(data.test.labels, dtype=np.int64).tobytes()).hexdigest()[:16]
-    key = f"{data.name}, {len(data.test)} images, labels {labels}, crop_pct {crop_pct}"
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    key = f"{data.name}, {len(data.test)} images, labels {labels}, {augment.crop_mode} {augment.crop_pct}"
+    if data.files is not None:
+        files = json.dumps(data.files.images["test"], sort_keys=True).encode()
+        key += f", files {hashlib.sha256(files).hexdigest()[:16]}"
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if key not in known:
         known[key] = judge()
         write_whole(path, json.dumps(known, indent=1))

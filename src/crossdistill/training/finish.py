@@ -10,7 +10,7 @@ from crossdistill.backbones import Backbone
 from crossdistill.backbones.build import from_args
 from crossdistill.backbones.checkpoint import load_weights
 from crossdistill.data.loaders import evaluation_loader
-from crossdistill.data.transforms import eval_transform
+from crossdistill.data.transforms import eval_transform, preprocessing
 from crossdistill.evaluation.accuracy import evaluate
 from crossdistill.evaluation.cost import count_macs, count_parameters, images_per_second
 from crossdistill.evaluation.samples import save_samples
@@ -35,7 +35,7 @@ def finish_run(run: "Run") -> None:
         teacher = rebuild_teacher(config, data)
         if teacher is not None and config.engine.channels_last is True:
             teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    save_student(student, out, data.class_names)
+    save_student(student, out, data.class_names, preprocessing(config.augment, student.spec, student.img_size))
     transform = eval_transform(config.augment, student.spec, student.img_size)
     loader = evaluation_loader(data.test, transform, config.loader.batch_size, workers=config.loader.workers)
     metrics: dict[str, Any] = {
@@ -55,8 +55,7 @@ def finish_run(run: "Run") -> None:
                 return described
             return {**described, "test": evaluate(frozen, loader, data.num_classes, device)}
 
-        cache, crop_pct = run.cache, config.augment.crop_pct
-        metrics["teacher"] = judge() if cache is None else judged_once(cache, data, crop_pct, judge)
+        metrics["teacher"] = judge() if run.cache is None else judged_once(run.cache, data, config.augment, judge)
     save_samples(out, student, teacher, data, transform)
     # Written last but for the page: a folder with metrics is a finished run.
     write_whole(out / METRICS_NAME, json.dumps(metrics, indent=2))
