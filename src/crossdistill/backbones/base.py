@@ -27,6 +27,10 @@ class Backbone(nn.Module):
         super().__init__()
         self.stage_problem: str | None = None
         """Why the stages cannot be read; None where they can."""
+        self.class_names: tuple[str, ...] | None = None
+        """The names of the classes in the order of the logits; None where nothing states them."""
+        self.weights_part = ""
+        """The keys in a checkpoint file under which the weights were found; "" where they are all of it."""
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that the architecture excludes from weight decay."""

@@ -10,7 +10,7 @@ from typing import Any
 import timm
 import torch
 
-from crossdistill.backbones.args import WEIGHTS_FILE, BackboneArgs, read_args
+from crossdistill.backbones.args import WEIGHTS_FILE, BackboneArgs, read_args, read_class_names
 from crossdistill.backbones.base import Backbone
 from crossdistill.backbones.checkpoint import load_weights
 from crossdistill.backbones.hooked_backbone import HookedBackbone
@@ -28,6 +28,7 @@ def create_backbone(
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
     *,
+    checkpoint_key: str | None = None,
     small_images: bool = False,
     stages: Sequence[str] | None = None,
     **model_args: Any,
@@ -37,8 +38,9 @@ def create_backbone(
     `name` is a timm model, "torchvision:<name>", or "package.module:factory" (a callable that returns an `nn.Module`;
     those of num_classes, in_chans and img_size that it accepts are passed). `num_classes` 0 builds a network without a
     classifier. `img_size` in pixels (None: the model's own); `checkpoint` a safetensors or torch file, or the folder of
-    a finished run; `small_images` builds a convolutional network without early strides and a transformer with a small
-    patch size; `stages` names four modules where they cannot be found; `model_args` go to the model's constructor.
+    a finished run; `checkpoint_key` chooses one of several networks in the file; `small_images` builds a convolutional
+    network without early strides and a transformer with a small patch size; `stages` names four modules where they
+    cannot be found; `model_args` go to the model's constructor.
     Raises UserError for an unknown name and for a model or checkpoint that does not fit.
     """
     given = dict(
@@ -53,18 +55,25 @@ def create_backbone(
     args: BackboneArgs = validated(BackboneArgs, given, "create_backbone: ")
     own = name.startswith("torchvision:") or (":" in name and not name.startswith(("hf-hub:", "local-dir:")))
     model, size = (build_other if own else build_timm)(args, pretrained)
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") if pretrained else None
+    part = ""
     if checkpoint is not None:
         path = Path(checkpoint)
+        names = read_class_names(path) if path.is_dir() else None
         if path.is_dir():
             _check_args(args, path)
             path = path / WEIGHTS_FILE
-        load_weights(model, path)
+        loaded = load_weights(model, path, key=checkpoint_key)
+        names, part = names or loaded.class_names, loaded.part
     backbone: Backbone
     if stages is not None or (":" in name and not hasattr(model, "forward_intermediates")):
         backbone = HookedBackbone(model, name, size, in_chans, num_classes, stages)
     else:
         backbone = TimmBackbone(model, name, size, in_chans)
     backbone.args = replace(args, img_size=size)
+    if isinstance(names, list | tuple) and len(names) == num_classes:
+        backbone.class_names = tuple(str(name) for name in names)
+    backbone.weights_part = part
     return backbone
 
 

@@ -55,6 +55,10 @@ class ModelConfig:
     """Use the pretrained weights of timm or torchvision for the teacher."""
     student_checkpoint: str | None = None
     """Weights file or finished run the student starts from."""
+    student_checkpoint_key: str | None = None
+    """Which network of the student's checkpoint is loaded, where the file holds several that fit."""
+    teacher_checkpoint_key: str | None = None
+    """The same for the teacher."""
     student_args: _Arguments = field(default_factory=dict)
     """Arguments of the student's constructor, e.g. {drop_path_rate: 0.1}."""
     teacher_args: _Arguments = field(default_factory=dict)
@@ -62,8 +66,9 @@ class ModelConfig:
     teacher_img_size: Annotated[int | list[int | None] | None, AfterValidator(_sizes)] = None
     """Side in pixels of the teacher's input, or a list for several; null uses img_size where that is given or the
     images are small, else the teacher's own. A finished run knows its own."""
-    teacher_classes: OptionalNonNegativeInt = None
-    """Classes of the teacher's classifier; 0 builds it without one, null uses those of the data."""
+    teacher_classes: OptionalNonNegativeInt | list[str] | str = None
+    """Classes of the teacher's classifier: their number (0 builds it without one), or their names in the order of its
+    logits, as a list or a text file with one name in each line. Null uses the number of the data's classes."""
     student_stages: list[str] | None = None
     """Four module names, shallow to deep, where the student's stages cannot be found."""
     teacher_stages: list[str] | None = None

@@ -36,6 +36,8 @@ def teacher_config(config: RunConfig) -> RunConfig:
         student_stages=config.model.teacher_stages,
         student_pretrained=config.model.teacher_pretrained,
         student_checkpoint=config.teacher_checkpoint,
+        student_checkpoint_key=config.model.teacher_checkpoint_key,
+        teacher_checkpoint_key=None,
         teacher_args={},
         teacher_stages=None,
         teacher_pretrained=False,

@@ -9,6 +9,7 @@ from torch import nn
 from crossdistill.backbones import Backbone
 from crossdistill.backbones.build import from_args
 from crossdistill.backbones.checkpoint import load_weights
+from crossdistill.data.classes import has_classes_of
 from crossdistill.data.loaders import evaluation_loader
 from crossdistill.data.transforms import eval_transform, preprocessing
 from crossdistill.evaluation.accuracy import evaluate
@@ -51,7 +52,7 @@ def finish_run(run: "Run") -> None:
 
         def judge() -> dict[str, Any]:
             described = describe(*(member.backbone for member in frozen.members))
-            if frozen.spec.num_classes != data.num_classes:
+            if not has_classes_of(data, [frozen.backbone, *(member.backbone for member in frozen.members)]):
                 return described
             return {**described, "test": evaluate(frozen, loader, data.num_classes, device)}
 

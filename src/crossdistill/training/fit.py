@@ -10,7 +10,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from crossdistill.backbones import Backbone
-from crossdistill.backbones.checkpoint import read_weights
+from crossdistill.backbones.weights_file import read_file
 from crossdistill.cache import TeacherCache
 from crossdistill.config import RunConfig
 from crossdistill.data import ImageData, load_data
@@ -141,7 +141,7 @@ def _check_resumed(
     if not last.exists():
         return None
     check_global_batch(out, before.loader.batch_size, config.loader.batch_size, trainer.world_size)
-    read_weights(last)
+    read_file(last)
     return last
 
 

@@ -19,7 +19,7 @@ from crossdistill.config.resolve import resolve
 from crossdistill.data import ImageData
 from crossdistill.data.look import bytes_of, look, place, unreadable_error
 from crossdistill.data.views import held_out_views, training_views
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, first_line
 from crossdistill.methods import MethodChoice
 from crossdistill.training.engine import is_first_process
 
@@ -30,7 +30,18 @@ _MOST_BYTES_DECODED = 2**28
 def decide(config: RunConfig, choice: MethodChoice, data: ImageData) -> tuple[RunConfig, MethodChoice]:
     """Decide every open setting of a run, and the options of its method, from the data. Raises UserError."""
     choice = choice.for_images(len(data.train))
+    classes = config.model.teacher_classes
+    if isinstance(classes, str):
+        config = replace(config, model=replace(config.model, teacher_classes=_read_names(classes)))
     return replace(resolve(config, data, own_img_size), options=choice.plain), choice
+
+
+def _read_names(file: str) -> list[str]:
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"model.teacher_classes {file!r} cannot be read as a text file: {first_line(error)}") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def report_data(data: ImageData, console: Console) -> None:

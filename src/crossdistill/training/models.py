@@ -9,10 +9,9 @@ from timm.layers import convert_sync_batchnorm
 from timm.optim import get_optimizer_info, list_optimizers
 
 from crossdistill.backbones import Backbone, create_backbone, load_backbone
-from crossdistill.backbones.args import read_class_names
 from crossdistill.config import ModelConfig, RunConfig
 from crossdistill.data import ImageData
-from crossdistill.data.classes import check_class_order
+from crossdistill.data.classes import has_classes_of, match_classes
 from crossdistill.data.views import sample_loader
 from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError, unknown
@@ -79,17 +78,20 @@ def rebuild_teacher(config: RunConfig, data: ImageData) -> Teacher | None:
 
 def build_student(name: str, model: ModelConfig, img_size: int | None, data: ImageData) -> Backbone:
     """Build the student of a run. Raises UserError."""
-    return create_backbone(
+    student = create_backbone(
         name,
         num_classes=data.num_classes,
         in_chans=data.channels,
         img_size=img_size,
         pretrained=model.student_pretrained,
         checkpoint=model.student_checkpoint,
+        checkpoint_key=model.student_checkpoint_key,
         small_images=model.stem == "small",
         stages=model.student_stages,
         **model.student_args,
     )
+    match_classes(student, model.student_checkpoint or name, data)
+    return student
 
 
 def build_teachers(
@@ -97,23 +99,34 @@ def build_teachers(
 ) -> list[Backbone]:
     """Build teachers by name and checkpoint, or load them from the folders of runs. Raises UserError.
 
-    Where the logits are read, the classes of a finished run must be in the data's order.
+    Classes with known names are put into the data's order. Raises UserError for other names, where the logits are read.
     """
     sizes = model.teacher_img_size
     listed: Sequence[int | None] = sizes if isinstance(sizes, list) else [sizes] * len(teachers)
     if len(listed) != len(teachers):
         raise UserError(f"model.teacher_img_size lists {len(listed)} sizes for {len(teachers)} teachers")
-    return [
-        _load_teacher(name, checkpoint, img_size, model, data, reads)
-        if checkpoint is not None and Path(checkpoint).is_dir()
-        else _build_teacher(name, checkpoint, img_size, model, data)
-        for (name, checkpoint), img_size in zip(teachers, listed, strict=True)
-    ]
+    built = []
+    for (name, checkpoint), img_size in zip(teachers, listed, strict=True):
+        if checkpoint is not None and Path(checkpoint).is_dir():
+            teacher = _load_teacher(name, checkpoint, img_size, model)
+        else:
+            teacher = _build_teacher(name, checkpoint, img_size, model, data)
+        if isinstance(model.teacher_classes, list):
+            teacher.class_names = tuple(model.teacher_classes)
+        _match_teacher(teacher, checkpoint or name or "", data, reads)
+        built.append(teacher)
+    return built
 
 
-def _load_teacher(
-    name: str | None, run: str, img_size: int | None, model: ModelConfig, data: ImageData, reads: Reads
-) -> Backbone:
+def _match_teacher(teacher: Backbone, owner: str, data: ImageData, reads: Reads) -> None:
+    try:
+        match_classes(teacher, owner, data)
+    except UserError:
+        if reads.logits:
+            raise
+
+
+def _load_teacher(name: str | None, run: str, img_size: int | None, model: ModelConfig) -> Backbone:
     """Load the model of a finished run. Raises UserError for settings that contradict it."""
     teacher = load_backbone(run)
     built = teacher.args
@@ -121,16 +134,20 @@ def _load_teacher(
         ("teacher_img_size", img_size, built.img_size),
         ("teacher_args", model.teacher_args or None, built.model_args),
         ("teacher_stages", model.teacher_stages, built.stages),
-        ("teacher_classes", model.teacher_classes, built.num_classes),
+        ("teacher_classes", _number_of_classes(model), built.num_classes),
         ("teacher_pretrained", model.teacher_pretrained or None, "the weights of the run"),
     ):
         if given is not None and given != stored:
             raise UserError(f"model.{field} is {given!r}, but the run {run!r} has {stored!r}; leave it out")
     if name not in (None, teacher.spec.name):
         raise UserError(f"{run!r} holds a {teacher.spec.name!r}, but --teacher is {name!r}")
-    if reads.logits:
-        check_class_order(read_class_names(run), run, data)
     return teacher
+
+
+def _number_of_classes(model: ModelConfig) -> int | None:
+    classes = model.teacher_classes
+    assert not isinstance(classes, str), "the file is read before"
+    return len(classes) if isinstance(classes, list) else classes
 
 
 def _build_teacher(
@@ -138,13 +155,15 @@ def _build_teacher(
 ) -> Backbone:
     if name is None:
         raise UserError(f"teacher_checkpoint {checkpoint!r} is not the folder of a run; name its model with --teacher")
+    classes = _number_of_classes(model)
     return create_backbone(
         name,
-        num_classes=data.num_classes if model.teacher_classes is None else model.teacher_classes,
+        num_classes=data.num_classes if classes is None else classes,
         in_chans=data.channels,
         img_size=img_size,
         pretrained=model.teacher_pretrained,
         checkpoint=checkpoint,
+        checkpoint_key=model.teacher_checkpoint_key,
         small_images=model.teacher_stem == "small",
         stages=model.teacher_stages,
         **model.teacher_args,
@@ -161,7 +180,10 @@ def report_teacher_accuracy(
     loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, student.img_size, config.loader)
     for member in distiller.teacher.members:
         name = member.spec.name
-        if member.spec.num_classes != data.num_classes:
+        if member.backbone.weights_part:
+            part = f"teacher {name}: the weights are those under {member.backbone.weights_part!r} in its checkpoint"
+            console.print(part, highlight=False, markup=False, soft_wrap=True)
+        if not has_classes_of(data, [member.backbone]):
             kind = f"{member.backbone.classes_in_words()}, not those of the data"
             console.print(f"teacher {name}: its accuracy is not known ({kind})", highlight=False, markup=False)
             continue

@@ -6,10 +6,9 @@ from pathlib import Path
 from rich.console import Console
 
 from crossdistill.backbones import Backbone, load_backbone
-from crossdistill.backbones.args import read_class_names
 from crossdistill.config import AugmentConfig, RunConfig
 from crossdistill.data import ImageData, Images, load_data
-from crossdistill.data.classes import check_class_order
+from crossdistill.data.classes import match_classes
 from crossdistill.data.datasets import Part
 from crossdistill.data.loaders import evaluation_loader
 from crossdistill.data.split_list import SplitList, read_split_list, trained_in
@@ -55,7 +54,7 @@ def _load_run(model: str, config: RunConfig) -> tuple[Backbone, ImageData, Augme
     listed = read_split_list(model)
     same = Path(read_config(Path(model)).data).resolve() == Path(config.data).resolve()
     data = load_data(config.data, loader, listed if same else None)
-    check_class_order(read_class_names(model), model, data)
+    match_classes(backbone, model, data)
     return backbone, data, config.augment, None if same else listed
 
 
