@@ -15,7 +15,7 @@ from crossdistill.data.classes import has_classes_of, match_classes
 from crossdistill.data.views import sample_loader
 from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError, unknown
-from crossdistill.evaluation.teacher_check import check_teacher
+from crossdistill.evaluation.teacher_check import look_at_teacher
 from crossdistill.methods import METHODS, MethodChoice, check_option_keys, choose_method, options_for
 from crossdistill.teacher import Teacher, make_teacher
 from crossdistill.types import Reads
@@ -188,5 +188,13 @@ def report_teacher_accuracy(
             console.print(f"teacher {name}: its accuracy is not known ({kind})", highlight=False, markup=False)
             continue
         reads_logits = distiller.needs.teacher.logits
-        accuracy = check_teacher(member.to(device), loader, trust=config.trust_teacher, reads_logits=reads_logits)
-        console.print(f"teacher {name}: {100 * accuracy:.1f}% on held-out images", highlight=False, markup=False)
+        found = look_at_teacher(
+            member.to(device),
+            loader,
+            class_names=data.class_names,
+            trust=config.trust_teacher,
+            reads_logits=reads_logits,
+        )
+        lines = [f"{100 * found.accuracy:.1f}% on held-out images", *(f"note: {note}" for note in found.notes)]
+        for line in lines:
+            console.print(f"teacher {name}: {line}", highlight=False, markup=False, soft_wrap=True)
