@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,10 @@ def _overview() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command. Returns 0 when done, 2 for wrong input, 130 or 143 when interrupted; other failures raise."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character of a name shows its code instead.
+            stream.reconfigure(errors="backslashreplace")
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return 0 if words else 2

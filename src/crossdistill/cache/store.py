@@ -128,7 +128,7 @@ def write_manifest(folder: Path, fmt: CacheFormat, record: dict[str, Any]) -> No
 def read_manifest(folder: Path) -> tuple[CacheFormat, dict[str, Any]]:
     """Read format and fingerprint of a cache. Raises UserError for a folder that is none."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         fmt = dict(manifest["format"])
         fmt["stages"] = tuple((number, tuple(shape)) for number, shape in fmt["stages"])
         return CacheFormat(**fmt), manifest["fingerprint"]
@@ -176,7 +176,7 @@ class TeacherCache:
         path = self.folder / f"{shard_name(view, shard)}.bin"
         first, end = self.format.bounds(shard)
         try:
-            stated = json.loads(path.with_suffix(".json").read_text())
+            stated = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         except ValueError:
             stated = {}
         size = path.stat().st_size if path.exists() else -1

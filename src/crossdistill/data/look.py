@@ -18,10 +18,10 @@ from crossdistill.errors import UserError
 
 _THREADS = 8
 """Files that are opened at the same time."""
-_MOST_BYTES = 2**30
+MOST_BYTES = 2**30
 """Bytes that are read at the start of a command to compare the contents of files, or the headers in parquet rows."""
 _SAMPLED = 20_000
-"""Parquet rows whose header is read where all rows are more than _MOST_BYTES."""
+"""Parquet rows whose header is read where all rows are more than MOST_BYTES."""
 _FEW = 64
 """Pictures of a torchvision set that are looked at; such a set is of one kind."""
 
@@ -41,7 +41,7 @@ def look(images: Images, *, decode: bool) -> Look:
     if isinstance(base, Files):
         return _collect(range(len(chosen)), _in_threads(_reader(decode), [base.paths[i] for i in chosen]))
     if isinstance(base, Table):
-        whole = decode or base.dataset.data.nbytes <= _MOST_BYTES
+        whole = decode or base.dataset.data.nbytes <= MOST_BYTES
         numbers = range(len(chosen)) if whole else _spread(len(chosen), _SAMPLED)
         cells = base.cells([int(chosen[number]) for number in numbers])
         return _collect(numbers, (_tried(_reader(decode), cell) for cell in cells))
@@ -78,7 +78,7 @@ def bytes_of(images: Images) -> int | None:
     return int(base.dataset.data.nbytes) if isinstance(base, Table) else None
 
 
-def copies(parts: Mapping[str, Images], most_bytes: int = _MOST_BYTES) -> list[list[tuple[str, int]]] | None:
+def copies(parts: Mapping[str, Images], most_bytes: int) -> list[list[tuple[str, int]]] | None:
     """Find images whose files (or rows) are equal byte for byte: groups of (split, number in it).
 
     Returns None where more than `most_bytes` would have to be read.

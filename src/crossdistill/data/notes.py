@@ -17,8 +17,13 @@ _TINY = 5
 _SHOWN = 3
 
 
-def describe(source: Source, parts: Mapping[str, Images], headers: Sequence[Header], channels: int) -> list[str]:
-    """Return lines about a data set: the first says what is read, the others what is left out or looks wrong."""
+def describe(
+    source: Source, parts: Mapping[str, Images], headers: Sequence[Header], channels: int, *, most_bytes: int
+) -> list[str]:
+    """Return lines about a data set: the first says what is read, the others what is left out or looks wrong.
+
+    Copies are looked for where at most `most_bytes` have to be read.
+    """
     counts = np.bincount(parts["train"].labels, minlength=len(source.class_names))
     fewest = int(counts.argmin())
     kinds = ", ".join(f"{mode} {count:,}" for mode, count in Counter(h.mode for h in headers).most_common())
@@ -27,8 +32,8 @@ def describe(source: Source, parts: Mapping[str, Images], headers: Sequence[Head
         f"{source.class_names[fewest]!r}, {counts[fewest]:,}), {len(parts['train']):,} training, {len(parts['val']):,} "
         f"validation and {len(parts['test']):,} test images of {_sizes(headers)} px, mode {kinds}{_file_types(source)}"
     )
-    lines = [read, *(f"left out: {phrase}" for phrase in source.left_out)]
-    return [*lines, *(f"note: {text}" for text in _oddities(source, parts, headers, counts.tolist(), channels))]
+    odd = _oddities(source, parts, headers, counts.tolist(), channels) + _copies(parts, most_bytes)
+    return [read, *(f"left out: {phrase}" for phrase in source.left_out), *(f"note: {text}" for text in odd)]
 
 
 def _sizes(headers: Sequence[Header]) -> str:
@@ -64,11 +69,11 @@ def _oddities(
         absent = sorted(set(range(len(source.class_names))) - set(parts[role].labels))
         if absent:
             found.append(f"no {role} images of {_few([repr(source.class_names[k]) for k in absent])}")
-    return found + _copies(source, parts)
+    return found
 
 
-def _copies(source: Source, parts: Mapping[str, Images]) -> list[str]:
-    groups = copies(parts)
+def _copies(parts: Mapping[str, Images], most_bytes: int) -> list[str]:
+    groups = copies(parts, most_bytes)
     if groups is None:
         return ["copies of images were not looked for, since too many bytes would be read; `crossdistill check` looks"]
     leaks, conflicts = [], []
@@ -78,8 +83,9 @@ def _copies(source: Source, parts: Mapping[str, Images]) -> list[str]:
         if trained and held:
             role, number = held[0]
             leaks.append(f"{place(parts[role], number)} = {place(parts['train'], trained[0])}")
-        if len({parts[role].labels[number] for role, number in members}) > 1:
-            conflicts.append(" = ".join(place(parts[role], number) for role, number in members[:2]))
+        by_class = {parts[role].labels[number]: place(parts[role], number) for role, number in members}
+        if len(by_class) > 1:
+            conflicts.append(" = ".join(list(by_class.values())[:2]))
     found = []
     if leaks:
         found.append(f"held-out images that are copies of training images, byte for byte: {_few(leaks)}")

@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from crossdistill.config.data import LoaderConfig
 from crossdistill.data.datasets import Images, Part, Source, base_of
 from crossdistill.data.folder import Files
-from crossdistill.data.look import Look, look, place, unreadable_error
+from crossdistill.data.look import MOST_BYTES, Look, look, place, unreadable_error
 from crossdistill.data.notes import describe
 from crossdistill.data.sources import load_source
 from crossdistill.data.split_list import Changes, SplitList, divided_by, make_split_list
@@ -40,6 +40,8 @@ class ImageData:
     """The files of each split; None for data that is not read from files."""
     changes: Changes = field(default_factory=Changes)
     """What has changed since the run began whose list the division follows."""
+    unreadable: int = 0
+    """Number of images that were left out since they cannot be read."""
 
     @property
     def num_classes(self) -> int:
@@ -47,17 +49,20 @@ class ImageData:
         return len(self.class_names)
 
 
-def load_data(data: str, config: LoaderConfig, listed: SplitList | None = None) -> ImageData:
+def load_data(
+    data: str, config: LoaderConfig, listed: SplitList | None = None, *, most_bytes: int = MOST_BYTES
+) -> ImageData:
     """Open a data set and divide it.
 
     A split of each role is used where the data has it. With one evaluation split beside train (ImageNet's val), that
     one is the test split, and val is held out of train: a fraction `val_fraction` of each class, chosen by
     `split_seed` and, for files, by their paths. Without any (or where its labels are all -1), the test split is held
-    out of train in the same way. With `listed`, the list of an earlier run, all is divided as that run has. Raises
-    UserError for data that cannot be read or is too small.
+    out of train in the same way. With `listed`, the list of an earlier run, all is divided as that run has. Copies
+    are looked for where at most `most_bytes` have to be read. Raises UserError for data that cannot be read or is too
+    small.
     """
     source = load_source(data, config)
-    source, looks = _looked_at(source, config)
+    source, looks, wrong = _looked_at(source, config)
     changes = Changes()
     if listed is None:
         parts = _divided(source, config)
@@ -67,7 +72,7 @@ def load_data(data: str, config: LoaderConfig, listed: SplitList | None = None) 
             raise UserError(f"none of the {missing[0]} images of the run are in {data!r} any more")
     headers = [header for one in looks for header in one.headers]
     channels: Literal[1, 3] = 1 if all(header.grey for header in headers) else 3
-    about = describe(source, parts, headers, config.in_chans or channels)
+    about = describe(source, parts, headers, config.in_chans or channels, most_bytes=most_bytes)
     return ImageData(
         name=source.name,
         **parts,
@@ -77,18 +82,22 @@ def load_data(data: str, config: LoaderConfig, listed: SplitList | None = None) 
         about=tuple(about),
         files=make_split_list(parts, source),
         changes=changes,
+        unreadable=wrong,
     )
 
 
-def _looked_at(source: Source, config: LoaderConfig) -> tuple[Source, list[Look]]:
-    """Look at all pictures, and leave out those that cannot be read. Raises UserError where none may be left out."""
+def _looked_at(source: Source, config: LoaderConfig) -> tuple[Source, list[Look], int]:
+    """Look at all pictures, and leave out those that cannot be read; returns also their number.
+
+    Raises UserError where none may be left out.
+    """
     skip = config.on_bad_image == "skip"
     looks = {role: look(images, decode=skip) for role, images in source.splits.items()}
     wrong = [*source.unreadable]
     for role, images in source.splits.items():
         wrong += [(place(images, number), reason) for number, reason in looks[role].unreadable.items()]
     if not wrong:
-        return source, list(looks.values())
+        return source, list(looks.values()), 0
     if not skip:
         raise unreadable_error(*wrong[0], more=len(wrong) - 1)
     phrases = [f"{path!r}, which cannot be read as an image: {reason}" for path, reason in wrong]
@@ -96,7 +105,7 @@ def _looked_at(source: Source, config: LoaderConfig) -> tuple[Source, list[Look]
     for role, images in splits.items():
         if not len(images):
             raise UserError(f"no image of the {role} split of {source.name!r} can be read: {wrong[0][1]}")
-    return replace(source, splits=splits, left_out=(*source.left_out, *phrases)), list(looks.values())
+    return replace(source, splits=splits, left_out=(*source.left_out, *phrases)), list(looks.values()), len(wrong)
 
 
 def _without(images: Images, numbers: Mapping[int, str]) -> Images:

@@ -51,4 +51,4 @@ def save_samples(
         }
         image = base64.b64encode(buffer.getvalue()).decode()
         samples.append({"image": image, "truth": data.class_names[labels[k]], "right": right[k], **predicted})
-    (out / SAMPLES_NAME).write_text(json.dumps(samples))
+    (out / SAMPLES_NAME).write_text(json.dumps(samples), encoding="utf-8")

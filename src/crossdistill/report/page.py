@@ -124,7 +124,7 @@ def cost_table(run: RunRecord) -> TextTable:
 
 
 def _write(path: Path, *, run: RunRecord, **content: Any) -> Path:
-    template = (files("crossdistill.report") / "page.html.j2").read_text()
+    template = (files("crossdistill.report") / "page.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
     made = run.environment
     write_whole(

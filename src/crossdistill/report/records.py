@@ -120,7 +120,7 @@ def _read_curves(folder: Path, epochs: int) -> dict[str, Curve]:
     attempts = sorted(folder.glob("logs/*/metrics.csv"), key=lambda path: int(path.parent.name))
     rows: list[dict[str, str]] = []
     for path in attempts:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             fresh = list(csv.DictReader(file))
         if fresh:
             first = int(fresh[0]["step"])

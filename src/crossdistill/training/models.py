@@ -12,6 +12,7 @@ from crossdistill.backbones import Backbone, create_backbone, load_backbone
 from crossdistill.config import ModelConfig, RunConfig
 from crossdistill.data import ImageData
 from crossdistill.data.classes import has_classes_of, match_classes
+from crossdistill.data.split_list import read_split_list, trained_in
 from crossdistill.data.views import sample_loader
 from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError, unknown
@@ -170,12 +171,24 @@ def _build_teacher(
     )
 
 
+def _report_trained_on(config: RunConfig, data: ImageData, console: Console) -> None:
+    """Say which held-out images a teacher's own run has trained on: its scores on them are too good."""
+    for _, checkpoint in config.teachers:
+        listed = read_split_list(checkpoint) if checkpoint is not None and Path(checkpoint).is_dir() else None
+        seen = {} if listed is None else {name: trained_in(getattr(data, name), listed) for name in ("val", "test")}
+        for name, numbers in seen.items():
+            if numbers:
+                text = f"note: the teacher {checkpoint!r} has trained on {len(numbers):,} of the {name} images"
+                console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 def report_teacher_accuracy(
     config: RunConfig, data: ImageData, distiller: Distiller, device: torch.device, console: Console
 ) -> None:
     """Print how accurate the teachers are on some held-out images. Raises UserError, with the cause, near chance."""
     if distiller.teacher is None:
         return
+    _report_trained_on(config, data, console)
     student = distiller.student
     loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, student.img_size, config.loader)
     for member in distiller.teacher.members:
