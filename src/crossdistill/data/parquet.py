@@ -1,9 +1,10 @@
 """Parquet shards in the Hugging Face layout: labels are matched by the names in the schema of each shard."""
 
 import io
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image
@@ -88,10 +89,9 @@ def parquet_source(folder: Path, tree: Tree, config: LoaderConfig) -> Source:
     except ImportError as error:
         raise UserError("reading parquet needs Hugging Face datasets: pip install 'crossdistill[parquet]'") from error
     datasets.disable_progress_bars()
+    files = shard_files(tree)
     try:
-        found = _open(folder, config)
-    except UserError:
-        raise
+        found = {split: _open(folder, paths) for split, paths in files.items()}
     except Exception as error:  # arrow, fsspec and datasets raise many kinds for a broken shard
         cause = str(error.__cause__ or error).splitlines()[0]
         raise UserError(f"the parquet shards in {str(folder)!r} cannot be read: {cause}") from error
@@ -111,20 +111,35 @@ def parquet_source(folder: Path, tree: Tree, config: LoaderConfig) -> Source:
     return Source(folder.resolve().name, splits, names, tuple(_left_out(found, roles, tree)))
 
 
-def _open(folder: Path, config: LoaderConfig) -> dict[str, list[Any]]:
-    """Return the rows of each split: together where all schemas are the same, else file by file."""
+def shard_files(tree: Tree) -> dict[str, list[str]]:
+    """Return the shards of each split, by its name: what the file's name begins with, or the folder it is in.
+
+    Where no name is that of a split, all shards are training data. Raises UserError for several sets in one folder.
+    """
+    found: dict[str, list[str]] = {}
+    for path in tree.parquet:
+        parts = PurePosixPath(path).parts
+        named = [re.split(r"[-.]", parts[-1])[0], *reversed(parts[:-1])]
+        split = next((name for name in named if split_role(name)), named[0])
+        same = [other for other in found.get(split, []) if PurePosixPath(other).name == parts[-1]]
+        if same and "-of-" in path:
+            raise UserError(f"{same[0]!r} and {path!r} are shards of two sets; give the folder of one of them")
+        found.setdefault(split, []).append(path)
+    if not any(map(split_role, found)):
+        return {"train": tree.parquet}
+    return found
+
+
+def _open(folder: Path, paths: Sequence[str]) -> list[Any]:
+    """Return the rows of a split: together where the schemas of its shards are the same, else shard by shard."""
     import datasets
     import pyarrow.parquet
 
-    files = datasets.load_dataset_builder(str(folder)).config.data_files
-    schemas = {
-        str(path): datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
-        for paths in files.values()
-        for path in paths
-    }
-    if all(features == next(iter(schemas.values())) for features in schemas.values()):
-        return {split: [rows] for split, rows in datasets.load_dataset(str(folder)).items()}
-    return {str(s): [datasets.Dataset.from_parquet(str(path)) for path in paths] for s, paths in files.items()}
+    files = [str(folder / path) for path in paths]
+    schemas = [datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file)) for file in files]
+    if all(features == schemas[0] for features in schemas):
+        return [datasets.load_dataset("parquet", data_files={"train": files}, split="train")]
+    return [datasets.load_dataset("parquet", data_files={"train": [file]}, split="train") for file in files]
 
 
 def _roles(found: dict[str, list[Any]], folder: Path) -> dict[str, str]:

@@ -69,7 +69,7 @@ def _is_parquet(tree: Tree) -> bool:
     """Return whether a folder is one of parquet shards. Raises UserError where it could be of both kinds."""
     if not tree.parquet or not has_class_folders(tree):
         return bool(tree.parquet)
-    shards = [path for path in tree.parquet if split_role(re.split(r"[-_.]", Path(path).name)[0])]
+    shards = [path for path in tree.parquet if split_role(re.split(r"[-.]", Path(path).name)[0])]
     if shards:
         raise UserError(
             f"{str(tree.root)!r} holds parquet shards ({shards[0]!r}) and class folders with images; keep them in two "
