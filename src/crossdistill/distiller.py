@@ -233,5 +233,6 @@ def _check_models(student: Backbone, teachers: Sequence[Backbone], labelled: boo
         ours, theirs = student.spec.in_chans, model.spec.in_chans
         if ours != theirs:
             raise UserError(
-                f"the teacher has {theirs} input channels, the student {ours}; build both with the same in_chans"
+                f"the teacher has {theirs} input channels, the student {ours}; build both with the same in_chans "
+                f"(--loader.in-chans {theirs} reads the images so)"
             )

@@ -154,7 +154,7 @@ def cost_table(run: RunRecord) -> TextTable:
 
 
 def _write(path: Path, *, run: RunRecord, **content: Any) -> Path:
-    template = (files("crossdistill.report") / "page.html.j2").read_text()
+    template = (files("crossdistill.report") / "page.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
     made = {name: value for name, value in asdict(run.environment).items() if name != "inputs"}
     write_whole(

@@ -18,7 +18,7 @@ from crossdistill.cache import CacheFormat, TeacherCache, Work, build_cache, fin
 from crossdistill.cache.build import check_fits
 from crossdistill.cache.fingerprint import short_name
 from crossdistill.cache.store import LOCKS, MANIFEST, missing_shards, read_manifest
-from crossdistill.config import RunConfig
+from crossdistill.config import AugmentConfig, RunConfig
 from crossdistill.data import ImageData, Images
 from crossdistill.data.loaders import Key, ViewSampler, make_loader
 from crossdistill.distiller import Distiller
@@ -153,11 +153,14 @@ class HeldOutOutputs:
 
 
 def scored_once(
-    cache: TeacherCache, data: ImageData, crop_pct: float | None, score: Callable[[], ScoredModel]
+    cache: TeacherCache, data: ImageData, augment: AugmentConfig, score: Callable[[], ScoredModel]
 ) -> ScoredModel:
     """Return the teacher's scores on the test split: those of an earlier run on this cache, or new ones, stored now."""
     labels = hashlib.sha256(np.asarray(data.test.labels, dtype=np.int64).tobytes()).hexdigest()[:16]
-    key = f"{data.name}, {len(data.test)} images, labels {labels}, crop_pct {crop_pct}"
+    key = f"{data.name}, {len(data.test)} images, labels {labels}, {augment.crop_mode} {augment.crop_pct}"
+    if data.files is not None:
+        files = json.dumps(data.files.images["test"], sort_keys=True).encode()
+        key += f", files {hashlib.sha256(files).hexdigest()[:16]}"
     stored = _read_scores(cache.folder)
     if key not in stored:
         stored[key] = score()

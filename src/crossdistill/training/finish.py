@@ -13,8 +13,10 @@ from crossdistill.backbones import Backbone
 from crossdistill.backbones.args import read_class_names
 from crossdistill.backbones.build import from_args
 from crossdistill.backbones.checkpoint import load_weights
+from crossdistill.data import ImageData
+from crossdistill.data.classes import has_classes_of
 from crossdistill.data.loaders import evaluation_loader
-from crossdistill.data.transforms import eval_transform
+from crossdistill.data.transforms import eval_transform, preprocessing
 from crossdistill.evaluation.accuracy import evaluate
 from crossdistill.evaluation.cost import count_macs, count_parameters, images_per_second
 from crossdistill.evaluation.samples import save_samples
@@ -42,7 +44,7 @@ def finish_run(run: Run) -> None:
     config, out, data = run.config, run.out, run.data
     device = run.trainer.strategy.root_device
     student = best_student(run).to(device).eval()
-    save_student(student, out, _class_names(run))
+    save_student(student, out, _class_names(run), preprocessing(config.augment, student.spec, student.img_size))
     transform = eval_transform(config.augment, student.spec, student.img_size)
     loader = evaluation_loader(data.test, transform, config.loader.batch_size, workers=config.loader.workers)
     metrics: Metrics = {
@@ -59,9 +61,9 @@ def finish_run(run: Run) -> None:
     teacher = _teacher_of(run)
     if teacher is not None:
         batches = Tracked(loader, run.console, "teacher on the test split")
-        score = partial(_score_teacher, teacher.to(device), batches, data.num_classes, device)
+        score = partial(_score_teacher, teacher.to(device), batches, data, device)
         cache = run.cache
-        metrics["teacher"] = score() if cache is None else scored_once(cache, data, config.augment.crop_pct, score)
+        metrics["teacher"] = score() if cache is None else scored_once(cache, data, config.augment, score)
     if data.labelled:
         save_samples(out / SAMPLES_NAME, student, teacher, data, transform)
     else:
@@ -91,12 +93,13 @@ def _teacher_of(run: Run) -> Teacher | None:
     return teacher
 
 
-def _score_teacher(teacher: Teacher, batches: Iterable[Any], num_classes: int, device: torch.device) -> ScoredModel:
+def _score_teacher(teacher: Teacher, batches: Iterable[Any], data: ImageData, device: torch.device) -> ScoredModel:
     """Describe the teacher, with its scores where it has the classes of the data."""
-    described = describe(*(member.backbone for member in teacher.members))
-    if teacher.spec.num_classes != num_classes or not num_classes:
+    members = [member.backbone for member in teacher.members]
+    described = describe(*members)
+    if not data.labelled or not has_classes_of(data, [teacher.backbone, *members]):
         return described
-    return {**described, "test": _scores(teacher, batches, num_classes, device)}
+    return {**described, "test": _scores(teacher, batches, data.num_classes, device)}
 
 
 def _scores(model: Backbone | Teacher, batches: Iterable[Any], num_classes: int, device: torch.device) -> Scores:

@@ -11,13 +11,14 @@ from crossdistill.backbones import Backbone
 from crossdistill.config import RunConfig
 from crossdistill.data import ImageData, load_data
 from crossdistill.data.loaders import WithTeacher
+from crossdistill.data.split_list import read_split_list
 from crossdistill.distiller import Distiller
 from crossdistill.evaluation.cost import count_parameters
 from crossdistill.training.cached import HeldOutOutputs, prepare_cache
 from crossdistill.training.datamodule import DataModule
 from crossdistill.training.engine import make_trainer, set_threads
 from crossdistill.training.finish import finish_run
-from crossdistill.training.inputs import check_counts, decide, digests, make_views
+from crossdistill.training.inputs import check_counts, check_decoding, decide, digests, make_views, report_data
 from crossdistill.training.models import build_models, check_settings, report_teacher_accuracy
 from crossdistill.training.module import DistillModule
 from crossdistill.training.resume import check_resumed, check_weights
@@ -59,8 +60,11 @@ def prepare(
     out = Path(config.out) if config.out else default_out(config)
     check_folder(out, resume=resume)
     set_threads(config.engine)
-    data = data or load_data(config.data, config.loader)
+    if data is None:
+        data = load_data(config.data, config.loader, read_split_list(out) if resume else None)
+        report_data(data, console)
     config, choice = decide(config, choice, data)
+    check_decoding(config, data)
     inputs = digests(config, data)
     trainer, log = make_trainer(config, out, console, f"{_label(config)} {config.student} s{config.seed}")
     checkpoint = check_resumed(config, inputs, out, data, trainer.world_size) if resume else None
@@ -84,7 +88,7 @@ def prepare(
     module = _module(config, distiller)
     if checkpoint is not None:
         check_weights(checkpoint, module)
-    start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root)
+    start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root, files=data.files)
     datamodule = DataModule(train, val, config.loader, seed=config.seed)
     return Run(config, out, console, data, distiller, trainer, log, module, datamodule, cache, checkpoint)
 

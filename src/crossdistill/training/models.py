@@ -10,15 +10,15 @@ from timm.layers import convert_sync_batchnorm
 from timm.optim import get_optimizer_info, list_optimizers
 
 from crossdistill.backbones import Backbone, create_backbone, load_backbone
-from crossdistill.backbones.args import read_class_names
 from crossdistill.backbones.build import classes_of_weights
 from crossdistill.config import ModelConfig, RunConfig
 from crossdistill.data import ImageData
-from crossdistill.data.classes import check_class_order
+from crossdistill.data.classes import has_classes_of, match_classes
+from crossdistill.data.split_list import read_split_list, trained_in
 from crossdistill.data.views import sample_loader
 from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError, unknown
-from crossdistill.evaluation.teacher_check import check_teacher
+from crossdistill.evaluation.teacher_check import look_at_teacher
 from crossdistill.methods import (
     METHODS,
     MethodChoice,
@@ -115,18 +115,22 @@ def build_student(
     name: str, model: ModelConfig, img_size: int | None, data: ImageData, num_classes: int | None = None
 ) -> Backbone:
     """Build the student of a run, with the classes of the data unless others are given. Raises UserError."""
-    return create_backbone(
+    student = create_backbone(
         name,
         num_classes=data.num_classes if num_classes is None else num_classes,
         in_chans=data.channels,
         img_size=img_size,
         pretrained=model.student_pretrained,
         checkpoint=model.student_checkpoint,
+        checkpoint_key=model.student_checkpoint_key,
         small_images=model.stem == "small",
         stages=model.student_stages,
         new_head=model.new_head,
         **model.student_args,
     )
+    if data.labelled:
+        match_classes(student, model.student_checkpoint or name, data)
+    return student
 
 
 def build_teachers(
@@ -134,23 +138,37 @@ def build_teachers(
 ) -> list[Backbone]:
     """Build teachers by name and checkpoint, or load them from the folders of runs. Raises UserError.
 
-    Where the logits are read, the classes of a finished run must be in the data's order.
+    Classes with known names are put into the data's order. Raises UserError for other names, where the logits are read.
     """
     sizes = model.teacher_img_size
     listed: Sequence[int | None] = sizes if isinstance(sizes, list) else [sizes] * len(teachers)
     if len(listed) != len(teachers):
         raise UserError(f"model.teacher_img_size lists {len(listed)} sizes for {len(teachers)} teachers")
-    return [
-        _load_teacher(name, checkpoint, img_size, model, data, reads)
-        if checkpoint is not None and Path(checkpoint).is_dir()
-        else _build_teacher(name, checkpoint, img_size, model, data)
-        for (name, checkpoint), img_size in zip(teachers, listed, strict=True)
-    ]
+    built = []
+    for (name, checkpoint), img_size in zip(teachers, listed, strict=True):
+        if checkpoint is not None and Path(checkpoint).is_dir():
+            teacher = _load_teacher(name, checkpoint, img_size, model)
+        else:
+            teacher = _build_teacher(name, checkpoint, img_size, model, data)
+        if isinstance(model.teacher_classes, list):
+            teacher.class_names = tuple(model.teacher_classes)
+        _match_teacher(teacher, checkpoint or name or "", data, reads)
+        built.append(teacher)
+    return built
 
 
-def _load_teacher(
-    name: str | None, run: str, img_size: int | None, model: ModelConfig, data: ImageData, reads: Reads
-) -> Backbone:
+def _match_teacher(teacher: Backbone, owner: str, data: ImageData, reads: Reads) -> None:
+    if not data.labelled:
+        return
+    try:
+        match_classes(teacher, owner, data)
+    except UserError:
+        # A method that reads the logits of another number of classes refuses the teacher by itself.
+        if reads.logits and teacher.spec.num_classes == data.num_classes:
+            raise
+
+
+def _load_teacher(name: str | None, run: str, img_size: int | None, model: ModelConfig) -> Backbone:
     """Load the model of a finished run. Raises UserError for settings that contradict it."""
     teacher = load_backbone(run)
     built = teacher.args
@@ -158,16 +176,20 @@ def _load_teacher(
         ("teacher_img_size", img_size, built.img_size),
         ("teacher_args", model.teacher_args or None, built.model_args),
         ("teacher_stages", model.teacher_stages, built.stages),
-        ("teacher_classes", model.teacher_classes, built.num_classes),
+        ("teacher_classes", _number_of_classes(model), built.num_classes),
         ("teacher_pretrained", model.teacher_pretrained or None, "the weights of the run"),
     ):
         if given is not None and given != stored:
             raise UserError(f"model.{field} is {given!r}, but the run {run!r} has {stored!r}; leave it out")
     if name not in (None, teacher.spec.name):
         raise UserError(f"{run!r} holds a {teacher.spec.name!r}, but --teacher is {name!r}")
-    if reads.logits and data.labelled:
-        check_class_order(read_class_names(run), run, data)
     return teacher
+
+
+def _number_of_classes(model: ModelConfig) -> int | None:
+    classes = model.teacher_classes
+    assert not isinstance(classes, str), "the file is read before"
+    return len(classes) if isinstance(classes, list) else classes
 
 
 def _build_teacher(
@@ -179,11 +201,12 @@ def _build_teacher(
         in_chans=data.channels,
         img_size=img_size,
         checkpoint=checkpoint,
+        checkpoint_key=model.teacher_checkpoint_key,
         small_images=model.teacher_stem == "small",
         stages=model.teacher_stages,
         **model.teacher_args,
     )
-    classes = model.teacher_classes
+    classes = _number_of_classes(model)
     if classes is None and (model.teacher_pretrained or checkpoint is not None):
         # A classifier of other classes would be new, and teach noise.
         classes = classes_of_weights(name, **built)
@@ -193,22 +216,44 @@ def _build_teacher(
     return create_backbone(name, classes, pretrained=model.teacher_pretrained, **built)
 
 
+def _report_trained_on(config: RunConfig, data: ImageData, console: Console) -> None:
+    """Say which held-out images a teacher's own run has trained on: its scores on them are too good."""
+    for _, checkpoint in config.teachers:
+        listed = read_split_list(checkpoint) if checkpoint is not None and Path(checkpoint).is_dir() else None
+        seen = {} if listed is None else {name: trained_in(getattr(data, name), listed) for name in ("val", "test")}
+        for name, numbers in seen.items():
+            if numbers:
+                text = f"note: the teacher {checkpoint!r} has trained on {len(numbers):,} of the {name} images"
+                console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 def report_teacher_accuracy(
     config: RunConfig, data: ImageData, distiller: Distiller, device: torch.device, console: Console
 ) -> None:
     """Print how accurate the teachers are on some held-out images. Raises UserError, with the cause, near chance."""
     if distiller.teacher is None or not data.labelled:
         return
+    _report_trained_on(config, data, console)
     student = distiller.student
     loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, student.img_size, config.loader)
     plain: dict[str, Any] = dict(highlight=False, markup=False, soft_wrap=True)
     for member in distiller.teacher.members:
         name = member.spec.name
-        if member.spec.num_classes != data.num_classes:
+        if member.backbone.weights_part:
+            part = f"teacher {name}: the weights are those under {member.backbone.weights_part!r} in its checkpoint"
+            console.print(part, **plain)
+        if not has_classes_of(data, [member.backbone]):
             kind = f"{member.backbone.classes_in_words()}, not those of the data"
             console.print(f"teacher {name}: its accuracy is not known ({kind})", **plain)
             continue
         reads_logits = distiller.needs.teacher.logits
-        batches = Tracked(loader, console, f"teacher {name} on held-out images")
-        accuracy = check_teacher(member.to(device), batches, trust=config.trust_teacher, reads_logits=reads_logits)
-        console.print(f"teacher {name}: {100 * accuracy:.1f}% on held-out images", **plain)
+        found = look_at_teacher(
+            member.to(device),
+            Tracked(loader, console, f"teacher {name} on held-out images"),
+            class_names=data.class_names,
+            trust=config.trust_teacher,
+            reads_logits=reads_logits,
+        )
+        lines = [f"{100 * found.accuracy:.1f}% on held-out images", *(f"note: {note}" for note in found.notes)]
+        for line in lines:
+            console.print(f"teacher {name}: {line}", **plain)

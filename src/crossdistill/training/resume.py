@@ -14,6 +14,7 @@ from crossdistill.training.models import check_settings
 from crossdistill.training.run_folder import (
     CHECKPOINTS,
     LAST,
+    check_files,
     check_global_batch,
     check_inputs,
     check_unchanged,
@@ -30,6 +31,7 @@ def check_resumed(config: RunConfig, inputs: dict[str, str], out: Path, data: Im
     before = read_config(out)
     before, _ = decide(before, check_settings(before), data)
     check_unchanged(before, config, other_devices=True)
+    check_files(out, data.changes)
     check_inputs(out, inputs)
     last = out / CHECKPOINTS / LAST
     if not last.exists():
