@@ -163,7 +163,7 @@ def test_a_teachers_classes_are_matched_by_name(capsys, tmp_path):
     code, _, err = fit(capsys, renamed, tmp_path / "a", *weights, "--model.teacher-classes", names, method="kd")
     assert (code, top1(tmp_path / "a", "teacher") > 90) == (0, True), err
     code, _, err = fit(capsys, renamed, tmp_path / "b", *weights, "--loader.val-fraction", "0.4", method="kd")
-    assert (code, "its classes seem to be in another order" in err) == (2, True)
+    assert (code, "its classes seem to be in another order" in err) == (2, True), err
     code, _, err = fit(capsys, renamed, tmp_path / "c", *teacher, method="kd")
     assert code == 2
     assert (
