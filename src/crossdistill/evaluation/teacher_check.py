@@ -100,17 +100,19 @@ def _likely_cause(teacher: Teacher, batches: Iterable[Any], logits: Tensor, targ
     near = chance + _DEVIATIONS * math.sqrt(chance * (1 - chance) / len(targets))
     predicted = logits.argmax(dim=1)
     accuracy = float((predicted == targets).float().mean())
+    renamed = _accuracy_after_renaming(predicted, targets, logits.shape[1])
+    other_order = (
+        f"its classes seem to be in another order (after renaming them its accuracy is {100 * renamed:.0f}%); "
+        "--model.teacher-classes FILE states their names in the order of its logits"
+    )
+    in_other_order = renamed > max(near + 0.1, 0.3)
     if _uniformity(logits) > _UNIFORM:
         return (
             "its predictions are almost uniform, so its classifier appears untrained; train it on this data first "
             "(`crossdistill teacher`) or give its --teacher-checkpoint"
-        )
-    renamed = _accuracy_after_renaming(predicted, targets, logits.shape[1])
-    if renamed > max(near + 0.1, 0.3):
-        return (
-            f"its classes seem to be in another order (after renaming them its accuracy is {100 * renamed:.0f}%); "
-            "--model.teacher-classes FILE states their names in the order of its logits"
-        )
+        ) + (f". Or {other_order}" if in_other_order else "")
+    if in_other_order:
+        return other_order
     spec = teacher.backbone.spec
     for name, (mean, std) in _NORMALISATIONS.items():
         if spec.in_chans != 3:
@@ -167,8 +169,15 @@ def _uniformity(logits: Tensor) -> float:
 
 def _accuracy_after_renaming(predicted: Tensor, targets: Tensor, classes: int) -> float:
     """Return the accuracy on half of the sample, after renaming each class to its most frequent label in the rest."""
-    names = _renaming(predicted[::2], targets[::2], classes)
-    return float((names[predicted[1::2]] == targets[1::2]).float().mean())
+    one, other = _halves(len(targets))
+    names = _renaming(predicted[one], targets[one], classes)
+    return float((names[predicted[other]] == targets[other]).float().mean())
+
+
+def _halves(size: int) -> tuple[Tensor, Tensor]:
+    # At random: a set whose classes take turns has only some of them at the even places.
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+    return order[::2], order[1::2]
 
 
 def _renaming(predicted: Tensor, targets: Tensor, classes: int) -> Tensor:
@@ -182,8 +191,9 @@ def _exchanged_classes(
     predicted: Tensor, targets: Tensor, classes: int, class_names: Sequence[str] | None
 ) -> Iterator[str]:
     """Say which classes seem to be exchanged: renamed by one half of the sample, the other half is more often right."""
-    names = _renaming(predicted[::2], targets[::2], classes)
-    other, truth = predicted[1::2], targets[1::2]
+    one, rest = _halves(len(targets))
+    names = _renaming(predicted[one], targets[one], classes)
+    other, truth = predicted[rest], targets[rest]
     better = int(((names[other] == truth) & (other != truth)).sum())
     worse = int(((names[other] != truth) & (other == truth)).sum())
     # A renaming that means nothing is as often wrong as right: the chance of so many of these to be right.
