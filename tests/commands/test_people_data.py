@@ -202,3 +202,21 @@ def test_check_prints_everything_at_once(capsys, tmp_path):
     assert run(capsys, "check", "digits")[0] == 0
     code, _, err = run(capsys, "check", tmp_path / "none")
     assert (code, "no such folder" in err) == (2, True)
+
+
+def test_images_without_classes_are_read_at_any_depth(capsys, tmp_path):
+    """A flat folder, folders in folders, and folders that are named as splits."""
+    for place in range(30):
+        put(noise(place, 32, 32, 3), tmp_path / "flat" / ("" if place % 2 else "some/deep") / f"{place}.png")
+    put(noise(99, 32, 32, 3), tmp_path / "flat" / ".hidden" / "x.png")
+    for split, count in (("train", 20), ("test", 4)):
+        for place in range(count):
+            put(noise(100 + place + 50 * (split == "test"), 32, 32, 3), tmp_path / "split" / split / f"{place}.png")
+    for data, line in (("flat", "no labels, 24 training, 3 validation and 3 test"), ("split", "no labels, 18 training")):
+        code, out, err = run(capsys, "check", tmp_path / data, "--loader.labels", "none")
+        assert code == 0, err
+        assert line in " ".join((out + err).split())
+    code, _, err = run(capsys, "check", tmp_path / "flat")
+    assert code == 2
+    code, _, err = run(capsys, "check", tmp_path / "nothing", "--loader.labels", "none")
+    assert code == 2

@@ -65,11 +65,34 @@ def folder_source(tree: Tree, config: LoaderConfig) -> Source:
     left_out = [*tree.left_out(), *_outside(tree, splits)]
     if tree.parquet:
         left_out.append(f"parquet files ({tree.parquet[0]}, ...), since there are class folders with images")
-    unreadable = tuple(
-        (str(tree.root / path), "it is what macOS stores beside a picture, and no picture itself")
-        for path in tree.twins
-    )
-    return Source(tree.root.resolve().name, read, tuple(names), tuple(left_out), unreadable)
+    return Source(tree.root.resolve().name, read, tuple(names), tuple(left_out), _twins(tree))
+
+
+def _twins(tree: Tree) -> tuple[tuple[str, str], ...]:
+    reason = "it is what macOS stores beside an image, and not an image itself"
+    return tuple((str(tree.root / path), reason) for path in tree.twins)
+
+
+def unlabelled_source(tree: Tree, config: LoaderConfig) -> Source:
+    """Return all images of a folder, at any depth, without classes; in splits where there are folders of such names.
+
+    Raises UserError for a folder without images.
+    """
+    splits = _given_splits(tree, config) or _named_splits(tree)
+    taken = {role: {other for other in splits.values() if other and other != splits[role]} for role in splits}
+    keys = {role: sorted(tree.inside(folder, taken[role])) for role, folder in splits.items()}
+    for role, found in keys.items():
+        if not found:
+            raise UserError(f"no images in {str(tree.root / splits[role])!r}{_left_out_hint(tree)}")
+    read: dict[str, Images] = {role: Files(tree.root, found, [0] * len(found)) for role, found in keys.items()}
+    left_out = [*tree.left_out(), *_outside(tree, splits)]
+    return Source(tree.root.resolve().name, read, ("image",), tuple(left_out), _twins(tree))
+
+
+def _named_splits(tree: Tree) -> dict[str, str]:
+    """Return the folders in the root that are named as splits, if one of them is for training; else the root."""
+    named = {role: name for name in reversed(_filled(tree, "")) if (role := split_role(name)) is not None}
+    return {role: named[role] for role in ROLES if role in named} if "train" in named else {"train": ""}
 
 
 def has_class_folders(tree: Tree) -> bool:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -18,19 +19,32 @@ _SHOWN = 3
 
 
 def describe(
-    source: Source, parts: Mapping[str, Images], headers: Sequence[Header], channels: int, *, most_bytes: int
+    source: Source,
+    parts: Mapping[str, Images],
+    headers: Sequence[Header],
+    channels: int,
+    *,
+    most_bytes: int,
+    labelled: bool = True,
 ) -> list[str]:
     """Return lines about a data set: the first says what is read, the others what is left out or looks wrong.
 
     Copies are looked for where at most `most_bytes` have to be read.
     """
     counts = np.bincount(parts["train"].labels, minlength=len(source.class_names))
-    fewest = int(counts.argmin())
+    classes = "no labels"
+    if labelled:
+        fewest = int(counts.argmin())
+        classes = (
+            f"{len(source.class_names)} classes (fewest training images: {source.class_names[fewest]!r}, "
+            f"{counts[fewest]:,})"
+        )
+    else:
+        source, counts = replace(source, class_names=()), counts[:0]
     kinds = ", ".join(f"{mode} {count:,}" for mode, count in Counter(h.mode for h in headers).most_common())
     read = (
-        f"data {source.name}: {len(source.class_names)} classes (fewest training images: "
-        f"{source.class_names[fewest]!r}, {counts[fewest]:,}), {len(parts['train']):,} training, {len(parts['val']):,} "
-        f"validation and {len(parts['test']):,} test images of {_sizes(headers)} px, mode {kinds}{_file_types(source)}"
+        f"data {source.name}: {classes}, {len(parts['train']):,} training, {len(parts['val']):,} validation and "
+        f"{len(parts['test']):,} test images of {_sizes(headers)} px, mode {kinds}{_file_types(source)}"
     )
     odd = _oddities(source, parts, headers, counts.tolist(), channels) + _copies(parts, most_bytes)
     return [read, *(f"left out: {phrase}" for phrase in source.left_out), *(f"note: {text}" for text in odd)]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from crossdistill.config.data import LoaderConfig
 from crossdistill.data.datasets import Arrays, Images, Source
-from crossdistill.data.folder import folder_source, has_class_folders
+from crossdistill.data.folder import folder_source, has_class_folders, unlabelled_source
 from crossdistill.data.picture import UnreadableError, standard
 from crossdistill.data.split_names import split_role
 from crossdistill.data.tree import Tree, scan
@@ -52,7 +52,7 @@ def load_source(data: str, config: LoaderConfig) -> Source:
         raise UserError(f"data {data!r} is a file; give the folder that holds the images or the parquet shards")
     tree = scan(folder)
     if not _is_parquet(tree):
-        return folder_source(tree, config)
+        return unlabelled_source(tree, config) if config.labels == "none" else folder_source(tree, config)
     from crossdistill.data.parquet import parquet_source
 
     return parquet_source(folder, tree, config)

@@ -91,7 +91,14 @@ def load_data(
             raise UserError(f"none of the {missing[0]} images of the run are in {data!r} any more")
     headers = [header for one in looks for header in one.headers]
     channels: Literal[1, 3] = 1 if all(header.grey for header in headers) else 3
-    about = describe(source, parts, headers, config.in_chans or channels, most_bytes=most_bytes)
+    about = describe(
+        source,
+        parts,
+        headers,
+        config.in_chans or channels,
+        most_bytes=most_bytes,
+        labelled=config.labels == "classes",
+    )
     loaded = ImageData(
         name=source.name,
         **parts,
