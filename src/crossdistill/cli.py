@@ -12,7 +12,12 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
 
 
 def _overview() -> str:
-    lines = ["usage: crossdistill COMMAND [options]", "", "Distil one image network into another of a different architecture.", ""]
+    lines = [
+        "usage: crossdistill COMMAND [options]",
+        "",
+        "Distil one image network into another of a different architecture.",
+        "",
+    ]
     lines += [f"  {name:<9}{importlib.import_module(module).ABOUT}" for name, module in COMMANDS.items()]
     return "\n".join([*lines, "", "`crossdistill COMMAND --help` lists the options of a command."])
 
