@@ -598,3 +598,24 @@ def test_what_needs_labels_is_refused(capsys, tmp_path, words, message):
     code, _, err = run(capsys, *given, *words)
     assert (code, message in err) == (2, True), err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise OSError('no licence')", "cannot be imported (OSError: no licence)"),
+        ("class Own(Method): pass", "has no forward(student, teacher, targets)"),
+        (
+            "class Own(Method):\n    def forward(self, s, t, y): return {}\n    def __init__(self, o, s, t): 1 / 0",
+            "cannot be built (ZeroDivisionError: division by zero)",
+        ),
+    ],
+    ids=["import", "forward", "constructor"],
+)
+def test_a_method_of_ones_own_that_fails(capsys, tmp_path, monkeypatch, request, body, message):
+    module = f"own_{request.node.callspec.id}"
+    (tmp_path / f"{module}.py").write_text(f"from crossdistill import Method\n{body}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, _, err = run(capsys, "fit", *TINY, "--method", f"{module}:Own", "--out", tmp_path / "run")
+    assert (code, message in err, len(err.strip().splitlines()[-1:])) == (2, True, 1), err
+    assert "Traceback" not in err

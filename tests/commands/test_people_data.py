@@ -212,7 +212,10 @@ def test_images_without_classes_are_read_at_any_depth(capsys, tmp_path):
     for split, count in (("train", 20), ("test", 4)):
         for place in range(count):
             put(noise(100 + place + 50 * (split == "test"), 32, 32, 3), tmp_path / "split" / split / f"{place}.png")
-    for data, line in (("flat", "no labels, 24 training, 3 validation and 3 test"), ("split", "no labels, 18 training")):
+    for data, line in (
+        ("flat", "no labels, 24 training, 3 validation and 3 test"),
+        ("split", "no labels, 18 training"),
+    ):
         code, out, err = run(capsys, "check", tmp_path / data, "--loader.labels", "none")
         assert code == 0, err
         assert line in " ".join((out + err).split())
