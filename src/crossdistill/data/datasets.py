@@ -9,11 +9,11 @@ from PIL import Image
 
 
 class Images(Protocol):
-    """Images of one split. `read` decodes one picture; `labels` holds all class numbers, without decoding."""
+    """Images of one split. `read` decodes one image; `labels` holds all class numbers, without decoding."""
 
     def __len__(self) -> int: ...
     def read(self, index: int) -> Image.Image:
-        """Decode one picture; its mode is L or RGB."""
+        """Decode one image; its mode is L or RGB."""
         ...
 
     @property
@@ -47,7 +47,7 @@ class Part:
         return len(self.indices)
 
     def read(self, index: int) -> Image.Image:
-        """Decode one picture."""
+        """Decode one image."""
         return self.images.read(int(self.indices[index]))
 
 
@@ -60,7 +60,7 @@ def base_of(images: Images) -> tuple[Images, Any]:
 
 
 class Arrays:
-    """Pictures in memory, (N, H, W) or (N, H, W, 3) uint8."""
+    """Images in memory, (N, H, W) or (N, H, W, 3) uint8."""
 
     def __init__(self, pixels: Any, labels: Sequence[int]) -> None:
         self.pixels = pixels
@@ -70,5 +70,5 @@ class Arrays:
         return len(self.labels)
 
     def read(self, index: int) -> Image.Image:
-        """Return one picture."""
+        """Return one image."""
         return Image.fromarray(self.pixels[index])

@@ -1,6 +1,6 @@
-"""Folders of pictures: which folder is a split, which is a class, and the pictures of each.
+"""Folders of images: which folder is a split, which is a class, and the images of each.
 
-A class is the folder directly in the split (or in the data, where there are no splits), as for torchvision; pictures
+A class is the folder directly in the split (or in the data, where there are no splits), as for torchvision; images
 in folders below it belong to it. Classes are numbered by their sorted names (by code point: `A` before `a`, `class10`
 before `class2`).
 """
@@ -23,7 +23,7 @@ _AS_CLASSES = "if they are classes, give --loader.train-dir ."
 
 
 class Files:
-    """Picture files. `keys` are their paths below the folder of the data, with / between the parts."""
+    """Image files. `keys` are their paths below the folder of the data, with / between the parts."""
 
     def __init__(self, root: Path, keys: Sequence[str], labels: Sequence[int]) -> None:
         self.root = root
@@ -96,7 +96,7 @@ def _named_splits(tree: Tree) -> dict[str, str]:
 
 
 def has_class_folders(tree: Tree) -> bool:
-    """Return whether at least two folders hold pictures."""
+    """Return whether at least two folders hold images."""
     return sum(bool(pictures) for folder, pictures in tree.direct.items() if folder) >= 2
 
 
@@ -122,7 +122,7 @@ def _given_splits(tree: Tree, config: LoaderConfig) -> dict[str, str]:
 def _found_splits(tree: Tree) -> dict[str, str]:
     """Find the folders of the splits by their names; the root is the only one where there are none.
 
-    A folder with the name of a split is one where it holds folders with pictures; one that holds the pictures itself
+    A folder with the name of a split is one where it holds folders with images; one that holds the images itself
     is a class that is called so. Raises UserError where both are possible.
     """
     filled = _filled(tree, "")
@@ -175,12 +175,12 @@ def _check_first_level(tree: Tree, filled: list[str], direct: set[str]) -> None:
 
 
 def _filled(tree: Tree, folder: str) -> list[str]:
-    """Return the names of the folders directly in a folder that hold pictures, at any depth."""
+    """Return the names of the folders directly in a folder that hold images, at any depth."""
     return [name for name in tree.children[folder] if tree.filled(join(folder, name))]
 
 
 def _classes(tree: Tree, folder: str, splits: dict[str, str]) -> dict[str, list[str]]:
-    """Return the pictures of each class folder of a split, also of those that hold none. Raises UserError."""
+    """Return the images of each class folder of a split, also of those that hold none. Raises UserError."""
     taken = {other for other in splits.values() if other and other != folder}
     if direct := tree.direct[folder]:
         raise UserError(f"{str(tree.root / direct[0])!r} is in no class folder")
@@ -189,7 +189,7 @@ def _classes(tree: Tree, folder: str, splits: dict[str, str]) -> dict[str, list[
 
 
 def _check_classes(tree: Tree, folder: str, members: dict[str, list[str]], number: dict[str, int]) -> None:
-    """Raise UserError for class folders without pictures, and for those that the training split does not have."""
+    """Raise UserError for class folders without images, and for those that the training split does not have."""
     where = str(tree.root / folder)
     for name, keys in members.items():
         if not keys:
@@ -208,7 +208,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _outside(tree: Tree, splits: dict[str, str]) -> list[str]:
-    """Say in phrases which pictures belong to no split."""
+    """Say in phrases which images belong to no split."""
     if "" in splits.values():
         return []
     read = tuple(f"{folder}/" for folder in splits.values())

@@ -1,4 +1,4 @@
-"""A look at all pictures before they are used: headers, files that cannot be read, copies."""
+"""A look at all images before they are used: headers, files that cannot be read, copies."""
 
 import hashlib
 import os
@@ -23,12 +23,12 @@ MOST_BYTES = 2**30
 _SAMPLED = 20_000
 """Parquet rows whose header is read where all rows are more than MOST_BYTES."""
 _FEW = 64
-"""Pictures of a torchvision set that are looked at; such a set is of one kind."""
+"""Images of a torchvision set that are looked at; such a set is of one kind."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What the pictures of a split are: the header of each that was looked at, and those that cannot be read."""
+    """What the images of a split are: the header of each that was looked at, and those that cannot be read."""
 
     headers: tuple[Header, ...]
     unreadable: dict[int, str]
@@ -36,7 +36,7 @@ class Look:
 
 
 def look(images: Images, *, decode: bool) -> Look:
-    """Read the header of every picture of a split; `decode` reads all of each."""
+    """Read the header of every image of a split; `decode` reads all of each."""
     base, chosen = base_of(images)
     if isinstance(base, Files):
         return _collect(range(len(chosen)), _in_threads(_reader(decode), [base.paths[i] for i in chosen]))
@@ -62,7 +62,7 @@ def place(images: Images, index: int) -> str:
 
 
 def unreadable_error(name: str, reason: str, more: int = 0) -> UserError:
-    """Build the error for a picture that cannot be read, and `more` others."""
+    """Build the error for an image that cannot be read, and `more` others."""
     others = f" (and {more} more)" if more else ""
     return UserError(
         f"{name!r}{others} cannot be read as an image: {reason}; remove or replace it, or leave such files out with "

@@ -21,7 +21,7 @@ _AT_ONCE = 1000
 
 
 class Table:
-    """Rows of a Hugging Face data set; pictures are decoded here, so a broken one is named."""
+    """Rows of a Hugging Face data set; images are decoded here, so a broken one is named."""
 
     def __init__(self, dataset: Any, image: str, labels: Sequence[int], split: str) -> None:
         from datasets import Image as ImageFeature

@@ -1,4 +1,4 @@
-"""One picture: how a file of any kind becomes 8-bit grey or RGB pixels.
+"""One image: how a file of any kind becomes 8-bit grey or RGB pixels.
 
 The rules, for every source: the first frame; turned as its EXIF orientation says; transparent parts on white; 16-bit
 grey values scaled from [0, 65535] to [0, 255]; values of floating point are refused, since their range is not known.
@@ -34,11 +34,11 @@ _T = TypeVar("_T")
 
 
 class UnreadableError(Exception):
-    """A picture cannot be read; the text says why."""
+    """An image cannot be read; the text says why."""
 
 
 class Header(NamedTuple):
-    """What the first bytes of a picture state: Pillow's mode, and the size in pixels as stored."""
+    """What the first bytes of an image state: Pillow's mode, and the size in pixels as stored."""
 
     mode: str
     width: int
@@ -46,7 +46,7 @@ class Header(NamedTuple):
 
     @property
     def grey(self) -> bool:
-        """Whether the picture has one channel."""
+        """Whether the image has one channel."""
         return self.mode in _GREY
 
 
@@ -61,7 +61,7 @@ def picture_suffixes() -> frozenset[str]:
 
 
 def read_header(file: str | Path | IO[bytes]) -> Header:
-    """Read the header of a picture. Raises UnreadableError."""
+    """Read the header of an image. Raises UnreadableError."""
 
     def read() -> Header:
         with Image.open(file) as image:
@@ -74,7 +74,7 @@ def read_header(file: str | Path | IO[bytes]) -> Header:
 
 
 def read_picture(file: str | Path | IO[bytes]) -> Image.Image:
-    """Decode a picture by the rules above; its mode is L or RGB. Raises UnreadableError."""
+    """Decode an image by the rules above; its mode is L or RGB. Raises UnreadableError."""
 
     def read() -> Image.Image:
         image = Image.open(file)
@@ -85,7 +85,7 @@ def read_picture(file: str | Path | IO[bytes]) -> Image.Image:
 
 
 def standard(image: Image.Image) -> Image.Image:
-    """Return a decoded picture as the rules above say; its mode is L or RGB. Raises UnreadableError."""
+    """Return a decoded image as the rules above say; its mode is L or RGB. Raises UnreadableError."""
     # An EXIF block that cannot be read states no orientation.
     with contextlib.suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)

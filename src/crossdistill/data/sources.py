@@ -31,7 +31,7 @@ class TorchSet:
         return len(self.dataset)
 
     def read(self, index: int) -> Image.Image:
-        """Return one picture. Raises UserError for one that cannot be used."""
+        """Return one image. Raises UserError for one that cannot be used."""
         try:
             return standard(self.dataset[index][0])
         except UnreadableError as error:

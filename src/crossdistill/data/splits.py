@@ -24,7 +24,7 @@ class ImageData:
     """A data set ready to train on.
 
     `val` chooses the model; `test` is used once, at the end. `channels` and `size` (the largest height and width in
-    pixels) are read from its pictures.
+    pixels) are read from its images.
     """
 
     name: str
@@ -114,7 +114,7 @@ def load_data(
 
 
 def _looked_at(source: Source, config: LoaderConfig) -> tuple[Source, list[Look], int]:
-    """Look at all pictures, and leave out those that cannot be read; returns also their number.
+    """Look at all images, and leave out those that cannot be read; returns also their number.
 
     Raises UserError where none may be left out.
     """

@@ -94,7 +94,7 @@ def eval_transform(config: AugmentConfig, spec: BackboneSpec, img_size: int) -> 
 
 
 def preprocessing(config: AugmentConfig, spec: BackboneSpec, img_size: int) -> dict[str, Any]:
-    """Return how evaluation makes a tensor of a picture, in the terms of timm's `create_transform`."""
+    """Return how evaluation makes a tensor of an image, in the terms of timm's `create_transform`."""
     config = config.decided(img_size)
     return dict(
         input_size=(spec.in_chans, img_size, img_size),
@@ -107,7 +107,7 @@ def preprocessing(config: AugmentConfig, spec: BackboneSpec, img_size: int) -> d
 
 
 def to_channels(in_chans: int) -> Callable[..., Any]:
-    """Convert pictures to RGB or grey."""
+    """Convert images to RGB or grey."""
     return T.Lambda(_to_rgb if in_chans == 3 else _to_grey)
 
 

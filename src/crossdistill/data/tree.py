@@ -1,4 +1,4 @@
-"""What lies in a folder: pictures, parquet files, and the rest, counted."""
+"""What lies in a folder: images, parquet files, and the rest, counted."""
 
 import os
 from collections import Counter
@@ -19,12 +19,12 @@ class Tree:
 
     root: Path
     direct: dict[str, list[str]] = field(default_factory=dict)
-    """The pictures directly in each folder, sorted by code point."""
+    """The images directly in each folder, sorted by code point."""
     children: dict[str, list[str]] = field(default_factory=dict)
     """The names of the folders directly in each folder, sorted by code point."""
     parquet: list[str] = field(default_factory=list)
     twins: list[str] = field(default_factory=list)
-    """Files that macOS puts beside the pictures it copies to other disks (._1.jpg beside 1.jpg)."""
+    """Files that macOS puts beside the images it copies to other disks (._1.jpg beside 1.jpg)."""
     others: Counter[str] = field(default_factory=Counter)
     """Number of files of other types, by suffix in lower case."""
     hidden: int = 0
@@ -33,18 +33,18 @@ class Tree:
     """Number of pipes, sockets and devices, and of links that lead back to a folder above."""
 
     def inside(self, folder: str, without: Collection[str] = ()) -> Iterator[str]:
-        """Yield the pictures in a folder and in all folders below it, except those below the folders `without`."""
+        """Yield the images in a folder and in all folders below it, except those below the folders `without`."""
         yield from self.direct[folder]
         for name in self.children[folder]:
             if (inner := join(folder, name)) not in without:
                 yield from self.inside(inner, without)
 
     def filled(self, folder: str) -> bool:
-        """Return whether there is a picture in a folder or below it."""
+        """Return whether there is an image in a folder or below it."""
         return any(True for _ in self.inside(folder))
 
     def left_out(self) -> list[str]:
-        """Say in phrases which files are not pictures."""
+        """Say in phrases which files are not images."""
         phrases = []
         if self.others:
             kinds = ", ".join(f"{kind or 'no suffix'} {count}" for kind, count in self.others.most_common(6))

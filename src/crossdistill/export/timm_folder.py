@@ -22,7 +22,7 @@ def save_student(
 ) -> None:
     """Write weights and config.json into `folder`. Raises UserError where they cannot be written.
 
-    `look` is how a tensor is made of a picture (`crossdistill.data.transforms.preprocessing`).
+    `look` is how a tensor is made of an image (`crossdistill.data.transforms.preprocessing`).
 
     `timm.create_model("local-dir:<folder>", pretrained=True)` loads a timm model; `crossdistill.load_backbone(folder)`
     loads any. A student with a small stem needs `import crossdistill.backbones` before timm knows its architecture.

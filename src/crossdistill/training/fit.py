@@ -2,12 +2,15 @@
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
+from torch.utils.data import Dataset
 
 from crossdistill.backbones import Backbone
+from crossdistill.cache import TeacherCache
 from crossdistill.config import RunConfig
 from crossdistill.data import ImageData, load_data
 from crossdistill.data.loaders import WithTeacher
@@ -75,22 +78,29 @@ def prepare(
     device = trainer.strategy.root_device
     if trainer.is_global_zero:
         report_teacher_accuracy(config, data, distiller, device, console)
-    train, val = make_views(config.loader, config.augment, config.seed, data, distiller.student, device)
-    cache = None
-    if config.cached and distiller.teacher is not None:
-        cache = prepare_cache(config, data.train, train, distiller, device, console)
-        train = WithTeacher(train, cache)
-        if not data.labelled:
-            stages = bool(distiller.needs.teacher.stages)
-            val = WithTeacher(val, HeldOutOutputs(distiller.teacher, val, config.loader.batch_size, stages))
-        distiller.release_teacher()
-        gc.collect()
+    train, val, cache = _views(config, data, distiller, device, console)
     module = _module(config, distiller)
     if checkpoint is not None:
         check_weights(checkpoint, module)
     start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root, files=data.files)
     datamodule = DataModule(train, val, config.loader, seed=config.seed)
     return Run(config, out, console, data, distiller, trainer, log, module, datamodule, cache, checkpoint)
+
+
+def _views(
+    config: RunConfig, data: ImageData, distiller: Distiller, device: torch.device, console: Console
+) -> tuple[Dataset[Any], Dataset[Any], TeacherCache | None]:
+    """Make training and held-out views; with a cache they bring the teacher's outputs, and the teacher is released."""
+    train, val = make_views(config.loader, config.augment, config.seed, data, distiller.student, device)
+    if not config.cached or distiller.teacher is None:
+        return train, val, None
+    cache = prepare_cache(config, data.train, train, distiller, device, console)
+    if not data.labelled:
+        stages = bool(distiller.needs.teacher.stages)
+        val = WithTeacher(val, HeldOutOutputs(distiller.teacher, val, config.loader.batch_size, stages))
+    distiller.release_teacher()
+    gc.collect()
+    return WithTeacher(train, cache), val, cache
 
 
 def _module(config: RunConfig, distiller: Distiller) -> DistillModule:

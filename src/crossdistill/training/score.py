@@ -41,12 +41,7 @@ def score(
     left out of the held-out splits. `probes` are ways to score the embedding by the training split: "knn" and
     "linear_probe". With them a model may have other classes, or no classifier. Raises UserError.
     """
-    if split not in ("train", "val", "test"):
-        raise unknown("split", split, ("train", "val", "test"))
-    if probes and split == "train":
-        raise UserError("--knn and --linear-probe learn from the training split, so they cannot score it")
-    if "linear_probe" in probes and split == "val":
-        raise UserError("--linear-probe chooses its regularisation on the validation split, so it cannot score it")
+    _check_split(split, probes)
     set_threads(config.engine)
     if Path(model).is_dir():
         backbone, data, augment, other = _load_run(model, config, probes)
@@ -69,9 +64,7 @@ def score(
         batches = evaluation_loader(splits[name], transform, config.loader.batch_size, workers=config.loader.workers)
         return Tracked(batches, console, f"{name} split")
 
-    scores: dict[str, float] = {}
-    if classified:
-        scores = evaluate(backbone, loader(split), data.num_classes, device)
+    scores = evaluate(backbone, loader(split), data.num_classes, device) if classified else {}
     if probes:
         train, scored = (embed(backbone, loader(name), device) for name in ("train", split))
         scores["images"] = len(scored.labels)
@@ -81,6 +74,15 @@ def score(
             probe = fit_probe(train, embed(backbone, loader("val"), device), data.num_classes)
             scores["linear_probe"] = probe.accuracy(scored)
     return scores
+
+
+def _check_split(split: str, probes: Sequence[str]) -> None:
+    if split not in ("train", "val", "test"):
+        raise unknown("split", split, ("train", "val", "test"))
+    if probes and split == "train":
+        raise UserError("--knn and --linear-probe learn from the training split, so they cannot score it")
+    if "linear_probe" in probes and split == "val":
+        raise UserError("--linear-probe chooses its regularisation on the validation split, so it cannot score it")
 
 
 def _load_run(
