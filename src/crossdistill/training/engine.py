@@ -19,6 +19,7 @@ from crossdistill.config import EngineConfig, RunConfig
 from crossdistill.errors import UserError, first_line
 from crossdistill.tasks import Classification
 from crossdistill.training.callbacks import BestCheckpoint, StopOnSignal
+from crossdistill.training.finite import FiniteCheck
 from crossdistill.training.run_folder import BEST, CHECKPOINTS, LAST
 from crossdistill.training.run_log import RunProgress, StepLog
 
@@ -47,6 +48,8 @@ def make_trainer(config: RunConfig, out: Path, console: Console, title: str) -> 
     quiet_lightning()
     _check_processes(engine)
     log = StepLog(engine.log_every)
+    # The check is first: before a log row restarts, and before a signal's checkpoint.
+    finite = FiniteCheck(out, engine.log_every, engine.on_nan, console)
     try:
         trainer = L.Trainer(
             accelerator=engine.accelerator,
@@ -58,7 +61,12 @@ def make_trainer(config: RunConfig, out: Path, console: Console, title: str) -> 
             accumulate_grad_batches=engine.accumulate,
             gradient_clip_val=config.optim.clip_grad,
             logger=_loggers(out),
-            callbacks=[log, RunProgress(console, title, log), *_checkpointing(out / CHECKPOINTS, engine.log_every)],
+            callbacks=[
+                finite,
+                log,
+                RunProgress(console, title, log),
+                *_checkpointing(out / CHECKPOINTS, engine.log_every),
+            ],
             profiler=log.wait,
             log_every_n_steps=engine.log_every,
             use_distributed_sampler=False,

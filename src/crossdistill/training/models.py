@@ -18,6 +18,7 @@ from crossdistill.data.classes import check_class_order
 from crossdistill.data.views import sample_loader
 from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError, unknown
+from crossdistill.evaluation.finite_teacher import check_finite
 from crossdistill.evaluation.teacher_check import check_teacher
 from crossdistill.methods import METHODS, MethodChoice, check_option_keys, choose_method, options_for
 from crossdistill.progress import Tracked
@@ -162,7 +163,10 @@ def _build_teacher(
 def report_teacher_accuracy(
     config: RunConfig, data: ImageData, distiller: Distiller, device: torch.device, console: Console
 ) -> None:
-    """Print how accurate the teachers are on some held-out images. Raises UserError, with the cause, near chance."""
+    """Print how accurate the teachers are on some held-out images. Raises UserError, with the cause, near chance.
+
+    A teacher whose output for the first batch is not finite is refused in any case.
+    """
     if distiller.teacher is None:
         return
     student = distiller.student
@@ -170,11 +174,12 @@ def report_teacher_accuracy(
     plain: dict[str, Any] = dict(highlight=False, markup=False, soft_wrap=True)
     for member in distiller.teacher.members:
         name = member.spec.name
+        check_finite(member.to(device), next(iter(loader))[0])
         if member.spec.num_classes != data.num_classes:
             kind = f"{member.backbone.classes_in_words()}, not those of the data"
             console.print(f"teacher {name}: its accuracy is not known ({kind})", **plain)
             continue
         reads_logits = distiller.needs.teacher.logits
         batches = Tracked(loader, console, f"teacher {name} on held-out images")
-        accuracy = check_teacher(member.to(device), batches, trust=config.trust_teacher, reads_logits=reads_logits)
+        accuracy = check_teacher(member, batches, trust=config.trust_teacher, reads_logits=reads_logits)
         console.print(f"teacher {name}: {100 * accuracy:.1f}% on held-out images", **plain)

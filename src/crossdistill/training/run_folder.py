@@ -34,6 +34,7 @@ _FREE = (
     "engine.channels_last",
     "engine.threads",
     "engine.log_every",
+    "engine.on_nan",
     "loader.workers",
 )
 # And with other devices, where the batch over all of them stays the same.
