@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from crossdistill.commands._run import RunParser
@@ -12,7 +13,7 @@ from crossdistill.errors import UserError
 ABOUT = "Score a finished run, or a model by name with a checkpoint, on a split of its data or of another set."
 _LOADER = ("batch_size", "workers", "val_fraction", "split_seed", "max_train", "image_column", "label_column", "root")
 _READS = [
-    *("data", "img_size", "model.stem", "model.student_args", "augment.crop_pct"),
+    *("data", "trust_code", "img_size", "model.stem", "model.student_args", "augment.crop_pct"),
     *(f"loader.{name}" for name in (*_LOADER, "download", "in_chans")),
     *("engine.accelerator", "engine.threads"),
 ]
@@ -62,4 +63,5 @@ def _run_settings(folder: str, given: Sequence[str]) -> RunConfig:
         if name.partition(".")[0] in _BY_NAME:
             option = name.replace("_", "-")
             raise UserError(f"--{option} is for a model given by its name; {folder!r} is a run, which has its own")
-    return read_config(Path(folder))
+    # The method is not used, and may be code.
+    return replace(read_config(Path(folder)), method="none", options={})

@@ -32,7 +32,7 @@ from crossdistill.training.run_folder import (
     check_space,
     check_unchanged,
     default_out,
-    read_config,
+    read_continued,
     start_folder,
 )
 
@@ -108,7 +108,7 @@ def _check_resumed(
     config: RunConfig, inputs: dict[str, str], out: Path, data: ImageData, trainer: L.Trainer
 ) -> Path | None:
     """Check that a run can be continued, and return its last checkpoint if it has one. Raises UserError."""
-    before = read_config(out)
+    before = read_continued(out, config)
     before, _ = decide(before, check_settings(before), data)
     check_unchanged(before, config, other_devices=True)
     check_inputs(out, inputs)

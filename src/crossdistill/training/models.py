@@ -10,7 +10,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.optim import get_optimizer_info, list_optimizers
 
 from crossdistill.backbones import Backbone, create_backbone, load_backbone
-from crossdistill.backbones.args import read_class_names
+from crossdistill.backbones.args import read_args, read_class_names
 from crossdistill.backbones.build import classes_of_weights
 from crossdistill.config import ModelConfig, RunConfig
 from crossdistill.data import ImageData
@@ -58,7 +58,7 @@ def build_models(config: RunConfig, choice: MethodChoice, data: ImageData) -> Di
     torch.manual_seed(config.seed)
     student = build_student(config.student, config.model, config.img_size, data)
     needs = choice.needs
-    teachers = build_teachers(config.teachers, config.model, data, needs.teacher) if needs.teacher else []
+    teachers = _teachers_of(config, data, needs.teacher) if needs.teacher else []
     if config.engine.sync_batchnorm:
         # Not Lightning's flag: torch's converter drops the activation inside timm's norm layers.
         student.model = convert_sync_batchnorm(student.model)
@@ -78,7 +78,7 @@ def rebuild_teacher(config: RunConfig, data: ImageData) -> Teacher | None:
     # A teacher without a checkpoint has random weights, drawn from the seed after the student's.
     torch.manual_seed(config.seed)
     student = build_student(config.student, config.model, config.img_size, data)
-    teachers = build_teachers(config.teachers, config.model, data, Reads())
+    teachers = _teachers_of(config, data, Reads())
     return make_teacher(teachers, student, config.teacher_weights)
 
 
@@ -98,19 +98,28 @@ def build_student(name: str, model: ModelConfig, img_size: int | None, data: Ima
     )
 
 
+def _teachers_of(config: RunConfig, data: ImageData, reads: Reads) -> list[Backbone]:
+    return build_teachers(config.teachers, config.model, data, reads, config.trust_code)
+
+
 def build_teachers(
-    teachers: Sequence[tuple[str | None, str | None]], model: ModelConfig, data: ImageData, reads: Reads
+    teachers: Sequence[tuple[str | None, str | None]],
+    model: ModelConfig,
+    data: ImageData,
+    reads: Reads,
+    trust_code: bool,
 ) -> list[Backbone]:
     """Build teachers by name and checkpoint, or load them from the folders of runs. Raises UserError.
 
-    Where the logits are read, the classes of a finished run must be in the data's order.
+    A run whose model is code must be named as well, or trusted. Where the logits are read, the classes of a finished
+    run must be in the data's order.
     """
     sizes = model.teacher_img_size
     listed: Sequence[int | None] = sizes if isinstance(sizes, list) else [sizes] * len(teachers)
     if len(listed) != len(teachers):
         raise UserError(f"model.teacher_img_size lists {len(listed)} sizes for {len(teachers)} teachers")
     return [
-        _load_teacher(name, checkpoint, img_size, model, data, reads)
+        _load_teacher(name, checkpoint, img_size, model, data, reads, trust_code)
         if checkpoint is not None and Path(checkpoint).is_dir()
         else _build_teacher(name, checkpoint, img_size, model, data)
         for (name, checkpoint), img_size in zip(teachers, listed, strict=True)
@@ -118,10 +127,16 @@ def build_teachers(
 
 
 def _load_teacher(
-    name: str | None, run: str, img_size: int | None, model: ModelConfig, data: ImageData, reads: Reads
+    name: str | None,
+    run: str,
+    img_size: int | None,
+    model: ModelConfig,
+    data: ImageData,
+    reads: Reads,
+    trust_code: bool,
 ) -> Backbone:
     """Load the model of a finished run. Raises UserError for settings that contradict it."""
-    teacher = load_backbone(run)
+    teacher = load_backbone(run, trust_code=trust_code or name == read_args(run).name)
     built = teacher.args
     for field, given, stored in (
         ("teacher_img_size", img_size, built.img_size),

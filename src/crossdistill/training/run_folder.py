@@ -17,6 +17,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 import crossdistill
 from crossdistill.config import RunConfig
+from crossdistill.config.code import check_named_code, code_of
 from crossdistill.config.files import complete_from_dict, read_yaml, with_read_paths
 from crossdistill.errors import UserError
 from crossdistill.files import make_folder, write_whole
@@ -29,6 +30,7 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 _FREE = (
     "out",
     "cache",
+    "trust_code",
     "engine.accelerator",
     "engine.compile",
     "engine.channels_last",
@@ -78,9 +80,9 @@ def _existing(folder: Path) -> Path:
 
 
 def read_config(folder: Path) -> RunConfig:
-    """Read the settings of a run. Raises UserError where they are missing or damaged."""
+    """Read the settings of a run, without its trust in code. Raises UserError where they are missing or damaged."""
     path = folder / CONFIG_NAME
-    return complete_from_dict(read_yaml(path), f"in {str(path)!r}: ")
+    return replace(complete_from_dict(read_yaml(path), f"in {str(path)!r}: "), trust_code=False)
 
 
 @rank_zero_only
@@ -107,6 +109,16 @@ def _stored_path(path: str, out: Path, root: Path | None) -> str:
         return str(absolute)
     relative = os.path.relpath(absolute, out.resolve())
     return relative if relative.startswith("../") else f"./{relative}"
+
+
+def read_continued(folder: Path, now: RunConfig) -> RunConfig:
+    """Read the settings of a run that is continued with the settings `now`.
+
+    Raises UserError where they are missing or damaged, and where they name code that `now` does not.
+    """
+    before = read_config(folder)
+    check_named_code(code_of(before), str(folder / CONFIG_NAME), code_of(now), trust=now.trust_code)
+    return before
 
 
 def check_unchanged(before: RunConfig, now: RunConfig, *, other_devices: bool = False) -> None:

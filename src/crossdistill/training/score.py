@@ -74,7 +74,7 @@ def score(
 def _load(model: str, config: RunConfig, checkpoint: str | None) -> tuple[Backbone, ImageData]:
     set_threads(config.engine)
     if Path(model).is_dir():
-        backbone = load_backbone(model)
+        backbone = load_backbone(model, trust_code=config.trust_code)
         data = load_data(config.data, replace(config.loader, in_chans=1 if backbone.spec.in_chans == 1 else 3))
         check_class_order(read_class_names(model), model, data)
         return backbone, data
