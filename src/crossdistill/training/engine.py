@@ -19,8 +19,8 @@ from crossdistill.config import EngineConfig, RunConfig
 from crossdistill.errors import UserError, first_line
 from crossdistill.tasks import Classification
 from crossdistill.training.callbacks import BestCheckpoint, StopOnSignal
+from crossdistill.training.checkpoints import BEST, CHECKPOINTS, LAST, RunCheckpoints
 from crossdistill.training.finite import FiniteCheck
-from crossdistill.training.run_folder import BEST, CHECKPOINTS, LAST
 from crossdistill.training.run_log import RunProgress, StepLog
 
 _QUIET = (
@@ -39,10 +39,13 @@ _PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 }
 
 
-def make_trainer(config: RunConfig, out: Path, console: Console, title: str) -> tuple[L.Trainer, StepLog]:
+def make_trainer(
+    config: RunConfig, out: Path, console: Console, title: str, identity: str
+) -> tuple[L.Trainer, StepLog]:
     """Make the Trainer of a run that writes into `out`, and the callback that logs its steps.
 
-    Raises UserError for a machine without the devices or the precision asked for.
+    Its checkpoints carry the `identity` of the run. Raises UserError for a machine without the devices or the
+    precision asked for.
     """
     engine = config.engine
     quiet_lightning()
@@ -67,6 +70,7 @@ def make_trainer(config: RunConfig, out: Path, console: Console, title: str) -> 
                 RunProgress(console, title, log),
                 *_checkpointing(out / CHECKPOINTS, engine.log_every),
             ],
+            plugins=[RunCheckpoints(identity)],
             profiler=log.wait,
             log_every_n_steps=engine.log_every,
             use_distributed_sampler=False,

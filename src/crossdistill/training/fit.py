@@ -9,13 +9,14 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from crossdistill.backbones import Backbone
-from crossdistill.backbones.checkpoint import read_weights
 from crossdistill.config import RunConfig
 from crossdistill.data import ImageData, load_data
 from crossdistill.data.loaders import WithTeacher
 from crossdistill.distiller import Distiller
+from crossdistill.errors import UserError
 from crossdistill.evaluation.cost import count_parameters
 from crossdistill.training.cached import prepare_cache
+from crossdistill.training.checkpoints import BEFORE, BEST, CHECKPOINTS, LAST, checkpoint_problem, find_checkpoint
 from crossdistill.training.datamodule import DataModule
 from crossdistill.training.engine import make_trainer, set_threads
 from crossdistill.training.finish import finish_run
@@ -24,17 +25,17 @@ from crossdistill.training.models import build_models, check_settings, report_te
 from crossdistill.training.module import DistillModule
 from crossdistill.training.run import Run
 from crossdistill.training.run_folder import (
-    CHECKPOINTS,
-    LAST,
     check_folder,
     check_global_batch,
     check_inputs,
     check_space,
     check_unchanged,
     default_out,
+    identity_of,
     read_continued,
     start_folder,
 )
+from crossdistill.training.run_lock import RunLock
 
 
 def fit(
@@ -51,33 +52,47 @@ def fit(
     set where it is loaded already; paths inside `root` are stored relative to the run. Raises UserError for bad input,
     and `Interrupted` after a signal (with a checkpoint to `resume` from).
     """
-    run = prepare(config, console or Console(stderr=True), resume=resume, data=data, root=root)
-    run.trainer.fit(run.module, run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
-    if run.trainer.is_global_zero:
-        finish_run(run)
+    lock = RunLock()
+    try:
+        run = prepare(config, console or Console(stderr=True), lock, resume=resume, data=data, root=root)
+        run.trainer.fit(run.module, run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
+        if run.trainer.is_global_zero:
+            finish_run(run)
+    finally:
+        lock.release()
     return run.out
 
 
 def prepare(
     config: RunConfig,
     console: Console,
+    lock: RunLock,
     *,
     resume: bool = False,
     data: ImageData | None = None,
     root: Path | None = None,
 ) -> Run:
-    """Check and build everything that a run needs, then write its settings into its folder. Raises UserError."""
+    """Check and build everything that a run needs, then write its settings into its folder. Raises UserError.
+
+    `lock` is taken as soon as the folder exists.
+    """
     choice = check_settings(config)
     out = Path(config.out) if config.out else default_out(config)
     check_folder(out, resume=resume)
+    if resume:
+        lock.acquire(out)
     set_threads(config.engine)
     data = data or load_data(config.data, config.loader)
     config, choice = decide(config, choice, data)
     inputs = digests(config, data)
-    trainer, log = make_trainer(config, out, console, f"{_label(config)} {config.student} s{config.seed}")
-    checkpoint = _check_resumed(config, inputs, out, data, trainer) if resume else None
+    identity = identity_of(config, inputs)
+    title = f"{_label(config)} {config.student} s{config.seed}"
+    trainer, log = make_trainer(config, out, console, title, identity)
+    if resume:
+        _check_resumed(config, inputs, out, data, trainer)
     check_counts(config, data, trainer.world_size)
     distiller = build_models(config, choice, data)
+    checkpoint = _checkpoint(out, identity, distiller, console) if resume else None
     check_space(out, count_parameters(distiller))
     _announce(config, data, distiller.student, console)
     device = trainer.strategy.root_device
@@ -90,10 +105,10 @@ def prepare(
         train = WithTeacher(train, cache)
         distiller.release_teacher()
         gc.collect()
-    start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root)
+    start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root, lock=lock)
     module = _module(config, distiller)
     datamodule = DataModule(train, val, config.loader, seed=config.seed)
-    return Run(config, out, console, data, distiller, trainer, log, module, datamodule, cache, checkpoint)
+    return Run(config, out, console, data, distiller, trainer, log, module, datamodule, cache, identity, checkpoint)
 
 
 def _module(config: RunConfig, distiller: Distiller) -> DistillModule:
@@ -104,20 +119,24 @@ def _module(config: RunConfig, distiller: Distiller) -> DistillModule:
     return DistillModule(distiller, config.optim, config.engine, config.augment, epochs=config.epochs, seed=config.seed)
 
 
-def _check_resumed(
-    config: RunConfig, inputs: dict[str, str], out: Path, data: ImageData, trainer: L.Trainer
-) -> Path | None:
-    """Check that a run can be continued, and return its last checkpoint if it has one. Raises UserError."""
+def _check_resumed(config: RunConfig, inputs: dict[str, str], out: Path, data: ImageData, trainer: L.Trainer) -> None:
+    """Check that a run can be continued with these settings. Raises UserError."""
     before = read_continued(out, config)
     before, _ = decide(before, check_settings(before), data)
     check_unchanged(before, config, other_devices=True)
     check_inputs(out, inputs)
-    last = out / CHECKPOINTS / LAST
-    if not last.exists():
-        return None
-    check_global_batch(out, before.loader.batch_size, config.loader.batch_size, trainer.world_size)
-    read_weights(last)
-    return last
+    if any((out / CHECKPOINTS / name).exists() for name in (LAST, BEFORE)):
+        check_global_batch(out, before.loader.batch_size, config.loader.batch_size, trainer.world_size)
+
+
+def _checkpoint(out: Path, identity: str, distiller: Distiller, console: Console) -> Path | None:
+    """Return the checkpoint that a run continues from; None where it has none yet. Raises UserError for damage."""
+    trained = {f"distiller.{name}": value for name, value in distiller.state_dict().items()}
+    checkpoint = find_checkpoint(out, identity, trained, console)
+    best = out / CHECKPOINTS / BEST
+    if checkpoint is not None and best.exists() and (problem := checkpoint_problem(best, identity)):
+        raise UserError(f"{problem}: delete the folder {str(best.parent)!r} to train the run from its start")
+    return checkpoint
 
 
 def _label(config: RunConfig) -> str:
