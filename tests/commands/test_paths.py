@@ -54,7 +54,8 @@ def test_a_run_is_found_from_another_directory(capsys, home, tmp_path, monkeypat
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(here / inside)
     words = ["fit", *SMALL, "--epochs", "2", "--data", data, *others]
-    words += ["--method", "tests.training.stopping:StoppingRSD", "--out", "run"]
+    method = ["--method", "tests.training.stopping:StoppingRSD"]
+    words += [*method, "--out", "run"]
     monkeypatch.setenv("STOP_AT", "4")
     assert run(capsys, *words)[0] == 143
     monkeypatch.delenv("STOP_AT")
@@ -62,7 +63,7 @@ def test_a_run_is_found_from_another_directory(capsys, home, tmp_path, monkeypat
     stored = yaml.safe_load((out / "config.yaml").read_text())
     assert stored["data"] == str(here / "photos")
     monkeypatch.chdir(tmp_path / "elsewhere")
-    code, _, err = run(capsys, "fit", "--resume", "--out", out)
+    code, _, err = run(capsys, "fit", "--resume", "--out", out, *method)
     assert code == 0, err
     metrics = json.loads((out / "metrics.json").read_text())
     code, shown, err = run(capsys, "eval", out, "--json")

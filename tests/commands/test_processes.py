@@ -87,7 +87,7 @@ def test_divided_weights_train_as_whole_ones_do_and_resume(teacher_run, tmp_path
     stopped = start("fit", *words, *TWO, *divided, "--out", cut, env={"STOP_AT": "5"})
     _, err = stopped.communicate(timeout=240)
     assert stopped.returncode == 143, err
-    resumed = start("fit", "--out", cut, "--resume")
+    resumed = start("fit", "--out", cut, "--resume", "--method", stopping)
     _, err = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, err
     assert curve(cut, "train/loss") == pytest.approx(curve(whole, "train/loss"), rel=1e-3)
@@ -104,11 +104,11 @@ def test_a_run_of_one_process_goes_on_with_two(tmp_path, monkeypatch, capsys):
     assert main([*words, "--out", str(cut)]) == 143
     monkeypatch.delenv("STOP_AT")
     capsys.readouterr()
-    two = start("fit", "--out", cut, "--resume", "--engine.devices", "2")
+    two = start("fit", "--out", cut, "--resume", "--method", stopping, "--engine.devices", "2")
     _, err = two.communicate(timeout=240)
     assert two.returncode == 2
     assert "used 64 images for a step over all processes, now it would use 128: resume it with --loader.batch" in err
-    two = start("fit", "--out", cut, "--resume", *TWO)
+    two = start("fit", "--out", cut, "--resume", "--method", stopping, *TWO)
     _, err = two.communicate(timeout=240)
     assert two.returncode == 0, err
     assert curve(cut, "train/loss") == pytest.approx(curve(whole, "train/loss"), rel=1e-3)

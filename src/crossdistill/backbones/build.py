@@ -12,13 +12,14 @@ import timm
 import torch
 from torch import nn
 
-from crossdistill.backbones.args import WEIGHTS_FILE, BackboneArgs, read_args, read_class_names
+from crossdistill.backbones.args import CONFIG_FILE, WEIGHTS_FILE, BackboneArgs, read_args, read_class_names
 from crossdistill.backbones.base import Backbone
 from crossdistill.backbones.checkpoint import load_weights
 from crossdistill.backbones.classifier import classifier_names, pretrained_classes, stored_classes
 from crossdistill.backbones.hooked_backbone import HookedBackbone
 from crossdistill.backbones.networks import OTHER_SIZE, build_other, build_timm
 from crossdistill.backbones.timm_backbone import TimmBackbone
+from crossdistill.config.code import check_named_code, is_code
 from crossdistill.config.validation import validated
 from crossdistill.errors import UserError, first_line, unknown
 
@@ -60,7 +61,7 @@ def create_backbone(
         model_args=model_args,
     )
     args: BackboneArgs = validated(BackboneArgs, given, "create_backbone: ")
-    own = name.startswith("torchvision:") or (":" in name and not name.startswith(("hf-hub:", "local-dir:")))
+    own = name.startswith("torchvision:") or is_code(name)
     model, size = (build_other if own else build_timm)(args, pretrained)
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") if pretrained else None
     part = ""
@@ -168,12 +169,15 @@ def own_img_size(name: str) -> int:
     return OTHER_SIZE if cfg is None else int(cfg.input_size[-1])
 
 
-def load_backbone(folder: str | Path) -> Backbone:
+def load_backbone(folder: str | Path, *, trust_code: bool = False) -> Backbone:
     """Load the student of a finished run from its folder, with its own name, size and classes.
 
-    Raises UserError for a folder that is not a finished run.
+    A folder whose model is code ("package.module:factory") is loaded only with `trust_code`: its name is imported and
+    called. Raises UserError for such a folder without it, and for one that is not a finished run.
     """
-    return from_args(read_args(folder), folder)
+    args = read_args(folder)
+    check_named_code([args.name], str(Path(folder) / CONFIG_FILE), (), trust=trust_code)
+    return from_args(args, folder)
 
 
 def _check_args(args: BackboneArgs, folder: Path) -> None:

@@ -133,7 +133,8 @@ def _import_factory(name: str) -> tuple[Callable[..., Any], Collection[str]]:
         factory = pkgutil.resolve_name(name)
     except Exception as error:  # a module can raise anything while it is imported
         raise UserError(f"model {name!r} cannot be imported ({kind_and_line(error)})") from error
-    if not callable(factory) or isinstance(factory, nn.Module):
+    other_class = isinstance(factory, type) and not issubclass(factory, nn.Module)
+    if not callable(factory) or isinstance(factory, nn.Module) or other_class:
         kind = type(factory).__name__
         raise UserError(f"{name!r} is of type {kind}; name a class or a function that returns an nn.Module")
     try:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from crossdistill.commands._run import RunParser
@@ -13,7 +14,7 @@ ABOUT = "Score a finished run, or a model by name with a checkpoint, on a split 
 _LOADER = ("batch_size", "workers", "val_fraction", "split_seed", "max_train", "root", "labels")
 _LAYOUT = ("image_column", "label_column", "on_bad_image", "train_dir", "val_dir", "test_dir", "download", "in_chans")
 _READS = [
-    *("data", "img_size", "model.stem", "model.student_args", "model.student_checkpoint_key"),
+    *("data", "trust_code", "img_size", "model.stem", "model.student_args", "model.student_checkpoint_key"),
     *("augment.crop_pct", "augment.crop_mode"),
     *(f"loader.{name}" for name in (*_LOADER, *_LAYOUT)),
     *("engine.accelerator", "engine.threads"),
@@ -64,4 +65,5 @@ def _run_settings(folder: str, given: Sequence[str]) -> RunConfig:
         if name.partition(".")[0] in _BY_NAME:
             option = name.replace("_", "-")
             raise UserError(f"--{option} is for a model given by its name; {folder!r} is a run, which has its own")
-    return read_config(Path(folder))
+    # The method is not used, and may be code.
+    return replace(read_config(Path(folder)), method="none", options={})

@@ -1,13 +1,16 @@
 """`crossdistill fit`."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from crossdistill.commands._parser import given_value
 from crossdistill.commands._run import RunParser, read_early_flags
 from crossdistill.commands._show import consoles, show_run
 from crossdistill.config import RunConfig
+from crossdistill.config.code import check_named_code, code_of
 from crossdistill.errors import UserError
 
 ABOUT = "Distil a teacher into a student, or train it on the labels alone with --method none."
@@ -52,7 +55,15 @@ def read_resumed(argv: Sequence[str]) -> tuple[RunConfig | None, bool]:
     from crossdistill.training.run_folder import read_config
 
     stored = read_config(Path(early.out))
+    trust = (given_value(argv, "trust_code") or "").lower() == "true"
+    check_named_code(code_of(stored), str(Path(early.out) / "config.yaml"), _given_names(argv), trust=trust)
     if stored.engine.channels_last is True:
         # What "auto" decides, except where the run is continued with sharded weights.
         stored = replace(stored, engine=replace(stored.engine, channels_last="auto"))
     return stored, True
+
+
+def _given_names(argv: Sequence[str]) -> list[str]:
+    """Return the names of models and methods on the command line; a list, or a sum of methods, is taken apart."""
+    texts = [given_value(argv, option) or "" for option in ("student", "teacher", "method")]
+    return [name for text in texts for name in re.split(r"[\[\],+'\"\s]+", text) if name]

@@ -36,6 +36,9 @@ class EngineConfig:
     """Threads of torch on the CPU; null leaves torch's choice."""
     log_every: PositiveInt = 20
     """Steps between two log rows."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A loss that is not finite: "stop" ends the run within log_every steps and keeps the last checkpoint; "skip"
+    leaves that optimiser step out, and stops after 10 batches in a row. It waits for the device in every step."""
 
     def __post_init__(self) -> None:
         if self.devices == 0:

@@ -12,7 +12,7 @@ from crossdistill.config.validation import validated
 from crossdistill.config.yaml_text import load_yaml
 from crossdistill.errors import UserError, first_line, unknown
 
-_PATHS = ("data", "out", "teacher_checkpoint", "cache", "model.student_checkpoint", "loader.root")
+PATHS = ("data", "out", "teacher_checkpoint", "cache", "model.student_checkpoint", "loader.root")
 """Settings that hold paths."""
 _MAPPINGS = ("options", "teacher_training")
 """Settings whose value is a mapping; the other mappings are groups of settings."""
@@ -104,7 +104,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def with_paths(values: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
     """Return settings, as plain data, with every path in them changed."""
     changed = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
-    for name in _PATHS:
+    for name in PATHS:
         section, _, key = name.rpartition(".")
         place = changed.get(section) if section else changed
         if isinstance(place, dict) and key in place:

@@ -53,6 +53,9 @@ class RunConfig:
     """What the trained model is called in messages and tables."""
     trust_teacher: bool = False
     """Continue with a teacher whose accuracy on held-out images is near chance."""
+    trust_code: bool = False
+    """Import code (package.module:name) that is named by the file of a run, and not on the command line or in a recipe.
+    A run's own file cannot set this."""
     model: ModelConfig = field(default_factory=ModelConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from crossdistill.training.run_folder import LAST
+from crossdistill.training.checkpoints import LAST
 
 
 class Interrupted(BaseException):

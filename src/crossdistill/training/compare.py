@@ -22,7 +22,13 @@ from crossdistill.training.engine import set_threads
 from crossdistill.training.fit import fit
 from crossdistill.training.inputs import decide, digests, report_data
 from crossdistill.training.models import build_student, check_settings
-from crossdistill.training.run_folder import check_inputs, check_unchanged, check_writable, read_config
+from crossdistill.training.run_folder import (
+    check_inputs,
+    check_unchanged,
+    check_writable,
+    read_config,
+    read_continued,
+)
 from crossdistill.training.write_cache import write_cache
 
 _DIVISION = ("val_fraction", "split_seed", "max_train", "train_dir", "val_dir", "test_dir", "on_bad_image")
@@ -147,7 +153,7 @@ def _complete(config: RunConfig, data: ImageData, root: Path, console: Console) 
     """Train a run, continue it, or check that the finished one has the same settings."""
     out = Path(config.out or "")
     if (out / METRICS_NAME).exists():
-        now, before = (decide(one, check_settings(one), data)[0] for one in (config, read_config(out)))
+        now, before = (decide(one, check_settings(one), data)[0] for one in (config, read_continued(out, config)))
         check_unchanged(before, now)
         check_inputs(out, digests(now, data))
         if not (out / PAGE_NAME).exists():

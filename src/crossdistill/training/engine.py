@@ -19,7 +19,8 @@ from crossdistill.config import EngineConfig, RunConfig
 from crossdistill.errors import UserError, first_line
 from crossdistill.tasks import Classification, NoLabels, task_class
 from crossdistill.training.callbacks import BestCheckpoint, StopOnSignal
-from crossdistill.training.run_folder import BEST, CHECKPOINTS, LAST
+from crossdistill.training.checkpoints import BEST, CHECKPOINTS, LAST, RunCheckpoints
+from crossdistill.training.finite import FiniteCheck
 from crossdistill.training.run_log import RunProgress, StepLog
 
 _QUIET = (
@@ -38,15 +39,20 @@ _PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 }
 
 
-def make_trainer(config: RunConfig, out: Path, console: Console, title: str) -> tuple[L.Trainer, StepLog]:
+def make_trainer(
+    config: RunConfig, out: Path, console: Console, title: str, identity: str
+) -> tuple[L.Trainer, StepLog]:
     """Make the Trainer of a run that writes into `out`, and the callback that logs its steps.
 
-    Raises UserError for a machine without the devices or the precision asked for.
+    Its checkpoints carry the `identity` of the run. Raises UserError for a machine without the devices or the
+    precision asked for.
     """
     engine = config.engine
     quiet_lightning()
     _check_processes(engine)
     log = StepLog(engine.log_every)
+    # The check is first: before a log row restarts, and before a signal's checkpoint.
+    finite = FiniteCheck(out, engine.log_every, engine.on_nan, console)
     try:
         trainer = L.Trainer(
             accelerator=engine.accelerator,
@@ -59,10 +65,12 @@ def make_trainer(config: RunConfig, out: Path, console: Console, title: str) -> 
             gradient_clip_val=config.optim.clip_grad,
             logger=_loggers(out),
             callbacks=[
+                finite,
                 log,
                 RunProgress(console, title, log),
                 *_checkpointing(out / CHECKPOINTS, engine.log_every, task_class(config.loader.labels)),
             ],
+            plugins=[RunCheckpoints(identity)],
             profiler=log.wait,
             log_every_n_steps=engine.log_every,
             use_distributed_sampler=False,

@@ -17,6 +17,7 @@ from crossdistill.data import ImageData
 from crossdistill.data.classes import has_classes_of
 from crossdistill.data.loaders import evaluation_loader
 from crossdistill.data.transforms import eval_transform, preprocessing
+from crossdistill.errors import UserError
 from crossdistill.evaluation.accuracy import evaluate
 from crossdistill.evaluation.cost import count_macs, count_parameters, images_per_second
 from crossdistill.evaluation.samples import save_samples
@@ -34,9 +35,9 @@ from crossdistill.report.records import (
 )
 from crossdistill.teacher import Teacher
 from crossdistill.training.cached import scored_once
+from crossdistill.training.checkpoints import BEFORE, BEST, CHECKPOINTS, checkpoint_problem
 from crossdistill.training.models import rebuild_teacher
 from crossdistill.training.run import Run
-from crossdistill.training.run_folder import BEST, CHECKPOINTS
 
 
 def finish_run(run: Run) -> None:
@@ -70,6 +71,7 @@ def finish_run(run: Run) -> None:
         write_whole(out / SAMPLES_NAME, "[]")
     # Written after everything but the page: a folder with metrics is a finished run.
     write_whole(out / METRICS_NAME, json.dumps(metrics, indent=2))
+    (out / CHECKPOINTS / BEFORE).unlink(missing_ok=True)
     write_run_page(out)
 
 
@@ -107,9 +109,12 @@ def _scores(model: Backbone | Teacher, batches: Iterable[Any], num_classes: int,
 
 
 def best_student(run: Run) -> Backbone:
-    """Build the student once more, with the weights of the best checkpoint."""
+    """Build the student once more, with the weights of the best checkpoint. Raises UserError for a damaged one."""
+    best = run.out / CHECKPOINTS / BEST
+    if problem := checkpoint_problem(best, run.identity):
+        raise UserError(f"{problem}: delete the folder {str(best.parent)!r} to train the run from its start")
     student = from_args(run.distiller.student.args)
-    load_weights(student.model, run.out / CHECKPOINTS / BEST, prefix=run.module.deployed_prefix)
+    load_weights(student.model, best, prefix=run.module.deployed_prefix)
     return student
 
 

@@ -24,9 +24,10 @@ from crossdistill.training.finish import finish_run
 from crossdistill.training.inputs import check_counts, check_decoding, decide, digests, make_views, report_data
 from crossdistill.training.models import build_models, check_settings, report_teacher_accuracy
 from crossdistill.training.module import DistillModule
-from crossdistill.training.resume import check_resumed, check_weights
+from crossdistill.training.resume import check_resumed, read_checkpoint
 from crossdistill.training.run import Run
-from crossdistill.training.run_folder import check_folder, check_space, default_out, start_folder
+from crossdistill.training.run_folder import check_folder, check_space, default_out, identity_of, start_folder
+from crossdistill.training.run_lock import RunLock
 
 
 def fit(
@@ -43,25 +44,35 @@ def fit(
     set where it is loaded already; paths inside `root` are stored relative to the run. Raises UserError for bad input,
     and `Interrupted` after a signal (with a checkpoint to `resume` from).
     """
-    run = prepare(config, console or Console(stderr=True), resume=resume, data=data, root=root)
-    run.trainer.fit(run.module, run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
-    if run.trainer.is_global_zero:
-        finish_run(run)
+    lock = RunLock()
+    try:
+        run = prepare(config, console or Console(stderr=True), lock, resume=resume, data=data, root=root)
+        run.trainer.fit(run.module, run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
+        if run.trainer.is_global_zero:
+            finish_run(run)
+    finally:
+        lock.release()
     return run.out
 
 
 def prepare(
     config: RunConfig,
     console: Console,
+    lock: RunLock,
     *,
     resume: bool = False,
     data: ImageData | None = None,
     root: Path | None = None,
 ) -> Run:
-    """Check and build everything that a run needs, then write its settings into its folder. Raises UserError."""
+    """Check and build everything that a run needs, then write its settings into its folder. Raises UserError.
+
+    `lock` is taken as soon as the folder exists.
+    """
     choice = check_settings(config)
     out = Path(config.out) if config.out else default_out(config)
     check_folder(out, resume=resume)
+    if resume:
+        lock.acquire(out)
     set_threads(config.engine)
     if data is None:
         data = load_data(config.data, config.loader, read_split_list(out) if resume else None)
@@ -69,22 +80,24 @@ def prepare(
     config, choice = decide(config, choice, data)
     check_decoding(config, data)
     inputs = digests(config, data)
-    trainer, log = make_trainer(config, out, console, f"{_label(config)} {config.student} s{config.seed}")
-    checkpoint = check_resumed(config, inputs, out, data, trainer.world_size) if resume else None
+    identity = identity_of(config, inputs)
+    title = f"{_label(config)} {config.student} s{config.seed}"
+    trainer, log = make_trainer(config, out, console, title, identity)
+    if resume:
+        check_resumed(config, inputs, out, data, trainer.world_size)
     check_counts(config, data, trainer.world_size)
     distiller = build_models(config, choice, data)
+    checkpoint = read_checkpoint(out, identity, distiller, console) if resume else None
     check_space(out, count_parameters(distiller))
     _announce(config, data, distiller.student, console)
     device = trainer.strategy.root_device
     if trainer.is_global_zero:
         report_teacher_accuracy(config, data, distiller, device, console)
     train, val, cache = _views(config, data, distiller, device, console)
+    start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root, files=data.files, lock=lock)
     module = _module(config, distiller)
-    if checkpoint is not None:
-        check_weights(checkpoint, module)
-    start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root, files=data.files)
     datamodule = DataModule(train, val, config.loader, seed=config.seed)
-    return Run(config, out, console, data, distiller, trainer, log, module, datamodule, cache, checkpoint)
+    return Run(config, out, console, data, distiller, trainer, log, module, datamodule, cache, identity, checkpoint)
 
 
 def _views(

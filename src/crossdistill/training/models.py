@@ -10,6 +10,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.optim import get_optimizer_info, list_optimizers
 
 from crossdistill.backbones import Backbone, create_backbone, load_backbone
+from crossdistill.backbones.args import read_args
 from crossdistill.backbones.build import classes_of_weights
 from crossdistill.config import ModelConfig, RunConfig
 from crossdistill.data import ImageData
@@ -18,6 +19,7 @@ from crossdistill.data.split_list import read_split_list, trained_in
 from crossdistill.data.views import sample_loader
 from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError, unknown
+from crossdistill.evaluation.finite_teacher import check_finite
 from crossdistill.evaluation.teacher_check import look_at_teacher
 from crossdistill.methods import (
     METHODS,
@@ -95,7 +97,9 @@ def _student_and_teachers(config: RunConfig, needs: Needs, data: ImageData) -> t
     torch.manual_seed(config.seed)
 
     def teachers() -> list[Backbone]:
-        return build_teachers(config.teachers, config.model, data, needs.teacher) if needs.teacher else []
+        if not needs.teacher:
+            return []
+        return build_teachers(config.teachers, config.model, data, needs.teacher, config.trust_code)
 
     if data.labelled:
         return build_student(config.student, config.model, config.img_size, data), teachers()
@@ -134,11 +138,16 @@ def build_student(
 
 
 def build_teachers(
-    teachers: Sequence[tuple[str | None, str | None]], model: ModelConfig, data: ImageData, reads: Reads
+    teachers: Sequence[tuple[str | None, str | None]],
+    model: ModelConfig,
+    data: ImageData,
+    reads: Reads,
+    trust_code: bool,
 ) -> list[Backbone]:
     """Build teachers by name and checkpoint, or load them from the folders of runs. Raises UserError.
 
-    Classes with known names are put into the data's order. Raises UserError for other names, where the logits are read.
+    Classes with known names are put into the data's order. A run whose model is code must be named as well, or trusted.
+    Raises UserError for classes of other names, where the logits are read.
     """
     sizes = model.teacher_img_size
     listed: Sequence[int | None] = sizes if isinstance(sizes, list) else [sizes] * len(teachers)
@@ -147,7 +156,7 @@ def build_teachers(
     built = []
     for (name, checkpoint), img_size in zip(teachers, listed, strict=True):
         if checkpoint is not None and Path(checkpoint).is_dir():
-            teacher = _load_teacher(name, checkpoint, img_size, model)
+            teacher = _load_teacher(name, checkpoint, img_size, model, trust_code)
         else:
             teacher = _build_teacher(name, checkpoint, img_size, model, data)
         if isinstance(model.teacher_classes, list):
@@ -168,9 +177,9 @@ def _match_teacher(teacher: Backbone, owner: str, data: ImageData, reads: Reads)
             raise
 
 
-def _load_teacher(name: str | None, run: str, img_size: int | None, model: ModelConfig) -> Backbone:
+def _load_teacher(name: str | None, run: str, img_size: int | None, model: ModelConfig, trust_code: bool) -> Backbone:
     """Load the model of a finished run. Raises UserError for settings that contradict it."""
-    teacher = load_backbone(run)
+    teacher = load_backbone(run, trust_code=trust_code or name == read_args(run).name)
     built = teacher.args
     for field, given, stored in (
         ("teacher_img_size", img_size, built.img_size),
@@ -230,8 +239,11 @@ def _report_trained_on(config: RunConfig, data: ImageData, console: Console) -> 
 def report_teacher_accuracy(
     config: RunConfig, data: ImageData, distiller: Distiller, device: torch.device, console: Console
 ) -> None:
-    """Print how accurate the teachers are on some held-out images. Raises UserError, with the cause, near chance."""
-    if distiller.teacher is None or not data.labelled:
+    """Print how accurate the teachers are on some held-out images. Raises UserError, with the cause, near chance.
+
+    A teacher whose output for the first batch is not finite is refused in any case.
+    """
+    if distiller.teacher is None:
         return
     _report_trained_on(config, data, console)
     student = distiller.student
@@ -239,6 +251,9 @@ def report_teacher_accuracy(
     plain: dict[str, Any] = dict(highlight=False, markup=False, soft_wrap=True)
     for member in distiller.teacher.members:
         name = member.spec.name
+        check_finite(member.to(device), next(iter(loader))[0])
+        if not data.labelled:
+            continue
         if member.backbone.weights_part:
             part = f"teacher {name}: the weights are those under {member.backbone.weights_part!r} in its checkpoint"
             console.print(part, **plain)
@@ -248,7 +263,7 @@ def report_teacher_accuracy(
             continue
         reads_logits = distiller.needs.teacher.logits
         found = look_at_teacher(
-            member.to(device),
+            member,
             Tracked(loader, console, f"teacher {name} on held-out images"),
             class_names=data.class_names,
             trust=config.trust_teacher,

@@ -2,6 +2,8 @@
 
 import inspect
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as L
@@ -42,6 +44,8 @@ class DistillModule(L.LightningModule):
         super().__init__()
         self.distiller = distiller
         self.optim, self.engine, self.epochs, self.seed = optim, engine, epochs, seed
+        self.leaves_out = False
+        """Whether the next optimiser step is left out; `FiniteCheck` decides."""
         self._sharded = False
         num_classes = distiller.student.spec.num_classes
         self.mixup: Mixup | None = None
@@ -101,9 +105,17 @@ class DistillModule(L.LightningModule):
         if self.distiller.balance is not None:
             self.distiller.balance.update()
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, and update the average."""
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Step, and update the average; neither for a loss that is not finite, where such steps are left out."""
+        if self.engine.on_nan == "skip" and optimizer_closure is not None:
+            # The gradients are computed here: inside the optimiser they come too late to leave its step out.
+            result = optimizer_closure()
+            if self.leaves_out:
+                return
+            optimizer_closure = partial(_return, result)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.ema is not None:
             self.ema.update(self.distiller.student, step=self.global_step + 1)
 
@@ -175,3 +187,7 @@ class DistillModule(L.LightningModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Update timm's schedule."""
         scheduler.step_update(num_updates=self.global_step)
+
+
+def _return(result: Any) -> Any:
+    return result

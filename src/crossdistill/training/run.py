@@ -29,5 +29,7 @@ class Run:
     module: DistillModule
     datamodule: DataModule
     cache: TeacherCache | None
+    identity: str
+    """A digest of what the run computes, which its checkpoints carry."""
     checkpoint: Path | None
     """The checkpoint that an interrupted run continues from."""

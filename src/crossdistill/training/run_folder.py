@@ -17,24 +17,26 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 import crossdistill
 from crossdistill.config import RunConfig
-from crossdistill.config.files import complete_from_dict, read_yaml, with_read_paths
+from crossdistill.config.code import check_named_code, code_of
+from crossdistill.config.files import PATHS, complete_from_dict, read_yaml, with_read_paths
 from crossdistill.data.split_list import SPLIT_NAME, Changes, SplitList, write_split_list
 from crossdistill.errors import UserError
 from crossdistill.files import make_folder, write_whole
 from crossdistill.report.records import CONFIG_NAME, ENVIRONMENT_NAME, Environment, read_environment
-
-CHECKPOINTS = "checkpoints"
-BEST, LAST = "best.ckpt", "last.ckpt"
+from crossdistill.training.checkpoints import run_identity
+from crossdistill.training.run_lock import RunLock
 
 # What may differ when a run is continued: how it is executed, not what it computes.
 _FREE = (
     "out",
     "cache",
+    "trust_code",
     "engine.accelerator",
     "engine.compile",
     "engine.channels_last",
     "engine.threads",
     "engine.log_every",
+    "engine.on_nan",
     "loader.workers",
 )
 # And with other devices, where the batch over all of them stays the same.
@@ -78,9 +80,9 @@ def _existing(folder: Path) -> Path:
 
 
 def read_config(folder: Path) -> RunConfig:
-    """Read the settings of a run. Raises UserError where they are missing or damaged."""
+    """Read the settings of a run, without its trust in code. Raises UserError where they are missing or damaged."""
     path = folder / CONFIG_NAME
-    return complete_from_dict(read_yaml(path), f"in {str(path)!r}: ")
+    return replace(complete_from_dict(read_yaml(path), f"in {str(path)!r}: "), trust_code=False)
 
 
 @rank_zero_only
@@ -93,15 +95,19 @@ def start_folder(
     resume: bool,
     root: Path | None = None,
     files: SplitList | None = None,
+    lock: RunLock | None = None,
 ) -> None:
     """Make the run's folder, and write what the run starts from: decided settings, versions, digests, files of splits.
 
     Paths inside `root` are written relative to the run, so that the whole folder can be moved; others are absolute.
-    Raises UserError where another run has taken the folder in the meantime.
+    `lock` is taken before. Raises UserError where another run has taken the folder in the meantime.
     """
     check_folder(out, resume=resume)
     for folder in (out,) if root is None else (root, out):
         make_folder(folder)
+    if lock is not None:
+        lock.acquire(out)
+        check_folder(out, resume=resume)
     settings = with_read_paths(replace(config, out=None), lambda path: _stored_path(path, out, root))
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     write_whole(out / ENVIRONMENT_NAME, json.dumps(asdict(environment(processes, inputs)), indent=2))
@@ -116,6 +122,16 @@ def _stored_path(path: str, out: Path, root: Path | None) -> str:
         return str(absolute)
     relative = os.path.relpath(absolute, out.resolve())
     return relative if relative.startswith("../") else f"./{relative}"
+
+
+def read_continued(folder: Path, now: RunConfig) -> RunConfig:
+    """Read the settings of a run that is continued with the settings `now`.
+
+    Raises UserError where they are missing or damaged, and where they name code that `now` does not.
+    """
+    before = read_config(folder)
+    check_named_code(code_of(before), str(folder / CONFIG_NAME), code_of(now), trust=now.trust_code)
+    return before
 
 
 def check_unchanged(before: RunConfig, now: RunConfig, *, other_devices: bool = False) -> None:
@@ -137,6 +153,13 @@ def _comparable(config: RunConfig) -> dict[str, Any]:
     """Return the settings by dotted name, with absolute paths."""
     settings = with_read_paths(config, lambda path: str(Path(path).resolve()))
     return {"cached": config.cached, **_flat(settings)}
+
+
+def identity_of(config: RunConfig, inputs: dict[str, str]) -> str:
+    """Return a digest of what a run with decided settings computes: not of how, nor of where its files are."""
+    free = {*_FREE, *_FREE_WITH_DEVICES, *PATHS}
+    settings = {name: value for name, value in _comparable(config).items() if name not in free}
+    return run_identity(settings, inputs)
 
 
 def _flat(settings: dict[str, Any], section: str = "") -> dict[str, Any]:
@@ -183,8 +206,8 @@ def check_global_batch(out: Path, before: int, now: int, processes: int) -> None
 @rank_zero_only
 def check_space(out: Path, trained: int) -> None:
     """Raise UserError where the disk is too small for the checkpoints of `trained` parameters."""
-    # Weights, two optimiser moments and an average, in the best, the last and the one being written.
-    needed = 3 * 4 * 4 * trained + 16 * 2**20
+    # Weights, two optimiser moments and an average, in the best, the last, the one before and the one being written.
+    needed = 4 * 4 * 4 * trained + 16 * 2**20
     free = shutil.disk_usage(_existing(out)).free
     if free < needed:
         raise UserError(f"{str(out)!r} has {free / 2**20:.0f} MiB free; this run may need {needed / 2**20:.0f} MiB")

@@ -36,6 +36,12 @@ class DataWait(Profiler):
             self.seconds += time.perf_counter() - self._since
 
 
+def row_is_due(trainer: L.Trainer, batch_idx: int, every: int) -> bool:
+    """Return whether a log row follows this batch: every `every` optimiser steps, and at the end of an epoch."""
+    stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+    return bool(trainer.is_last_batch or (stepped and trainer.global_step % every == 0))
+
+
 class StepLog(L.Callback):
     """Log each loss term (the mean since the last row, over all devices), the learning rate, speed, and waiting.
 
@@ -87,8 +93,7 @@ class StepLog(L.Callback):
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._batches += 1
         self._images += len(batch.images) * trainer.world_size
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not (trainer.is_last_batch or (stepped and trainer.global_step % self.every == 0)):
+        if not row_is_due(trainer, batch_idx, self.every):
             return
         means = torch.stack([value.float() for value in self._sums.values()]) / self._batches
         over_all = trainer.strategy.reduce(means, reduce_op="mean")

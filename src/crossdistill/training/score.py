@@ -89,7 +89,7 @@ def _load_run(
     model: str, config: RunConfig, probes: Sequence[str]
 ) -> tuple[Backbone, ImageData, AugmentConfig, SplitList | None]:
     """Return the model of a run, the data, how images are fitted, and the run's list where the data is another."""
-    backbone = load_backbone(model)
+    backbone = load_backbone(model, trust_code=config.trust_code)
     loader = replace(config.loader, in_chans=1 if backbone.spec.in_chans == 1 else 3)
     listed = read_split_list(model)
     same = Path(read_config(Path(model)).data).resolve() == Path(config.data).resolve()

@@ -1,0 +1,33 @@
+"""Names of the user's own code, and whether a file may name it."""
+
+from collections.abc import Collection, Iterable
+
+from crossdistill.config.run import RunConfig
+from crossdistill.errors import UserError
+
+_NOT_CODE = ("torchvision:", "hf-hub:", "local-dir:")
+"""Prefixes of names that are looked up in a library."""
+
+
+def is_code(name: str) -> bool:
+    """Return whether a name is of the kind package.module:factory, which is imported."""
+    return ":" in name and not name.startswith(_NOT_CODE)
+
+
+def code_of(config: RunConfig) -> list[str]:
+    """Return the names of code in settings: of the student, the teachers, and the methods of a sum."""
+    names = [config.student, *(name for name, _ in config.teachers if name is not None), *config.method.split("+")]
+    return [name for name in names if is_code(name)]
+
+
+def check_named_code(names: Iterable[str], source: str, allowed: Collection[str], *, trust: bool) -> None:
+    """Raise UserError where a file names code that is not among the names `allowed`, which the user gave.
+
+    `source` is the file. Nothing has been imported then.
+    """
+    for name in names:
+        if is_code(name) and name not in allowed and not trust:
+            raise UserError(
+                f"{source!r} names code, {name!r}, which would be imported and run; if you trust it, give --trust-code "
+                "true (or trust_code=True), or the name itself where the command has an option for it"
+            )

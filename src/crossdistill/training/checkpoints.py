@@ -1,0 +1,137 @@
+"""Checkpoints on disk: written whole, the one before kept, and checked when they are read back."""
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from torch import Tensor
+
+from crossdistill.errors import UserError, first_line
+
+CHECKPOINTS = "checkpoints"
+BEST, LAST, BEFORE = "best.ckpt", "last.ckpt", "last.before.ckpt"
+_RUN = "crossdistill_run"
+_KEYS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch", "global_step")
+
+
+def run_identity(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Return a digest of what a run computes, which its checkpoints carry."""
+    text = json.dumps([sorted(settings.items()), sorted(inputs.items())], default=str)
+    # 1 and 1.0 are the same setting.
+    return hashlib.sha256(json.dumps(json.loads(text, parse_int=float)).encode()).hexdigest()[:16]
+
+
+class RunCheckpoints(TorchCheckpointIO):
+    """Write checkpoints of the run `identity`, so that a crash leaves the old one or the new one.
+
+    A file is written beside its place, synced and renamed; the last one before is kept as `last.before.ckpt`. Raises
+    UserError where that fails; the old file stays.
+    """
+
+    def __init__(self, identity: str) -> None:
+        super().__init__()
+        self.identity = identity
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write one checkpoint."""
+        path = Path(path)
+        content = io.BytesIO()
+        torch.save({**checkpoint, _RUN: self.identity}, content)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            if path.name == LAST and path.exists():
+                os.replace(path, path.with_name(BEFORE))
+            os.replace(partial, path)
+            _sync_folder(path.parent)
+        except OSError as error:
+            _remove(partial)
+            raise UserError(
+                f"cannot write {str(path)!r}: {error.strerror or error}; training stopped, and the checkpoint before "
+                "it is kept: continue with --resume when the folder can be written again"
+            ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a loss of power, where the system can open folders."""
+    if os.name != "posix":
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+def find_checkpoint(out: Path, identity: str, expected: Mapping[str, Tensor], console: Console) -> Path | None:
+    """Return the checkpoint that a run continues from: the last one, or the one before where that is damaged.
+
+    `expected` holds the trained weights. None where the run has stored none yet. Raises UserError where none
+    can be used.
+    """
+    problems: list[str] = []
+    for path in (out / CHECKPOINTS / name for name in (LAST, BEFORE)):
+        if not path.exists():
+            continue
+        problem = checkpoint_problem(path, identity, expected)
+        if problem is None:
+            for earlier in problems:
+                rank_zero_only(console.print)(
+                    f"note: {earlier}; the run continues from {path.name}",
+                    highlight=False,
+                    markup=False,
+                    soft_wrap=True,
+                )
+            return path
+        problems.append(problem)
+    if problems:
+        raise UserError(
+            f"{'; '.join(problems)}: restore the file from a copy, or delete the folder {str(out / CHECKPOINTS)!r} to "
+            "train the run from its start"
+        )
+    return None
+
+
+def checkpoint_problem(path: Path, identity: str, expected: Mapping[str, Tensor] | None = None) -> str | None:
+    """Return what is wrong with a checkpoint of the run `identity`; None where nothing is.
+
+    Every byte is read and compared with its checksum. `expected` holds the weights that it must have.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            return f"{str(path)!r} is damaged (the checksum of {damaged!r} differs)"
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged file can raise anything
+        return f"{str(path)!r} is damaged ({first_line(error)})"
+    if not isinstance(stored, dict) or any(key not in stored for key in (*_KEYS, _RUN)):
+        return f"{str(path)!r} is not a checkpoint of crossdistill"
+    if stored[_RUN] != identity:
+        return f"{str(path)!r} belongs to another run"
+    if expected is not None:
+        weights = stored["state_dict"]
+        for name, value in expected.items():
+            if not isinstance(weights.get(name), Tensor) or weights[name].shape != value.shape:
+                return f"{str(path)!r} is damaged (its weight {name!r} is missing or of another shape)"
+    return None

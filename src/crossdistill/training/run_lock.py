@@ -1,0 +1,45 @@
+"""A lock in the folder of a run, held while the run is written."""
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from crossdistill.errors import UserError
+
+LOCK_NAME = ".lock"
+
+
+class RunLock:
+    """Held by the first process of the run that writes a folder; it is released when that process ends.
+
+    On a shared disk it holds over machines where the file system supports locks.
+    """
+
+    def __init__(self) -> None:
+        self._lock: FileLock | None = None
+
+    @rank_zero_only
+    def acquire(self, out: Path) -> None:
+        """Take the lock of an existing folder. Raises UserError where another process holds it."""
+        if self._lock is not None:
+            return
+        lock = FileLock(out / LOCK_NAME)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(
+                f"{str(out)!r} is being written by another process; wait for its end, or choose another --out"
+            ) from None
+        except NotImplementedError:
+            # A file system without locks.
+            return
+        except OSError as error:
+            raise UserError(f"cannot write to {str(out)!r}: {error.strerror or error}") from error
+        self._lock = lock
+
+    def release(self) -> None:
+        """Release the lock, if this process holds it."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None

@@ -1,0 +1,82 @@
+"""Code that is named by a file is not imported unless the user trusts it."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from crossdistill import UserError, load_backbone
+from crossdistill.training.fit import fit
+from tests.commands.running import TINY, run
+
+NAME = "tests.danger:build"
+
+
+@pytest.fixture
+def mark(tmp_path, monkeypatch):
+    """The file that importing the code leaves."""
+    monkeypatch.setenv("MARK", str(tmp_path / "mark"))
+    monkeypatch.delitem(sys.modules, "tests.danger", raising=False)
+    return tmp_path / "mark"
+
+
+@pytest.fixture(scope="module")
+def finished(quick, silent, tmp_path_factory):
+    return fit(replace(quick, method="none", epochs=1, out=str(tmp_path_factory.mktemp("run") / "run")), console=silent)
+
+
+@pytest.fixture
+def strange(finished, tmp_path):
+    """A finished run whose config.json names code."""
+    shutil.copytree(finished, tmp_path / "strange")
+    path = tmp_path / "strange" / "config.json"
+    stored = json.loads(path.read_text())
+    stored["crossdistill"] |= {"name": NAME, "model_args": {}}
+    path.write_text(json.dumps(stored))
+    return tmp_path / "strange"
+
+
+def test_a_model_that_a_file_names_is_not_imported(strange, mark, capsys, tmp_path):
+    with pytest.raises(UserError, match=rf"config\.json' names code, '{NAME}'.*trust_code=True"):
+        load_backbone(strange)
+    teacher = ["fit", *TINY, "--epochs", "1", "--method", "rsd", "--teacher-checkpoint", strange]
+    for words in (["eval", strange], [*teacher, "--out", tmp_path / "s"]):
+        code, _, err = run(capsys, *words)
+        assert (code, f"names code, '{NAME}'" in err, "--trust-code true" in err) == (2, True, True), err
+    assert not mark.exists()
+    assert load_backbone(strange, trust_code=True).spec.name == NAME
+    assert mark.exists()
+    assert run(capsys, "eval", strange, "--trust-code", "true")[0] == 0
+    # The name on the command line is the user's word.
+    assert run(capsys, *teacher, "--teacher", NAME, "--trust-teacher", "true", "--out", tmp_path / "s")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "changes", [{"method": "tests.danger:Own"}, {"student": NAME}, {"method": "kd+tests.danger:Own"}]
+)
+def test_a_run_that_names_code_is_not_resumed(finished, mark, capsys, tmp_path, changes):
+    out = tmp_path / "cut"
+    shutil.copytree(finished, out)
+    stored = yaml.safe_load((out / "config.yaml").read_text())
+    # A file cannot trust itself.
+    (out / "config.yaml").write_text(yaml.safe_dump({**stored, **changes, "trust_code": True}))
+    code, _, err = run(capsys, "fit", "--out", out, "--resume")
+    assert (code, "config.yaml' names code, 'tests.danger:" in err) == (2, True), err
+    code, _, err = run(capsys, "eval", out, "--split", "val")
+    assert code == 0, err
+    assert not mark.exists()
+    run(capsys, "fit", "--out", out, "--resume", "--trust-code", "true")
+    assert mark.exists()
+
+
+def test_the_users_own_code_is_resumed(mark, capsys, tmp_path):
+    words = ["--method", "tests.danger:Own", "--student", NAME, "--out", tmp_path / "run"]
+    tiny = [*TINY[2:10], *TINY[12:]]
+    code, _, err = run(capsys, "fit", *tiny, *words)
+    assert code == 0, err
+    assert run(capsys, "fit", "--resume", "--out", tmp_path / "run")[0] == 2
+    code, _, err = run(capsys, "fit", "--resume", *words)
+    assert code == 0, err
