@@ -140,6 +140,16 @@ def test_yaml_numbers_and_flags_go_over_a_recipe(capsys, tmp_path):
     assert again == config
 
 
+def test_the_balance_is_a_number_a_word_or_null(capsys):
+    for text, value in (("1", 1.0), ("0.5", 0.5), ("auto", "auto"), ("null", None)):
+        assert parsed(capsys, "fit", "--optim.balance", text)["optim"]["balance"] == value
+    for text in ("0", "-1", "some", ".inf"):
+        code, _, err = run(capsys, "fit", "--optim.balance", text)
+        assert code == 2
+        assert len(err.splitlines()) == 1
+        assert "balance is" in err
+
+
 def test_an_option_that_is_set_back_to_its_default_is_set_back(capsys, tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("options: {rsd: {kappa: 0.5}}\n")
