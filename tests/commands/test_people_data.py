@@ -112,7 +112,7 @@ def test_a_run_goes_on_with_its_own_images(capsys, tmp_path, monkeypatch):
     monkeypatch.delenv("STOP_AT")
     for name in ("ant", "bee"):
         put(noise(7, 32, 32, 1), data / name / "0-first.png")
-    code, _, err = run(capsys, "fit", "--out", tmp_path / "cut", "--resume")
+    code, _, err = run(capsys, "fit", "--out", tmp_path / "cut", "--resume", "--method", stopping)
     assert code == 0
     assert "crossdistill: note: 2 images" in err
     metrics = [
@@ -120,7 +120,7 @@ def test_a_run_goes_on_with_its_own_images(capsys, tmp_path, monkeypatch):
     ]
     assert metrics[0] == metrics[1]
     (data / "ant" / "3.png").unlink()
-    code, _, err = run(capsys, "fit", "--out", tmp_path / "gone", "--resume")
+    code, _, err = run(capsys, "fit", "--out", tmp_path / "gone", "--resume", "--method", stopping)
     assert code == 2
     assert "has changed: 1 image (ant/3.png) of the run are not in the data any more" in err
 

@@ -64,8 +64,6 @@ def find_method(name: str) -> type[Method] | None:
         raise UserError(f"method {name!r} cannot be imported ({kind_and_line(error)})") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"method {name!r} is not a subclass of crossdistill.Method")
-    if found.forward is Method.forward:
-        raise UserError(f"method {name!r} has no forward(student, teacher, targets)")
     if options_key(name) in METHODS:
         raise UserError(f"method {name!r} has the name of a built-in method, which its options share; rename the class")
     if not is_dataclass(found.Options):
@@ -133,6 +131,8 @@ class MethodChoice:
 
 
 def _built(part: Part, student: Backbone, teacher: Backbone | None) -> Method:
+    if part.method.forward is Method.forward:
+        raise UserError(f"method {part.name!r} has no forward(student, teacher, targets)")
     try:
         return part.method(part.options, student, teacher)
     except UserError:

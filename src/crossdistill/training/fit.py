@@ -26,7 +26,14 @@ from crossdistill.training.models import build_models, check_settings, report_te
 from crossdistill.training.module import DistillModule
 from crossdistill.training.resume import check_resumed, read_checkpoint
 from crossdistill.training.run import Run
-from crossdistill.training.run_folder import check_folder, check_space, default_out, identity_of, start_folder
+from crossdistill.training.run_folder import (
+    check_folder,
+    check_space,
+    default_out,
+    identity_of,
+    read_config,
+    start_folder,
+)
 from crossdistill.training.run_lock import RunLock
 
 
@@ -75,7 +82,9 @@ def prepare(
         lock.acquire(out)
     set_threads(config.engine)
     if data is None:
-        data = load_data(config.data, config.loader, read_split_list(out) if resume else None)
+        # The list of the run; for other data the settings are refused below.
+        same = resume and Path(read_config(out).data).resolve() == Path(config.data).resolve()
+        data = load_data(config.data, config.loader, read_split_list(out) if same else None)
         report_data(data, console)
     config, choice = decide(config, choice, data)
     check_decoding(config, data)

@@ -25,7 +25,7 @@ from crossdistill.export.timm_folder import save_student
 from crossdistill.files import write_whole
 from crossdistill.methods import NONE, choose_method
 from crossdistill.report.page import write_run_page
-from crossdistill.report.records import METRICS_NAME
+from crossdistill.report.records import METRICS_NAME, SAMPLES_NAME
 from crossdistill.training.engine import choose_device, set_threads
 from crossdistill.training.finish import describe
 from crossdistill.training.inputs import decide, digests, make_views
@@ -112,6 +112,6 @@ def _finish(
         "training": training,
         "student": {**describe(backbone), "test": evaluate(backbone, loader, data.num_classes, device)},
     }
-    save_samples(out, backbone, None, data, transform)
+    save_samples(out / SAMPLES_NAME, backbone, None, data, transform)
     write_whole(out / METRICS_NAME, json.dumps(metrics, indent=2))
     write_run_page(out)
