@@ -131,8 +131,6 @@ class MethodChoice:
 
 
 def _built(part: Part, student: Backbone, teacher: Backbone | None) -> Method:
-    if part.method.forward is Method.forward:
-        raise UserError(f"method {part.name!r} has no forward(student, teacher, targets)")
     try:
         return part.method(part.options, student, teacher)
     except UserError:

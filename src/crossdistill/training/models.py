@@ -23,6 +23,7 @@ from crossdistill.evaluation.finite_teacher import check_finite
 from crossdistill.evaluation.teacher_check import look_at_teacher
 from crossdistill.methods import (
     METHODS,
+    Method,
     MethodChoice,
     check_option_keys,
     choose_method,
@@ -44,6 +45,9 @@ def check_settings(config: RunConfig, methods: Sequence[str] = ()) -> MethodChoi
     for key, options in config.options.items():
         if key not in choice.plain and key not in others and key in METHODS:
             choose_method(key, options)
+    for part in choice.parts:
+        if part.method.forward is Method.forward:
+            raise UserError(f"method {part.name!r} has no forward(student, teacher, targets)")
     if config.loader.labels == "none":
         _check_without_labels(config, choice)
     if choice.needs.index and config.augment.mixes:
