@@ -51,7 +51,7 @@ def flops(case: Case) -> int:
 
 
 def peak_bytes(case: Case, device: torch.device) -> int:
-    """Measure the most memory that a step uses: weights, gradients, optimiser, activations, and a teacher."""
+    """Measure the peak memory of a step: weights, gradients, optimiser, activations, and the teacher if any."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         case.step()

@@ -1,4 +1,4 @@
-"""crossdistill: transfer the knowledge of one image network to another of a different architecture.
+"""crossdistill: distil one image network into another of a different architecture.
 
 Names are imported when they are first used, so that the command line answers before torch is loaded.
 """

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -12,7 +13,12 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
 
 
 def _overview() -> str:
-    lines = ["usage: crossdistill COMMAND [options]", "", "Transfer the knowledge of one image network to another.", ""]
+    lines = [
+        "usage: crossdistill COMMAND [options]",
+        "",
+        "Distil one image network into another of a different architecture.",
+        "",
+    ]
     lines += [f"  {name:<9}{importlib.import_module(module).ABOUT}" for name, module in COMMANDS.items()]
     return "\n".join([*lines, "", "`crossdistill COMMAND --help` lists the options of a command."])
 
@@ -23,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Any other failure raises its exception.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character of a name shows its code instead.
+            stream.reconfigure(errors="backslashreplace")
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return 0 if words else 2

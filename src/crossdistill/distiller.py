@@ -15,7 +15,7 @@ from crossdistill.errors import UserError
 from crossdistill.methods import MethodChoice, choose_method
 from crossdistill.methods.base import Method
 from crossdistill.methods.sums import SumOfMethods
-from crossdistill.tasks import Classification
+from crossdistill.tasks import Classification, NoLabels, Task
 from crossdistill.teacher import Teacher, TeacherWeights, make_teacher
 from crossdistill.types import BackboneOutput, Needs, StepResult
 
@@ -34,7 +34,7 @@ class Distiller(nn.Module):
         method: Method | None = None,
         teacher: Teacher | None = None,
         *,
-        task: Classification | None = None,
+        task: Task | None = None,
         task_weight: float = 1.0,
         balance: float | Literal["auto"] | None = None,
     ) -> None:
@@ -45,7 +45,8 @@ class Distiller(nn.Module):
         self.task_weight = task_weight
         self.needs = Needs() if method is None else method.needs
         """What is read of the student's and of the teacher's output."""
-        self.balance = None if method is None else make_balance(balance, student, method, task_weight)
+        weight = self.task_weight if self.task.labelled else 0.0
+        self.balance = None if method is None else make_balance(balance, student, method, weight)
         # Inside a tuple it is not registered as a submodule.
         self._teacher = (teacher,)
 
@@ -128,7 +129,7 @@ class Distiller(nn.Module):
                 factor = 1.0 if factors is None else factors[number]
                 for name in group.terms:
                     loss = loss + factor * self.weights[name] * terms[name]
-        return StepResult(loss=loss, logits=student.require_logits(), terms=terms)
+        return StepResult(loss=loss, logits=student.logits, terms=terms)
 
     def _run_student(self, images: Tensor, probe: Tensor | None) -> BackboneOutput:
         stages = bool(self.needs.student.stages)
@@ -191,6 +192,7 @@ def create_distiller(
     task_weight: float = 1.0,
     label_smoothing: float = 0.0,
     balance: float | Literal["auto"] | None = None,
+    labelled: bool = True,
 ) -> Distiller:
     """Build a distiller for a student and its teacher, or several teachers.
 
@@ -203,21 +205,23 @@ def create_distiller(
     or option, a missing teacher, or models that do not fit together.
     """
     teachers = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
-    _check_models(student, teachers)
+    _check_models(student, teachers, labelled)
     OptimConfig(task_weight=task_weight, label_smoothing=label_smoothing, balance=balance)
     choice = method if isinstance(method, MethodChoice) else choose_method(method, options)
     frozen = make_teacher(teachers, student, teacher_weights) if choice.needs.teacher else None
     built = choice.build(student, None if frozen is None else frozen.backbone)
-    task = Classification(label_smoothing)
+    if not labelled and (built is None or built.needs.labels):
+        raise UserError(f"without labels there is nothing to train with method {method!r}; use one that reads none")
+    task = Classification(label_smoothing) if labelled else NoLabels()
     return Distiller(student, built, frozen, task=task, task_weight=task_weight, balance=balance)
 
 
-def _check_models(student: Backbone, teachers: Sequence[Backbone]) -> None:
+def _check_models(student: Backbone, teachers: Sequence[Backbone], labelled: bool) -> None:
     """Raise UserError for what is no backbone, and for a student that cannot train or cannot share the images."""
     for role, model in (("student", student), *(("teacher", model) for model in teachers)):
         if not isinstance(model, Backbone):
             raise UserError(f"{role} is a {type(model).__name__}; build it with create_backbone")
-    if student.spec.num_classes == 0:
+    if labelled and student.spec.num_classes == 0:
         raise UserError("the student has no classifier, so there are no logits to train; build it with num_classes")
     if any(model is student for model in teachers):
         raise UserError(
@@ -229,5 +233,6 @@ def _check_models(student: Backbone, teachers: Sequence[Backbone]) -> None:
         ours, theirs = student.spec.in_chans, model.spec.in_chans
         if ours != theirs:
             raise UserError(
-                f"the teacher has {theirs} input channels, the student {ours}; build both with the same in_chans"
+                f"the teacher has {theirs} input channels, the student {ours}; build both with the same in_chans "
+                f"(--loader.in-chans {theirs} reads the images so)"
             )

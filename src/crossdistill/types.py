@@ -83,9 +83,16 @@ class Needs:
     teacher: Reads = Reads()
     index: bool = False
     """Whether the number of each image in the training set is read."""
+    labels: bool = False
+    """Whether the labels of the images are read."""
 
     def __or__(self, other: "Needs") -> "Needs":
-        return Needs(self.student | other.student, self.teacher | other.teacher, self.index or other.index)
+        return Needs(
+            self.student | other.student,
+            self.teacher | other.teacher,
+            self.index or other.index,
+            self.labels or other.labels,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +121,11 @@ class BackboneSpec:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One training step: `loss` scalar to minimise, student `logits` (B, K), `terms` unweighted scalars by name."""
+    """One training step: `loss` scalar to minimise, the student's `logits` (B, K), `terms` unweighted scalars by name.
+
+    `logits` is None for a student without a classifier.
+    """
 
     loss: Tensor
-    logits: Tensor
+    logits: Tensor | None
     terms: dict[str, Tensor]

@@ -1,3 +1,10 @@
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -30,6 +37,19 @@ WRAPPERS = {
             **{f"ema.module.model.{k}": v for k, v in w.items()},
             "distiller.method.decoupler.reduce.weight": torch.ones(3),
         }
+    },
+    "net": lambda w: {"net": w, "acc": 91.2, "epoch": 3},
+    "model_state_dict": lambda w: {"model_state_dict": w, "optimizer_state_dict": {"state": {0: {"step": 3}}}},
+    "deep": lambda w: {"checkpoint": {"model": {f"module.{k}": v for k, v in w.items()}}},
+    "namespace": lambda w: {"state_dict": w, "args": argparse.Namespace(lr=0.1, out=pathlib.Path("a/b"))},
+    "numpy": lambda w: {"state_dict": w, "best": np.float64(3.0), "seen": np.int64(4), "curve": np.ones(3)},
+    "windows": lambda w: {"model": w, "path": pathlib.PureWindowsPath("a/b")},
+    "old": lambda w: {k: v for k, v in w.items() if not k.endswith("num_batches_tracked")},
+    "copies": lambda w: {"student": w, "teacher": {k: v.clone() for k, v in w.items()}},
+    "swa": lambda w: {"model": {k: torch.zeros_like(v) for k, v in w.items()}, "swa_model": w},
+    "prefixed ema": lambda w: {
+        **{k: torch.zeros_like(v) for k, v in w.items()},
+        **{f"ema.{k}": v for k, v in w.items()},
     },
     "timm_ema": lambda w: {"state_dict": {k: torch.zeros_like(v) for k, v in w.items()}, "state_dict_ema": w},
 }
@@ -76,3 +96,83 @@ def test_files_that_cannot_be_read(source, tmp_path):
     code = tmp_path / "code.pth"
     torch.save({"state_dict": source}, code)
     refused(code, "cannot be read")
+
+
+DINO = {
+    "student": lambda w: {f"module.backbone.{k}": torch.zeros_like(v) for k, v in w.items()},
+    "teacher": lambda w: {f"backbone.{k}": v for k, v in w.items()},
+}
+
+
+def test_one_of_several_networks_is_chosen_by_its_key(source, tmp_path):
+    path = tmp_path / "dino.pth"
+    stored = {key: make(source.model.state_dict()) for key, make in DINO.items()}
+    torch.save({**stored, "args": argparse.Namespace(arch="x")}, path)
+    refused(
+        path, r"several networks that fit the model: 'student\.module\.backbone', 'teacher\.backbone'; choose one with"
+    )
+    for key in ("teacher", "teacher.backbone"):
+        chosen = create_backbone("test_resnet", 5, 32, checkpoint=path, checkpoint_key=key)
+        assert same(chosen, source)
+        assert chosen.weights_part == "teacher.backbone"
+    other = create_backbone("test_resnet", 5, 32, checkpoint=path, checkpoint_key="student")
+    assert not same(other, source)
+    with pytest.raises(UserError, match="has no network under 'ema'; parts that share names: 'student"):
+        create_backbone("test_resnet", 5, 32, checkpoint=path, checkpoint_key="ema")
+
+
+def test_the_same_file_gives_the_same_answer_in_every_process(source, tmp_path):
+    path = tmp_path / "two.pth"
+    weights = source.model.state_dict()
+    torch.save({f"{p}.{k}": v + i for i, p in enumerate(("b", "a", "c.ema")) for k, v in weights.items()}, path)
+    torch.save({f"{p}.{k}": v + i for i, p in enumerate(("b", "a")) for k, v in weights.items()}, tmp_path / "none.pth")
+    code = (
+        "import sys, crossdistill as cd\n"
+        "print(cd.create_backbone('test_resnet', 5, 32, checkpoint=sys.argv[1]).weights_part)\n"
+        "try: cd.create_backbone('test_resnet', 5, 32, checkpoint=sys.argv[2])\n"
+        "except cd.UserError as error: print(str(error).partition('several')[2])"
+    )
+    shown = {
+        subprocess.run(
+            [sys.executable, "-c", code, path, tmp_path / "none.pth"],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in (1, 2, 3)
+    }
+    assert len(shown) == 1
+    assert shown.pop().splitlines()[0] == "c.ema"
+
+
+def test_a_pickled_module_is_refused_with_what_to_do(source, tmp_path):
+    path = tmp_path / "whole.pt"
+    for content in (source.model, {"model": source.model, "epoch": 3}):
+        torch.save(content, path)
+        refused(
+            path,
+            r"whole pickled module \(timm\S+\), .* torch\.save\(torch\.load\(FILE, weights_only=False\)\.state_dict",
+        )
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    refused(path, "is a TorchScript program")
+    torch.save({"model": source.model.state_dict(), "kept": Kept()}, path)
+    refused(path, r"holds an object of type tests\.backbones\.test_checkpoint\.Kept")
+
+
+class Kept:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("beside", "names"),
+    [
+        ({"classes": list("abcde")}, tuple("abcde")),
+        ({"class_to_idx": {"x": 1, "y": 0, "z": 2, "v": 4, "w": 3}}, tuple("yxzwv")),
+        ({"class_names": list("abc")}, None),
+        ({"class_to_idx": {"x": 1, "y": 5}}, None),
+    ],
+)
+def test_class_names_in_a_file_are_read(source, tmp_path, beside, names):
+    torch.save({"state_dict": source.model.state_dict(), **beside}, tmp_path / "w.pth")
+    assert create_backbone("test_resnet", 5, 32, checkpoint=tmp_path / "w.pth").class_names == names

@@ -140,6 +140,16 @@ def test_yaml_numbers_and_flags_go_over_a_recipe(capsys, tmp_path):
     assert again == config
 
 
+def test_the_balance_is_a_number_a_word_or_null(capsys):
+    for text, value in (("1", 1.0), ("0.5", 0.5), ("auto", "auto"), ("null", None)):
+        assert parsed(capsys, "fit", "--optim.balance", text)["optim"]["balance"] == value
+    for text in ("0", "-1", "some", ".inf"):
+        code, _, err = run(capsys, "fit", "--optim.balance", text)
+        assert code == 2
+        assert len(err.splitlines()) == 1
+        assert "balance is" in err
+
+
 def test_an_option_that_is_set_back_to_its_default_is_set_back(capsys, tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("options: {rsd: {kappa: 0.5}}\n")
@@ -436,7 +446,8 @@ def test_a_damaged_finished_run_is_named(capsys, tmp_path):
             else:
                 (folder / name).write_text(text)
             code, _, err = run(capsys, *words)
-            assert (code, len(err.strip().splitlines())) == (2, 1), (name, text, err)
+            refused = [line for line in err.strip().splitlines() if not line.startswith(("data ", "note: "))]
+            assert (code, len(refused)) == (2, 1), (name, text, err)
             assert Path(name).name in err
         (folder / name).write_bytes(whole)
     assert run(capsys, *words)[0] == 0
@@ -538,3 +549,84 @@ def torch_equal(one, other):
     import torch
 
     return torch.equal(one, other)
+
+
+def test_images_without_labels(capsys, tmp_path, teacher_folder):
+    """An embedding is learned, live and from the cache; then its body is trained with labels."""
+    words = ["fit", *TINY, "--epochs", "8", "--loader.max-train", "640", "--loader.labels", "none"]
+    words += ["--teacher-checkpoint", teacher_folder]
+    losses = {}
+    for cache in ("off", tmp_path / "cache"):
+        out = tmp_path / f"run-{Path(cache).name}"
+        given = ["--method", "rsd", "--cache", cache, "--loader.views", "2", "--out", out]
+        code, shown, progress = run(capsys, *words, *given)
+        assert code == 0, progress
+        assert "On the validation split, without labels" in shown
+        assert "distill_loss" in progress
+        exported = json.loads((out / "config.json").read_text())
+        assert (exported["num_classes"], exported.get("label_names")) == (0, None)
+        metrics = json.loads((out / "metrics.json").read_text())
+        assert "test" not in metrics["student"]
+        rows = (out / "logs" / "0" / "metrics.csv").read_text()
+        assert "val/distill_loss" in rows
+        assert "val/top1" not in rows
+        losses[Path(cache).name] = float(shown.split("student (test_vit)")[1].split()[0])
+    assert losses["cache"] == pytest.approx(losses["off"], rel=2e-2)
+    code, shown, _ = run(capsys, "eval", tmp_path / "run-off", "--loader.labels", "classes", "--knn", "--json")
+    assert code == 0
+    assert json.loads(shown)["knn"] > 60
+    words = ["fit", *TINY, "--epochs", "1", "--method", "none", "--model.student-checkpoint", tmp_path / "run-off"]
+    assert run(capsys, *words, "--model.new-head", "true", "--out", tmp_path / "tuned")[0] == 0
+    import timm
+
+    assert timm.create_model(f"local-dir:{tmp_path / 'run-off'}", pretrained=True).num_classes == 0
+
+
+def test_without_labels_the_student_may_learn_the_teachers_classes(capsys, tmp_path, teacher_folder):
+    words = ["fit", *TINY, "--epochs", "10", "--loader.max-train", "640", "--loader.labels", "none"]
+    words += ["--teacher-checkpoint", teacher_folder]
+    assert run(capsys, *words, "--method", "auto", "--out", tmp_path / "run")[0] == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["label_names"] == [str(d) for d in range(10)]
+    code, shown, _ = run(capsys, "eval", tmp_path / "run", "--loader.labels", "classes", "--json")
+    assert code == 0
+    assert json.loads(shown)["top1"] > 20
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--method", "none"],
+            "method 'none' learns from labels, but loader.labels is 'none': use a method that reads",
+        ),
+        (["--method", "ofa"], "(auto, kd, dist, fitnet, cc, rkd, rsd)"),
+        (["--method", "rsd", "--optim.ema", "0.9"], "optim.ema cannot be used with loader.labels 'none'"),
+        (["--method", "rsd", "--augment.mixup", "0.2"], "mixup and CutMix cannot be used with loader.labels 'none'"),
+    ],
+)
+def test_what_needs_labels_is_refused(capsys, tmp_path, words, message):
+    given = ["fit", *TINY, "--loader.labels", "none", "--teacher", "test_resnet", "--out", tmp_path / "run"]
+    code, _, err = run(capsys, *given, *words)
+    assert (code, message in err) == (2, True), err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise OSError('no licence')", "cannot be imported (OSError: no licence)"),
+        ("class Own(Method): pass", "has no forward(student, teacher, targets)"),
+        (
+            "class Own(Method):\n    def forward(self, s, t, y): return {}\n    def __init__(self, o, s, t): 1 / 0",
+            "cannot be built (ZeroDivisionError: division by zero)",
+        ),
+    ],
+    ids=["import", "forward", "constructor"],
+)
+def test_a_method_of_ones_own_that_fails(capsys, tmp_path, monkeypatch, request, body, message):
+    module = f"own_{request.node.callspec.id}"
+    (tmp_path / f"{module}.py").write_text(f"from crossdistill import Method\n{body}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, _, err = run(capsys, "fit", *TINY, "--method", f"{module}:Own", "--out", tmp_path / "run")
+    assert (code, message in err, len(err.strip().splitlines()[-1:])) == (2, True, 1), err
+    assert "Traceback" not in err

@@ -50,7 +50,7 @@ def test_what_a_resumed_run_repeats_replaces_what_was_logged(folder):
     ("change", "message"),
     [
         (lambda m: m.pop("method"), "method: Field required"),
-        (lambda m: m["student"].pop("test"), "student.test: Field required"),
+        (lambda m: m["student"].pop("name"), "student.name: Field required"),
         (lambda m: m["student"]["test"].update(top1="high"), "student.test.top1"),
         (lambda m: m["training"].update(epochs=None), "training.epochs"),
         (lambda m: m.update(teacher={"name": "t"}), "teacher.parameters"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from crossdistill import load_backbone
+from crossdistill import UserError, load_backbone
 from crossdistill.config import EngineConfig, LoaderConfig, ModelConfig, OptimConfig
 from crossdistill.report.records import read_run
 from crossdistill.training.callbacks import Interrupted
@@ -79,3 +79,37 @@ def test_the_balance_of_an_interrupted_run_goes_on(quick, silent, teacher_run, t
     assert int(states[0]["distiller.balance.steps"]) == 10
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
+
+
+def test_a_damaged_checkpoint_is_refused(config, silent, tmp_path, monkeypatch):
+    cut = replace(config, out=str(tmp_path / "cut"))
+    monkeypatch.setenv("STOP_AT", "7")
+    with pytest.raises(Interrupted):
+        fit(cut, console=silent)
+    monkeypatch.delenv("STOP_AT")
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    whole = last.read_bytes()
+    stored = torch.load(last, weights_only=True)
+    weights = stored["state_dict"]
+    name = next(iter(weights))
+    # Without the one before, there is nothing to fall back to.
+    (last.parent / "last.before.ckpt").unlink(missing_ok=True)
+    damage = {
+        # Without its loops Lightning would silently train all epochs again, from the weights of the second.
+        "is not a checkpoint of crossdistill": {key: value for key, value in stored.items() if key != "loops"},
+        "is not a checkpoint of crossdistill: ": [1, 2],
+        f"its weight '{name}' is missing": {**stored, "state_dict": {k: weights[k] for k in list(weights)[1:]}},
+        f"'{name}' is missing or of another shape": {**stored, "state_dict": {**weights, name: torch.zeros(3)}},
+        "the run has no weight": {**stored, "state_dict": {**weights, "distiller.other": torch.zeros(3)}},
+        "belongs to another run": {**stored, "crossdistill_run": "0"},
+    }
+    for message, content in damage.items():
+        torch.save(content, last)
+        with pytest.raises(UserError, match=f"last.ckpt' .*{message}"):
+            fit(cut, resume=True, console=silent)
+    for content in (b"", whole[:1000]):
+        last.write_bytes(content)
+        with pytest.raises(UserError, match=r"last\.ckpt' is damaged"):
+            fit(cut, resume=True, console=silent)
+    last.write_bytes(whole)
+    fit(cut, resume=True, console=silent)

@@ -30,6 +30,10 @@ class Backbone(nn.Module):
         """Why the stages cannot be read; None where they can."""
         self.before_classifier: Callable[[Tensor], Tensor] | None = None
         """Applied to the embedding on its way into the classifier; it must not change the values."""
+        self.class_names: tuple[str, ...] | None = None
+        """The names of the classes in the order of the logits; None where nothing states them."""
+        self.weights_part = ""
+        """The keys in a checkpoint file under which the weights were found; "" where they are all of it."""
 
     @property
     def classifies_embedding(self) -> bool:

@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import nn
 
-from crossdistill.backbones.args import CONFIG_FILE, WEIGHTS_FILE, BackboneArgs, read_args
+from crossdistill.backbones.args import CONFIG_FILE, WEIGHTS_FILE, BackboneArgs, read_args, read_class_names
 from crossdistill.backbones.base import Backbone
 from crossdistill.backbones.checkpoint import load_weights
 from crossdistill.backbones.classifier import classifier_names, pretrained_classes, stored_classes
@@ -34,6 +34,7 @@ def create_backbone(
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
     *,
+    checkpoint_key: str | None = None,
     small_images: bool = False,
     stages: Sequence[str] | None = None,
     new_head: bool = False,
@@ -44,10 +45,11 @@ def create_backbone(
     `name` is a timm model, "torchvision:<name>", or "package.module:factory" (a callable that returns an `nn.Module`;
     those of num_classes, in_chans and img_size that it accepts are passed). `num_classes` 0 builds a network without a
     classifier. `img_size` in pixels (None: the model's own); `checkpoint` a safetensors or torch file, or the folder of
-    a finished run; `small_images` builds a convolutional network without early strides and a transformer with a small
-    patch size; `stages` names four modules where they cannot be found; `new_head` loads all weights of the checkpoint
-    but those of the classifier, which is trained anew; `model_args` go to the model's constructor. Raises UserError for
-    an unknown name and for a model or checkpoint that does not fit.
+    a finished run; `checkpoint_key` chooses one of several networks in the file; `small_images` builds a convolutional
+    network without early strides and a transformer with a small patch size; `stages` names four modules where they
+    cannot be found; `new_head` loads all weights of the checkpoint but those of the classifier, which is trained anew;
+    `model_args` go to the model's constructor. Raises UserError for an unknown name and for a model or checkpoint that
+    does not fit.
     """
     given = dict(
         name=name,
@@ -61,9 +63,15 @@ def create_backbone(
     args: BackboneArgs = validated(BackboneArgs, given, "create_backbone: ")
     own = name.startswith("torchvision:") or is_code(name)
     model, size = (build_other if own else build_timm)(args, pretrained)
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") if pretrained else None
+    part = ""
     if checkpoint is not None:
-        _load(model, Path(checkpoint), args, size, new_head)
-    return _wrap(model, replace(args, img_size=size), size)
+        names, part = _load(model, Path(checkpoint), args, size, new_head, checkpoint_key)
+    backbone = _wrap(model, replace(args, img_size=size), size)
+    if isinstance(names, list | tuple) and len(names) == num_classes:
+        backbone.class_names = tuple(str(name) for name in names)
+    backbone.weights_part = part
+    return backbone
 
 
 def _wrap(model: nn.Module, args: BackboneArgs, size: int) -> Backbone:
@@ -78,7 +86,11 @@ def _wrap(model: nn.Module, args: BackboneArgs, size: int) -> Backbone:
     return backbone
 
 
-def _load(model: nn.Module, path: Path, args: BackboneArgs, size: int, new_head: bool) -> None:
+def _load(
+    model: nn.Module, path: Path, args: BackboneArgs, size: int, new_head: bool, key: str | None
+) -> tuple[Any, str]:
+    """Load a weights file or the model of a run; returns the class names, if known, and the keys that were taken."""
+    names = read_class_names(path) if path.is_dir() else None
     if path.is_dir():
         _check_args(args, path)
         path = path / WEIGHTS_FILE
@@ -87,25 +99,32 @@ def _load(model: nn.Module, path: Path, args: BackboneArgs, size: int, new_head:
         heads = classifier_names(model, args.name, args.num_classes, args.in_chans, size)
         _log.warning("%s: new classifier (%s) with %d classes", args.name, ", ".join(heads), args.num_classes)
     try:
-        load_weights(model, path, without=heads)
+        loaded = load_weights(model, path, key=key, without=heads)
     except UserError as error:
-        if heads or not args.num_classes or not _fits_without_head(model, path, args, size):
+        if heads or not args.num_classes or not _fits_without_head(model, path, args, size, key):
             raise
         raise UserError(
             f"{error}; all but the classifier fits: new_head=True (--model.new-head true) trains a new one"
         ) from error
+    return (None if heads else names or loaded.class_names), loaded.part
 
 
-def _fits_without_head(model: nn.Module, path: Path, args: BackboneArgs, size: int) -> bool:
+def _fits_without_head(model: nn.Module, path: Path, args: BackboneArgs, size: int, key: str | None) -> bool:
+    heads = classifier_names(model, args.name, args.num_classes, args.in_chans, size)
     try:
-        load_weights(model, path, without=classifier_names(model, args.name, args.num_classes, args.in_chans, size))
+        load_weights(model, path, key=key, without=heads)
     except UserError:
         return False
     return True
 
 
 def classes_of_weights(
-    name: str, img_size: int | None = None, in_chans: int = 3, checkpoint: str | Path | None = None, **arguments: Any
+    name: str,
+    img_size: int | None = None,
+    in_chans: int = 3,
+    checkpoint: str | Path | None = None,
+    checkpoint_key: str | None = None,
+    **arguments: Any,
 ) -> int | None:
     """Return the classes of a model's pretrained weights, or of those in a file; 0 without a classifier.
 
@@ -114,7 +133,7 @@ def classes_of_weights(
     if checkpoint is None:
         return pretrained_classes(name)
     backbone = outline(name, 1, img_size, in_chans=in_chans, **arguments)
-    return stored_classes(backbone.model, name, checkpoint, in_chans, backbone.img_size)
+    return stored_classes(backbone.model, name, checkpoint, checkpoint_key, in_chans, backbone.img_size)
 
 
 def from_args(args: BackboneArgs, checkpoint: str | Path | None = None) -> Backbone:

@@ -1,62 +1,168 @@
-"""Load weights from a file into a model: all of them, or an error that names the keys."""
+"""Load weights from a file into a model: all of them, or an error that names the keys.
 
+A file may hold several networks. One fits where it has all names of the model, under some keys and behind some prefix.
+One that fits is taken; of several, the averaged one (with ema, swa or averag in its keys); of several others, none: the
+user chooses one by its key. Which one is taken depends on the names alone, in every process.
+"""
+
+import re
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from crossdistill.errors import UserError, first_line
+from crossdistill.backbones.weights_file import groups_of, names_in, read_file
+from crossdistill.errors import UserError
 
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Keys under which common trainers keep the weights; averaged ones first, as in timm."""
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors or torch file (tensors only, no code is run) and unwrap it. Raises UserError."""
-    if not path.is_file():
-        raise UserError(f"checkpoint {str(path)!r} does not exist")
-    try:
-        loaded: Any
-        if path.suffix == ".safetensors":
-            loaded = load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is no checkpoint can raise anything
-        reason = first_line(error)
-        raise UserError(
-            f"checkpoint {str(path)!r} cannot be read; is it truncated or of another format? ({reason})"
-        ) from error
-    for wrapper in _WRAPPERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-            break
-    weights = {k: v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, dict) else {}
-    if not weights:
-        raise UserError(f"checkpoint {str(path)!r} holds no weights")
-    return weights
+_OPTIONAL = "num_batches_tracked"
+"""A counter of batch norms that evaluation does not use, and that old files do not have."""
+_AVERAGED = re.compile(r"(^|[._])(ema|swa|averag\w*)([._]|$)", re.IGNORECASE)
 
 
-def load_weights(model: nn.Module, path: Path, prefix: str | None = None, without: Sequence[str] = ()) -> None:
+@dataclass(frozen=True)
+class Loaded:
+    """What was loaded: the keys that led to it in the file ("" for the whole file), and the file's class names."""
+
+    part: str
+    class_names: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """Weights behind one prefix in one mapping of a file."""
+
+    part: str
+    weights: dict[str, Tensor]
+    matching: int
+
+    @property
+    def averaged(self) -> bool:
+        return _AVERAGED.search(self.part) is not None
+
+
+def load_weights(
+    model: nn.Module,
+    path: Path,
+    prefix: str | None = None,
+    key: str | None = None,
+    without: Sequence[str] = (),
+) -> Loaded:
     """Load a checkpoint file into `model`, all of its weights but those of the modules named in `without`.
 
-    With `prefix`, the weights are those whose names begin with it. Without, a prefix that wrappers put before the names
-    (`module.`, `model.`, ...) is found from the names themselves, and weights under other prefixes are ignored. Raises
-    UserError for keys that are missing, not expected or of another shape.
+    With `prefix`, the weights are those whose names begin with it. `key` chooses one of several networks in the file.
+    Raises UserError for keys that are missing, not expected or of another shape, and for several networks that fit.
     """
-    kept = {name: value for name, value in model.state_dict().items() if _inside(name, without)}
-    expected = {name: value for name, value in model.state_dict().items() if name not in kept}
-    stored = read_weights(path)
-    found = matching_weights(stored, expected) if prefix is None else _under(stored, prefix)
-    found = {name: value for name, value in found.items() if not _inside(name, without)}
-    missing = [k for k in expected if k not in found]
-    surplus = [k for k in found if k not in expected]
+    state = model.state_dict()
+    expected = {name: value for name, value in state.items() if not _inside(name, without)}
+    loaded = read_file(path)
+    if prefix is not None:
+        joined = {name: value for group in _groups(loaded, path).values() for name, value in group.items()}
+        weights = {name[len(prefix) :]: value for name, value in joined.items() if name.startswith(prefix)}
+        chosen = _Candidate(prefix, weights, 0)
+    else:
+        chosen = _find(loaded, expected, path, key)
+    found = {name: value for name, value in chosen.weights.items() if not _inside(name, without)}
+    _check_fit(found, expected, path)
+    kept = {name: value for name, value in state.items() if name not in expected or name.endswith(_OPTIONAL)}
+    model.load_state_dict({**kept, **{name: found[name] for name in expected if name in found}})
+    return Loaded(chosen.part, names_in(loaded))
+
+
+def stored_weights(path: Path, expected: dict[str, Tensor], key: str | None = None) -> dict[str, Tensor]:
+    """Return the weights of the network in a file that fits `expected` best, by their names in the model.
+
+    Raises UserError for a file that cannot be read, and for several networks that fit.
+    """
+    return _find(read_file(path), expected, path, key).weights
+
+
+def _find(loaded: Any, expected: dict[str, Tensor], path: Path, key: str | None) -> _Candidate:
+    groups = _groups(loaded, path)
+    found = [one for keys, group in groups.items() for one in _candidates(".".join(keys), group, expected)]
+    return _choose(found, expected, path, key)
+
+
+def _groups(loaded: Any, path: Path) -> dict[tuple[str, ...], dict[str, Tensor]]:
+    groups = groups_of(loaded)
+    if not groups:
+        raise UserError(f"checkpoint {str(path)!r} holds no weights")
+    return groups
+
+
+def _inside(name: str, modules: Sequence[str]) -> bool:
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def _candidates(keys: str, group: dict[str, Tensor], expected: dict[str, Tensor]) -> list[_Candidate]:
+    """Return the parts of a mapping that share names with the model, one for each prefix."""
+    cleaned = {name.replace("_orig_mod.", ""): value for name, value in group.items()}
+    matching: dict[str, int] = defaultdict(int)
+    for name in cleaned:
+        places = [0, *(place.end() for place in re.finditer(r"\.", name))]
+        for place in places:
+            if name[place:] in expected and not name.endswith(_OPTIONAL):
+                matching[name[:place]] += 1
+    found = []
+    for prefix in sorted(matching):
+        weights = {name[len(prefix) :]: value for name, value in cleaned.items() if name.startswith(prefix)}
+        part = ".".join(text for text in (keys, prefix.rstrip(".")) if text)
+        found.append(_Candidate(part, weights, matching[prefix]))
+    return found
+
+
+def _choose(found: list[_Candidate], expected: dict[str, Tensor], path: Path, key: str | None) -> _Candidate:
+    if key is not None:
+        named = [one for one in found if f".{key}." in f".{one.part}."]
+        if not named:
+            parts = ", ".join(repr(one.part) for one in found[:4]) or "none"
+            raise UserError(f"checkpoint {str(path)!r} has no network under {key!r}; parts that share names: {parts}")
+        found = named
+    whole = [one for one in found if _fits(one, expected)]
+    if not whole:
+        return max(found, key=lambda one: (one.matching, one.averaged, -len(one.part)), default=_Candidate("", {}, 0))
+    whole = _different(whole, expected)
+    averaged = [one for one in whole if one.averaged]
+    candidates = averaged or whole
+    if len(candidates) > 1:
+        parts = ", ".join(repr(one.part) for one in candidates)
+        raise UserError(
+            f"checkpoint {str(path)!r} holds several networks that fit the model: {parts}; choose one with "
+            "--model.teacher-checkpoint-key or --model.student-checkpoint-key (checkpoint_key= in Python)"
+        )
+    return candidates[0]
+
+
+def _fits(one: _Candidate, expected: dict[str, Tensor]) -> bool:
+    return all(
+        name.endswith(_OPTIONAL) or (name in one.weights and one.weights[name].shape == value.shape)
+        for name, value in expected.items()
+    )
+
+
+def _different(candidates: list[_Candidate], expected: dict[str, Tensor]) -> list[_Candidate]:
+    """Leave out candidates whose weights are those of an earlier one."""
+    kept: list[_Candidate] = []
+    for one in candidates:
+        if not any(
+            all(name.endswith(_OPTIONAL) or torch.equal(one.weights[name], other.weights[name]) for name in expected)
+            for other in kept
+        ):
+            kept.append(one)
+    return kept
+
+
+def _check_fit(found: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
+    """Raise UserError for weights that are missing, not expected or of another shape."""
+    missing = [name for name in expected if name not in found and not name.endswith(_OPTIONAL)]
+    surplus = [name for name in found if name not in expected and not name.endswith(_OPTIONAL)]
     shapes = [
-        f"{k} is {tuple(found[k].shape)}, the model has {tuple(expected[k].shape)}"
-        for k in expected
-        if k in found and found[k].shape != expected[k].shape
+        f"{name} is {tuple(found[name].shape)}, the model has {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
     ]
     problems = [
         f"{what}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}"
@@ -65,23 +171,3 @@ def load_weights(model: nn.Module, path: Path, prefix: str | None = None, withou
     ]
     if problems:
         raise UserError(f"checkpoint {str(path)!r} does not fit the model; " + "; ".join(problems))
-    model.load_state_dict({**kept, **found})
-
-
-def _inside(name: str, modules: Sequence[str]) -> bool:
-    return any(name.startswith(f"{module}.") for module in modules)
-
-
-def _under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
-
-
-def matching_weights(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights under the prefix that fits the expected names best, without the prefix."""
-    cleaned = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}
-    if any(key in expected for key in cleaned):
-        return cleaned
-    prefixes = {key[: -len(name)] for name in expected for key in cleaned if key.endswith("." + name)}
-    # The averaged copy (ema.) before the raw one where both fit.
-    best = max(prefixes, key=lambda p: (sum(p + name in cleaned for name in expected), "ema" in p, -len(p)), default="")
-    return _under(cleaned, best)

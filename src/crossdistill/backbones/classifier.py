@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from crossdistill.backbones._probe import record_probe
 from crossdistill.backbones.args import WEIGHTS_FILE
-from crossdistill.backbones.checkpoint import matching_weights, read_weights
+from crossdistill.backbones.checkpoint import stored_weights
 from crossdistill.backbones.structure import is_classifier
 from crossdistill.errors import UserError
 
@@ -43,15 +43,18 @@ def pretrained_classes(name: str) -> int | None:
     return None if cfg is None else int(cfg.num_classes)
 
 
-def stored_classes(model: nn.Module, name: str, checkpoint: str | Path, in_chans: int, img_size: int) -> int:
+def stored_classes(
+    model: nn.Module, name: str, checkpoint: str | Path, key: str | None, in_chans: int, img_size: int
+) -> int:
     """Return the classes that a file of weights for a model (built with one class) has; 0 for a headless file.
 
     Raises UserError for a file that cannot be read.
     """
     path = Path(checkpoint)
-    stored = matching_weights(read_weights(path / WEIGHTS_FILE if path.is_dir() else path), model.state_dict())
-    sizes = {_rows(stored, head) for head in classifier_names(model, name, 1, in_chans, img_size)}
-    return max(sizes)
+    heads = classifier_names(model, name, 1, in_chans, img_size)
+    body = {weight: value for weight, value in model.state_dict().items() if weight.rpartition(".")[0] not in heads}
+    stored = stored_weights(path / WEIGHTS_FILE if path.is_dir() else path, body, key)
+    return max(_rows(stored, head) for head in heads)
 
 
 def _rows(weights: Mapping[str, Tensor], name: str) -> int:

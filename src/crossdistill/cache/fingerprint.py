@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import Dataset
 
 from crossdistill.config.data import AugmentConfig
-from crossdistill.data.datasets import Files, Images, Part
+from crossdistill.data.datasets import Images, base_of
+from crossdistill.data.folder import Files
 from crossdistill.data.resident import ResidentViews
 from crossdistill.teacher import Ensemble, Teacher
 from crossdistill.types import BackboneSpec
@@ -76,6 +77,7 @@ def _describe_views(views: Dataset[Any], student: BackboneSpec, augment: Augment
         "img_size": size,
         "resident": isinstance(views, ResidentViews),
         "crop": augment.crop,
+        "crop_mode": augment.crop_mode,
         "scale": list(augment.scale),
         "hflip": augment.hflip,
         "color_jitter": augment.color_jitter,
@@ -146,9 +148,7 @@ def _pixels(images: Images) -> Any:
 
 def _files(images: Images) -> Any:
     """Return names and sizes of files; nothing for other kinds of data, whose rows are decoded above."""
-    chosen: Any = np.arange(len(images))
-    while isinstance(images, Part):
-        chosen, images = images.indices[chosen], images.images
+    images, chosen = base_of(images)
     if isinstance(images, Files):
         for index in chosen:
             path = Path(images.paths[int(index)])

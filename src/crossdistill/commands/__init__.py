@@ -4,6 +4,7 @@ COMMANDS: dict[str, str] = {
     "demo": "crossdistill.commands.demo",
     "teacher": "crossdistill.commands.teacher",
     "fit": "crossdistill.commands.fit",
+    "check": "crossdistill.commands.check",
     "cache": "crossdistill.commands.cache",
     "compare": "crossdistill.commands.compare",
     "eval": "crossdistill.commands.evaluate",

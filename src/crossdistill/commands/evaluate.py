@@ -11,10 +11,12 @@ from crossdistill.config import RunConfig
 from crossdistill.errors import UserError
 
 ABOUT = "Score a finished run, or a model by name with a checkpoint, on a split of its data or of another set."
-_LOADER = ("batch_size", "workers", "val_fraction", "split_seed", "max_train", "image_column", "label_column", "root")
+_LOADER = ("batch_size", "workers", "val_fraction", "split_seed", "max_train", "root", "labels")
+_LAYOUT = ("image_column", "label_column", "on_bad_image", "train_dir", "val_dir", "test_dir", "download", "in_chans")
 _READS = [
-    *("data", "trust_code", "img_size", "model.stem", "model.student_args", "augment.crop_pct"),
-    *(f"loader.{name}" for name in (*_LOADER, "download", "in_chans")),
+    *("data", "trust_code", "img_size", "model.stem", "model.student_args", "model.student_checkpoint_key"),
+    *("augment.crop_pct", "augment.crop_mode"),
+    *(f"loader.{name}" for name in (*_LOADER, *_LAYOUT)),
     *("engine.accelerator", "engine.threads"),
 ]
 _BY_NAME = ("recipe", "checkpoint", "img_size", "model")

@@ -11,6 +11,7 @@ from crossdistill.commands._run import RunParser, read_early_flags
 from crossdistill.commands._show import consoles, show_run
 from crossdistill.config import RunConfig
 from crossdistill.config.code import check_named_code, code_of
+from crossdistill.errors import UserError
 
 ABOUT = "Distil a teacher into a student, or train it on the labels alone with --method none."
 
@@ -45,6 +46,8 @@ def read_resumed(argv: Sequence[str]) -> tuple[RunConfig | None, bool]:
     early = read_early_flags(argv)
     restarted = any(int(os.environ.get(n, "0")) > 0 for n in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
     exists = early.out is not None and (Path(early.out) / "config.yaml").is_file()
+    if early.resume and early.out is not None and not exists:
+        raise UserError(f"{early.out!r} does not hold a run to resume")
     if not exists or not (early.resume or restarted):
         return None, early.resume
     if early.recipe is not None:

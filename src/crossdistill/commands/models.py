@@ -33,7 +33,11 @@ def run(argv: Sequence[str]) -> int:
         print("\n".join(timm.list_models()))
         notes.print("also: torchvision:<name>, package.module:factory. A pattern shows stages, widths and cost.")
         return 0
-    names = [made.pattern] if ":" in made.pattern else [n for n in timm.list_models() if fnmatch(n, made.pattern)]
+    # A name with a tag (vit_small_patch16_224.augreg_in21k) is one model, as timm lists the names without tags.
+    tagged = "*" not in made.pattern and timm.is_model(made.pattern)
+    names = (
+        [made.pattern] if ":" in made.pattern or tagged else [n for n in timm.list_models() if fnmatch(n, made.pattern)]
+    )
     if not names:
         raise unknown("model", made.pattern, timm.list_models())
     rows, failures = _read(names, made.num_classes, made.img_size, made.small_images)

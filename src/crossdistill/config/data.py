@@ -19,6 +19,8 @@ from crossdistill.errors import UserError
 
 SMALL_IMAGE = 64
 """Side in pixels up to which images are small: cropped after padding, evaluated without a crop, kept on the device."""
+_LONG = 2
+"""Longer side divided by the shorter one from which images are squashed rather than cut."""
 
 
 @settings
@@ -43,6 +45,20 @@ class LoaderConfig:
     """Seed of the held-out choice; separate from `seed`, so that all runs share one split."""
     max_train: OptionalAtLeastTwo = None
     """Train on this many images only, a fixed random choice; null uses all."""
+    labels: Literal["classes", "none"] = "classes"
+    """"none" ignores labels, or reads images that have none (also a folder without class folders): only the method's
+    terms are trained, the student has no classifier or that of the teacher, and the epoch with the lowest held-out
+    loss is kept."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """What to do with a file that cannot be read as an image: "error" refuses the data, "skip" decodes every file once,
+    and leaves out and lists those that cannot be read."""
+    train_dir: str | None = None
+    """Folder of the training split, inside the folder of the data; "." for class folders without splits. Null finds
+    folders named train, val and test, in the usual spellings."""
+    val_dir: str | None = None
+    """The same for the validation split; only with train_dir."""
+    test_dir: str | None = None
+    """The same for the test split; only with train_dir."""
     image_column: str | None = None
     """Parquet column of the images; null uses the first image column of the schema."""
     label_column: str | None = None
@@ -76,19 +92,31 @@ class AugmentConfig:
     """Alpha of mixup; 0 is off."""
     cutmix: NonNegative = 0.0
     """Alpha of CutMix; 0 is off."""
+    crop_mode: Literal["auto", "center", "squash"] = "auto"
+    """How images that are not square are fitted, in training and in evaluation: "center" keeps their proportions, and
+    evaluation cuts off the longer ends; "squash" shows the whole image, resized to a square. "auto" squashes where
+    training does so (crop "padded" or "none"), and images that are more than twice as long as they are short."""
     crop_pct: OptionalFraction = None
-    """Fraction of the resized image that evaluation uses; null is 1 for at most 64 px, else 0.875."""
+    """Fraction of the resized image, along a side, that evaluation uses; null is 1 for at most 64 px and for squashed
+    images, else 0.875."""
 
     @property
     def mixes(self) -> bool:
         """Whether images of a batch are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
-    def decided(self, img_size: int) -> "AugmentConfig":
-        """Return these settings for images of `img_size` pixels, with nothing left to "auto"."""
+    def decided(self, img_size: int, size: tuple[int, int] = (1, 1)) -> "AugmentConfig":
+        """Return these settings with nothing left to "auto".
+
+        `img_size` is the side in pixels of the network's input, `size` the height and width of the data's images.
+        """
         small = img_size <= SMALL_IMAGE
         crop: Any = self.crop if self.crop != "auto" else "padded" if small else "resized"
-        return replace(self, crop=crop, crop_pct=self.crop_pct or (1.0 if small else 0.875))
+        mode: Any = self.crop_mode
+        if mode == "auto":
+            mode = "squash" if crop != "resized" or max(size) > _LONG * min(size) else "center"
+        whole = small or mode == "squash"
+        return replace(self, crop=crop, crop_mode=mode, crop_pct=self.crop_pct or (1.0 if whole else 0.875))
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:

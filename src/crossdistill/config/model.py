@@ -55,6 +55,10 @@ class ModelConfig:
     """Use the pretrained weights of timm or torchvision for the teacher."""
     student_checkpoint: str | None = None
     """Weights that the student starts from: a file, or the folder of a finished run."""
+    student_checkpoint_key: str | None = None
+    """Which network of the student's checkpoint is loaded, where the file holds several that fit."""
+    teacher_checkpoint_key: str | None = None
+    """The same for the teacher."""
     new_head: bool = False
     """Leave out the classifier of student_checkpoint and train a new one, for data with other classes; the command
     `teacher` does so with teacher_checkpoint."""
@@ -65,8 +69,10 @@ class ModelConfig:
     teacher_img_size: Annotated[int | list[int | None] | None, AfterValidator(_sizes)] = None
     """Side in pixels of the teacher's input, or a list for several; null uses img_size where that is given or the
     images are small, else the teacher's own. A finished run knows its own."""
-    teacher_classes: OptionalNonNegativeInt = None
-    """Classes of the teacher's classifier; 0 builds it without one, null uses those of its weights, or of the data."""
+    teacher_classes: OptionalNonNegativeInt | list[str] | str = None
+    """Classes of the teacher's classifier: their number (0 builds it without one), or their names in the order of its
+    logits, as a list or a text file with one name in each line. Null uses the number of its weights' classes, or of the
+    data's."""
     student_stages: list[str] | None = None
     """Four module names, shallow to deep, where the student's stages cannot be found."""
     teacher_stages: list[str] | None = None

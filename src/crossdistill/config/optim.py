@@ -1,8 +1,9 @@
 """Settings of optimiser, schedule and task loss."""
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator
 
 from crossdistill.config.validation import (
     FractionBelowOne,
@@ -12,6 +13,16 @@ from crossdistill.config.validation import (
     Positive,
     settings,
 )
+from crossdistill.errors import UserError
+
+
+def _positive(value: float | str | None) -> float | str | None:
+    if isinstance(value, float) and not (value > 0 and math.isfinite(value)):
+        raise UserError(f"balance is {value}; it must be greater than 0, 'auto' or null")
+    return value
+
+
+_Balance = Annotated[float | Literal["auto"] | None, AfterValidator(_positive)]
 
 
 @settings
@@ -39,7 +50,7 @@ class OptimConfig:
     """Decay of an exponential moving average of the student, which is then validated and kept; null keeps none."""
     label_smoothing: FractionBelowOne = 0.0
     """Smoothing of the labels in the task loss."""
-    balance: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] | Literal["auto"] | None = "auto"
+    balance: _Balance = "auto"
     """Size of each method's gradient relative to the task's, on the student's embedding and logits: the factor of the
     method is found from the gradients while training, and weights within a method keep their proportions. "auto" does
     so for the methods that have a default for it; null uses all weights as they are."""

@@ -47,7 +47,7 @@ def resolve(config: RunConfig, data: DataFacts, own_size: Callable[[str], int]) 
         teacher_stem=_stem(config.model.teacher_stem or config.model.stem, img_size, config.model.teacher_pretrained),
         teacher_img_size=config.model.teacher_img_size or _teacher_sizes(config.teachers, given, own_size),
     )
-    augment = config.augment.decided(img_size)
+    augment = config.augment.decided(img_size, data.size)
     loader = replace(config.loader, in_chans=config.loader.in_chans or data.channels)
     if config.cached and loader.views is None:
         loader = replace(loader, views=min(config.epochs, _MOST_VIEWS))

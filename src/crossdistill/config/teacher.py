@@ -54,5 +54,6 @@ def _as_student(model: ModelConfig, checkpoint: str | None) -> ModelConfig:
         student_stages=model.teacher_stages,
         student_pretrained=model.teacher_pretrained,
         student_checkpoint=checkpoint,
+        student_checkpoint_key=model.teacher_checkpoint_key,
         new_head=model.new_head,
     )

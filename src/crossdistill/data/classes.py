@@ -1,16 +1,32 @@
 """Classes are identified by their names."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
+from crossdistill.backbones.base import Backbone
+from crossdistill.backbones.classes import reorder_classes
+from crossdistill.data.class_names import name_difference
 from crossdistill.data.splits import ImageData
 from crossdistill.errors import UserError
 
 
-def check_class_order(names: Sequence[str] | None, owner: str, data: ImageData) -> None:
-    """Raise UserError where a model has the data's classes in another order."""
-    if names and sorted(names) == sorted(data.class_names) and tuple(names) != data.class_names:
-        wrong = next(i for i, (a, b) in enumerate(zip(names, data.class_names, strict=True)) if a != b)
-        raise UserError(
-            f"the model in {owner!r} has the classes of {data.name!r} in another order: its class {wrong} is "
-            f"{names[wrong]!r}, the data's is {data.class_names[wrong]!r}"
-        )
+def match_classes(backbone: Backbone, owner: str, data: ImageData) -> None:
+    """Put a network's classes into the order of the data, by their names; without names nothing is changed.
+
+    Raises UserError, with the difference, for a network whose classes have other names.
+    """
+    names = backbone.class_names
+    if names is None or names == data.class_names:
+        return
+    if len(names) != len(set(names)) or set(names) != set(data.class_names):
+        difference = name_difference("the model", names, "the data", data.class_names)
+        raise UserError(f"the model in {owner!r} knows other classes than {data.name!r}: {difference}")
+    number = {name: place for place, name in enumerate(names)}
+    reorder_classes(backbone, [number[name] for name in data.class_names])
+    backbone.class_names = data.class_names
+
+
+def has_classes_of(data: ImageData, backbones: Iterable[Backbone]) -> bool:
+    """Return whether the logits of networks are those of the data's classes, as far as is known."""
+    return all(
+        one.spec.num_classes == data.num_classes and one.class_names in (None, data.class_names) for one in backbones
+    )

@@ -18,7 +18,7 @@ Key = tuple[int, int]
 
 
 class Views(Dataset[Any]):
-    """Transformed pictures by (index, view): one gives (image, label, index), a list of keys gives a `Batch`.
+    """Transformed images by (index, view): one gives (image, label, index), a list of keys gives a `Batch`.
 
     The randomness of a view comes from seed, image and view number alone, so that the same view is made by any worker,
     in any order. Without `seed` the transform has no randomness.

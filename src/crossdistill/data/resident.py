@@ -20,7 +20,7 @@ _DECODED_AT_ONCE = 512
 class ResidentViews(Dataset[Any]):
     """Views of images that are kept as one uint8 tensor on the device.
 
-    `plain` is the fixed transform that resizes a picture. With `augment`, a view is cropped after padding and flipped,
+    `plain` is the fixed transform that resizes an image. With `augment`, a view is cropped after padding and flipped,
     by numbers that are a function of (seed, image, view) alone: the same on every device, in any batch. It returns
     whole batches for lists of keys (`__getitems__`, which torch's loaders prefer); nothing waits for the device.
     """

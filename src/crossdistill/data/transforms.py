@@ -6,10 +6,15 @@ from typing import Any
 
 from timm.data import create_transform
 from torchvision import transforms as T
+from torchvision.transforms import functional as F
 
 from crossdistill.config.data import AugmentConfig
 from crossdistill.errors import UserError, first_line
 from crossdistill.types import BackboneSpec
+
+INTERPOLATION = "bicubic"
+_RATIO = (3 / 4, 4 / 3)
+"""Width divided by height of a random crop, relative to the whole image, as in timm and torchvision."""
 
 
 def padding(img_size: int) -> int:
@@ -22,7 +27,7 @@ def train_transform(config: AugmentConfig, spec: BackboneSpec, img_size: int) ->
 
     Raises UserError for an augmentation policy that timm does not know.
     """
-    crop = config.decided(img_size).crop
+    config = config.decided(img_size)
     try:
         # timm returns its pipeline in three parts: geometry, colour, tensor.
         geometry, colour, tensor = create_transform(
@@ -34,21 +39,47 @@ def train_transform(config: AugmentConfig, spec: BackboneSpec, img_size: int) ->
             auto_augment=config.auto_augment,
             re_prob=config.erasing,
             re_mode="pixel",
-            interpolation="bicubic",
+            interpolation=INTERPOLATION,
             mean=spec.mean,
             std=spec.std,
             separate=True,
         )
     except (AssertionError, ValueError) as error:
         raise UserError(f"augment: timm does not accept {config.auto_augment!r} ({first_line(error)})") from error
-    if crop != "resized":
-        steps: list[Any] = [T.Resize((img_size, img_size), T.InterpolationMode.BICUBIC)]
-        if crop == "padded":
-            steps.append(T.RandomCrop(img_size, padding=padding(img_size)))
-        if config.hflip > 0:
-            steps.append(T.RandomHorizontalFlip(config.hflip))
-        geometry = T.Compose(steps)
+    if config.crop != "resized" or config.crop_mode == "squash":
+        geometry = _whole_image_geometry(config, img_size)
     return T.Compose([to_channels(spec.in_chans), geometry, colour, tensor])
+
+
+def _whole_image_geometry(config: AugmentConfig, img_size: int) -> Callable[..., Any]:
+    """Make the random geometry of images that are squashed to a square, and those that are padded or not cropped."""
+    square = (img_size, img_size)
+    steps: list[Any] = []
+    if config.crop == "resized":
+        steps.append(SquashedCrop(img_size, config.scale))
+    elif config.crop_mode == "squash":
+        steps.append(T.Resize(square, T.InterpolationMode.BICUBIC))
+    else:
+        steps += [T.Resize(img_size, T.InterpolationMode.BICUBIC), T.CenterCrop(img_size)]
+    if config.crop == "padded":
+        steps.append(T.RandomCrop(img_size, padding=padding(img_size)))
+    if config.hflip > 0:
+        steps.append(T.RandomHorizontalFlip(config.hflip))
+    return T.Compose(steps)
+
+
+class SquashedCrop:
+    """A random resized crop whose proportions are relative to those of the image, as if it were squashed first."""
+
+    def __init__(self, img_size: int, scale: tuple[float, float]) -> None:
+        self.img_size = img_size
+        self.scale = list(scale)
+
+    def __call__(self, image: Any) -> Any:
+        """Crop and resize a PIL image to a square."""
+        long = image.width / image.height
+        box = T.RandomResizedCrop.get_params(image, self.scale, [long * ratio for ratio in _RATIO])
+        return F.resized_crop(image, *box, [self.img_size, self.img_size], T.InterpolationMode.BICUBIC)
 
 
 def resize_transform(config: AugmentConfig, spec: BackboneSpec, img_size: int) -> Callable[..., Any]:
@@ -58,19 +89,25 @@ def resize_transform(config: AugmentConfig, spec: BackboneSpec, img_size: int) -
 
 def eval_transform(config: AugmentConfig, spec: BackboneSpec, img_size: int) -> Callable[..., Any]:
     """Make the fixed transform of validation and test images."""
-    tensor = create_transform(
-        (spec.in_chans, img_size, img_size),
-        is_training=False,
-        crop_pct=config.decided(img_size).crop_pct,
-        interpolation="bicubic",
-        mean=spec.mean,
-        std=spec.std,
-    )
+    tensor = create_transform(**preprocessing(config, spec, img_size), is_training=False)
     return T.Compose([to_channels(spec.in_chans), tensor])
 
 
+def preprocessing(config: AugmentConfig, spec: BackboneSpec, img_size: int) -> dict[str, Any]:
+    """Return how evaluation makes a tensor of an image, in the terms of timm's `create_transform`."""
+    config = config.decided(img_size)
+    return dict(
+        input_size=(spec.in_chans, img_size, img_size),
+        interpolation=INTERPOLATION,
+        mean=spec.mean,
+        std=spec.std,
+        crop_pct=config.crop_pct,
+        crop_mode=config.crop_mode,
+    )
+
+
 def to_channels(in_chans: int) -> Callable[..., Any]:
-    """Convert pictures to RGB or grey."""
+    """Convert images to RGB or grey."""
     return T.Lambda(_to_rgb if in_chans == 3 else _to_grey)
 
 

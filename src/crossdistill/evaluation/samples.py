@@ -11,6 +11,7 @@ import torch
 
 from crossdistill.backbones import Backbone
 from crossdistill.data import ImageData
+from crossdistill.data.classes import has_classes_of
 from crossdistill.files import write_whole
 from crossdistill.teacher import Teacher
 
@@ -32,7 +33,7 @@ def save_samples(
     originals = [data.test.read(i) for i in chosen]
     images = torch.stack([transform(original) for original in originals]).to(device)
     answers = {"student": student(images).require_logits().float().softmax(1).cpu()}
-    if teacher is not None and teacher.spec.num_classes == data.num_classes:
+    if teacher is not None and has_classes_of(data, [teacher.backbone, *(m.backbone for m in teacher.members)]):
         answers["teacher"] = teacher(images).require_logits().float().softmax(1).cpu()
     labels = [int(data.test.labels[i]) for i in chosen]
     right = [int(answers["student"][k].argmax()) == label for k, label in enumerate(labels)]

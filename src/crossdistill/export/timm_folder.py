@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -10,11 +11,18 @@ from timm.models._hub import save_config_for_hf
 
 from crossdistill.backbones import Backbone
 from crossdistill.backbones.args import CONFIG_FILE, WEIGHTS_FILE
+from crossdistill.config import AugmentConfig
+from crossdistill.data.picture import RULES
+from crossdistill.data.transforms import preprocessing
 from crossdistill.errors import UserError, first_line
 
 
-def save_student(backbone: Backbone, folder: Path, class_names: tuple[str, ...]) -> None:
+def save_student(
+    backbone: Backbone, folder: Path, class_names: tuple[str, ...], look: dict[str, Any] | None = None
+) -> None:
     """Write weights and config.json into `folder`. Raises UserError where they cannot be written.
+
+    `look` is how a tensor is made of an image (`crossdistill.data.transforms.preprocessing`).
 
     `timm.create_model("local-dir:<folder>", pretrained=True)` loads a timm model; `crossdistill.load_backbone(folder)`
     loads any. A student with a small stem needs `import crossdistill.backbones` before timm knows its architecture.
@@ -25,9 +33,10 @@ def save_student(backbone: Backbone, folder: Path, class_names: tuple[str, ...])
     except SafetensorError as error:  # a full disk, among others
         raise UserError(f"cannot write {str(folder / WEIGHTS_FILE)!r}: {first_line(error)}") from error
     spec, path = backbone.spec, folder / CONFIG_FILE
-    about = {"label_names": list(class_names), "crossdistill": asdict(backbone.args)}
+    look = look or preprocessing(AugmentConfig(), spec, backbone.img_size)
+    about = {"label_names": list(class_names), "crossdistill": asdict(backbone.args), "pictures": RULES}
     if ":" in spec.name:
-        path.write_text(json.dumps({"num_classes": spec.num_classes, **about}, indent=2))
+        text = json.dumps({"num_classes": spec.num_classes, **about, "preprocessing": look}, indent=2)
+        path.write_text(text, encoding="utf-8")
         return
-    look = dict(input_size=(spec.in_chans, backbone.img_size, backbone.img_size), mean=spec.mean, std=spec.std)
     save_config_for_hf(backbone.model, str(path), model_config=about, data_config=look)

@@ -10,7 +10,7 @@ from typing import Any
 
 from crossdistill.backbones import Backbone
 from crossdistill.config.validation import validated
-from crossdistill.errors import UserError, unknown
+from crossdistill.errors import UserError, kind_and_line, unknown
 from crossdistill.methods.auto import Auto
 from crossdistill.methods.base import Method as Method
 from crossdistill.methods.cc import CC
@@ -60,10 +60,12 @@ def find_method(name: str) -> type[Method] | None:
         raise unknown("method", name, list_methods())
     try:
         found = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"method {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # the code of a module can raise anything
+        raise UserError(f"method {name!r} cannot be imported ({kind_and_line(error)})") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"method {name!r} is not a subclass of crossdistill.Method")
+    if found.forward is Method.forward:
+        raise UserError(f"method {name!r} has no forward(student, teacher, targets)")
     if options_key(name) in METHODS:
         raise UserError(f"method {name!r} has the name of a built-in method, which its options share; rename the class")
     if not is_dataclass(found.Options):
@@ -126,8 +128,19 @@ class MethodChoice:
         built: dict[str, Method] = {}
         for part in self.parts:
             check_needs(part.name, part.method.needs_of(part.options, student, teacher), student, teacher)
-            built[options_key(part.name)] = part.method(part.options, student, teacher)
+            built[options_key(part.name)] = _built(part, student, teacher)
         return SumOfMethods(built) if len(built) > 1 else next(iter(built.values()), None)
+
+
+def _built(part: Part, student: Backbone, teacher: Backbone | None) -> Method:
+    try:
+        return part.method(part.options, student, teacher)
+    except UserError:
+        raise
+    except Exception as error:
+        if ":" not in part.name:
+            raise
+        raise UserError(f"method {part.name!r} cannot be built ({kind_and_line(error)})") from error
 
 
 def choose_method(name: str, options: Any = None) -> MethodChoice:
@@ -198,6 +211,8 @@ def check_needs(name: str, needs: Needs, student: Backbone, teacher: Backbone | 
     """Raise UserError where a method reads what the student or the teacher does not offer."""
     if needs.student.stages:
         student.require_stages()
+    if needs.student.logits and not student.spec.num_classes:
+        raise UserError(f"method {name!r} reads the student's logits, but {student.classes_in_words()}")
     if not needs.teacher:
         return
     if teacher is None:
@@ -211,6 +226,11 @@ def check_needs(name: str, needs: Needs, student: Backbone, teacher: Backbone | 
             f"method that does not ({', '.join(_without_teacher_logits())}), or first train the teacher on the classes "
             "of the student (`crossdistill teacher`)"
         )
+
+
+def methods_without_labels() -> list[str]:
+    """List the methods that read no labels, by their defaults."""
+    return [name for name, method in METHODS.items() if not method.needs_of(method.Options()).labels]
 
 
 def _without_teacher_logits() -> list[str]:

@@ -67,7 +67,7 @@ class CRD(Method):
     Options: ClassVar[type] = CRDOptions
     idea: ClassVar[str] = "Tell the embedding of the same image in the other network from those of other images."
     paper: ClassVar[str] = "CRD, ICLR 2020, arXiv 1910.10699"
-    needs = Needs(student=Reads(embedding=True), teacher=Reads(embedding=True), index=True)
+    needs = Needs(student=Reads(embedding=True), teacher=Reads(embedding=True), index=True, labels=True)
 
     def __init__(self, options: CRDOptions, student: Backbone, teacher: Backbone) -> None:
         super().__init__(options, student, teacher)

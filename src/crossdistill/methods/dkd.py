@@ -36,7 +36,7 @@ class DKD(Method):
         "Imitate the teacher's prediction of the true class and, separately, its prediction among the other classes."
     )
     paper: ClassVar[str] = "DKD, CVPR 2022, arXiv 2203.08679"
-    needs = Needs(student=Reads(logits=True), teacher=Reads(logits=True))
+    needs = Needs(student=Reads(logits=True), teacher=Reads(logits=True), labels=True)
 
     def __init__(self, options: DKDOptions, student: Backbone, teacher: Backbone) -> None:
         super().__init__(options, student, teacher)

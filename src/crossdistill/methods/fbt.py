@@ -131,6 +131,7 @@ class FBT(Method):
     needs = Needs(
         student=Reads(logits=True, embedding=True, stages=(_FRONT_STAGE,)),
         teacher=Reads(logits=True, embedding=True, stages=(_FRONT_STAGE,)),
+        labels=True,
     )
 
     steps: Tensor | None
@@ -165,13 +166,14 @@ class FBT(Method):
     @classmethod
     @override
     def needs_of(cls, options: FBTOptions, student: Backbone | None = None, teacher: Backbone | None = None) -> Needs:
+        labels = options.ofa or options.fused_task_weight > 0
         front = Reads(logits=options.ofa, embedding=options.info_nce, stages=(_FRONT_STAGE,))
         if student is None or teacher is None:
-            return Needs(student=front, teacher=front)
+            return Needs(student=front, teacher=front, labels=labels)
         back = replace(front, stages=())
         if _front_is_teacher(options, student, teacher):
-            return Needs(student=back, teacher=front)
-        return Needs(student=front, teacher=back)
+            return Needs(student=back, teacher=front, labels=labels)
+        return Needs(student=front, teacher=back, labels=labels)
 
     @property
     def temperature(self) -> Tensor:

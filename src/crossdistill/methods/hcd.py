@@ -107,6 +107,7 @@ class HCD(Method):
     needs = Needs(
         student=Reads(logits=True, stages=(1, 2, 3, 4)),
         teacher=Reads(logits=True, embedding=True),
+        labels=True,
     )
 
     def __init__(self, options: HCDOptions, student: Backbone, teacher: Backbone) -> None:
@@ -130,7 +131,7 @@ class HCD(Method):
     @classmethod
     @override
     def needs_of(cls, options: HCDOptions, student: Backbone | None = None, teacher: Backbone | None = None) -> Needs:
-        return Needs(student=Reads(logits=True, stages=options.stages), teacher=cls.needs.teacher)
+        return Needs(student=Reads(logits=True, stages=options.stages), teacher=cls.needs.teacher, labels=True)
 
     def sublogits(self, student: BackboneOutput, teacher: BackboneOutput) -> Tensor:
         """Return the sub-logits of all stages before fusion, (B, S, n, K), in float32."""

@@ -49,7 +49,7 @@ class OFA(Method):
         "prediction with the true class enhanced."
     )
     paper: ClassVar[str] = "OFA-KD, NeurIPS 2023, arXiv 2310.19444"
-    needs = Needs(student=Reads(logits=True, stages=(1, 2, 3, 4)), teacher=Reads(logits=True))
+    needs = Needs(student=Reads(logits=True, stages=(1, 2, 3, 4)), teacher=Reads(logits=True), labels=True)
 
     def __init__(self, options: OFAOptions, student: Backbone, teacher: Backbone) -> None:
         super().__init__(options, student, teacher)
@@ -60,7 +60,7 @@ class OFA(Method):
     @classmethod
     @override
     def needs_of(cls, options: OFAOptions, student: Backbone | None = None, teacher: Backbone | None = None) -> Needs:
-        return Needs(student=Reads(logits=True, stages=options.stages), teacher=cls.needs.teacher)
+        return Needs(student=Reads(logits=True, stages=options.stages), teacher=cls.needs.teacher, labels=True)
 
     @override
     def forward(self, student: BackboneOutput, teacher: BackboneOutput, targets: Tensor) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from crossdistill.files import write_whole
 from crossdistill.report.plots import comparison, run_curves
 from crossdistill.report.records import RunRecord, read_run
 from crossdistill.report.tables import TextTable
-from crossdistill.tasks import Classification
+from crossdistill.tasks import Classification, NoLabels
 
 PAGE_NAME = "report.html"
 
@@ -24,7 +24,7 @@ def write_run_page(folder: Path) -> Path:
     student, teacher = run.metrics["student"], run.metrics.get("teacher")
     taught = (
         f" taught by {teacher['name']} with {run.metrics['method']}" if teacher else ", trained on the labels alone"
-    )
+    ) + ("" if "test" in student else ", without labels")
     return _write(
         folder / PAGE_NAME,
         title=f"{student['name']}{taught}",
@@ -115,6 +115,10 @@ def teacher_top1(run: RunRecord | None) -> float | None:
 def run_table(run: RunRecord) -> TextTable:
     """Make the table of test scores of a run's models."""
     student, teacher = run.metrics["student"], run.metrics.get("teacher")
+    if "test" not in student:
+        losses = [value for _, value in run.curves.get(NoLabels.monitor, [])]
+        rows = [[f"{run.role} ({student['name']})", f"{min(losses):.4f}" if losses else ""]]
+        return TextTable("On the validation split, without labels", ["", "distillation loss"], rows)
     scores = {f"{run.role} ({student['name']})": student["test"]}
     if teacher is not None and "test" in teacher:
         scores[f"teacher ({teacher['name']})"] = teacher["test"]
@@ -150,7 +154,7 @@ def cost_table(run: RunRecord) -> TextTable:
 
 
 def _write(path: Path, *, run: RunRecord, **content: Any) -> Path:
-    template = (files("crossdistill.report") / "page.html.j2").read_text()
+    template = (files("crossdistill.report") / "page.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
     made = {name: value for name, value in asdict(run.environment).items() if name != "inputs"}
     write_whole(

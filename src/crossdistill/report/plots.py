@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from crossdistill.report.records import Curve, RunRecord
+from crossdistill.tasks import Classification, NoLabels
 
 _COLOURS = ["#6b7280", "#d97706", "#2563eb", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d"]
 _STYLE: Any = {
@@ -39,8 +40,10 @@ def run_curves(run: RunRecord) -> str:
             _line(axes[0, 0], run.curves[name], colour, name.split("/")[1])
         axes[0, 0].set_yscale("log")
         _finish(axes[0, 0], "unweighted loss terms, training (log scale)")
-        _line(axes[0, 1], run.curves.get("val/top1", []), _COLOURS[2], None)
-        _finish(axes[0, 1], "top-1 on the held-out split, %")
+        labelled = NoLabels.monitor not in run.curves
+        held_out = Classification.monitor if labelled else NoLabels.monitor
+        _line(axes[0, 1], run.curves.get(held_out, []), _COLOURS[2], None)
+        _finish(axes[0, 1], "top-1 on the held-out split, %" if labelled else "weighted terms, held-out split")
         _line(axes[1, 0], run.curves.get("train/lr", []), _COLOURS[0], None)
         _finish(axes[1, 0], "learning rate")
         _line(axes[1, 1], run.curves.get("train/images_per_second", []), _COLOURS[0], None)

@@ -57,13 +57,7 @@ class ModelRecord(TypedDict):
 
 
 class ScoredModel(ModelRecord):
-    """A model with its scores."""
-
-    test: Scores
-
-
-class TeacherRecord(ModelRecord):
-    """A teacher; without scores where it has other classes, or none."""
+    """A model with its scores; without them where the data has no labels, or where its classes are not those of it."""
 
     test: NotRequired[Scores]
 
@@ -86,7 +80,7 @@ class Metrics(TypedDict):
     data: str
     training: TrainingRecord
     student: ScoredModel
-    teacher: NotRequired[TeacherRecord]
+    teacher: NotRequired[ScoredModel]
 
 
 Prediction = TypedDict("Prediction", {"class": str, "probability": float})
@@ -119,7 +113,10 @@ class RunRecord:
     @property
     def top1(self) -> float:
         """The student's accuracy on the test split, percent."""
-        return self.metrics["student"]["test"]["top1"]
+        student = self.metrics["student"]
+        if "test" not in student:
+            raise UserError(f"{str(self.folder)!r} was trained without labels, so it has no accuracy")
+        return student["test"]["top1"]
 
     @property
     def role(self) -> str:

@@ -13,7 +13,9 @@ class Classification:
     """
 
     monitor = "val/top1"
-    """The held-out score that chooses the best checkpoint; the highest is best."""
+    """The held-out score that chooses the best checkpoint."""
+    mode = "max"
+    labelled = True
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing

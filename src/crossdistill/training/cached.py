@@ -18,16 +18,17 @@ from crossdistill.cache import CacheFormat, TeacherCache, Work, build_cache, fin
 from crossdistill.cache.build import check_fits
 from crossdistill.cache.fingerprint import short_name
 from crossdistill.cache.store import LOCKS, MANIFEST, missing_shards, read_manifest
-from crossdistill.config import RunConfig
+from crossdistill.config import AugmentConfig, RunConfig
 from crossdistill.data import ImageData, Images
+from crossdistill.data.loaders import Key, ViewSampler, make_loader
 from crossdistill.distiller import Distiller
 from crossdistill.errors import UserError
 from crossdistill.files import write_whole
-from crossdistill.report.records import TeacherRecord
+from crossdistill.report.records import ScoredModel
 from crossdistill.teacher import Teacher
 from crossdistill.training.engine import local_rank
 from crossdistill.training.run_folder import check_writable
-from crossdistill.types import Reads
+from crossdistill.types import BackboneOutput, Reads
 
 _ROOT = Path("runs") / "cache"
 SCORES = "teacher-scores.json"
@@ -127,12 +128,39 @@ def _complete(folder: Path, fmt: CacheFormat, record: dict[str, Any], views: int
         build_cache(folder, fmt, record, views, work, console)
 
 
+class HeldOutOutputs:
+    """The teacher's outputs for held-out views, kept in memory."""
+
+    def __init__(self, teacher: Teacher, views: Dataset[Any], batch_size: int, stages: bool) -> None:
+        """Run the teacher on every view once."""
+        device = teacher.scale.device
+        size = len(views)  # type: ignore[arg-type]
+        outputs = []
+        with torch.inference_mode():
+            for batch in make_loader(views, ViewSampler(size, batch_size)):
+                outputs.append(teacher(batch.images.to(device), stages=stages).map(lambda values: values.cpu()))
+        self._outputs = BackboneOutput(
+            None if outputs[0].logits is None else torch.cat([one.require_logits() for one in outputs]),
+            torch.cat([one.embedding for one in outputs]),
+            tuple(torch.cat(maps) for maps in zip(*(one.require_stages() for one in outputs), strict=True))
+            if stages
+            else None,
+        )
+
+    def read(self, keys: list[Key]) -> BackboneOutput:
+        """Return the outputs of a batch."""
+        return self._outputs.map(lambda values: values[[index for index, _ in keys]])
+
+
 def scored_once(
-    cache: TeacherCache, data: ImageData, crop_pct: float | None, score: Callable[[], TeacherRecord]
-) -> TeacherRecord:
+    cache: TeacherCache, data: ImageData, augment: AugmentConfig, score: Callable[[], ScoredModel]
+) -> ScoredModel:
     """Return the teacher's scores on the test split: those of an earlier run on this cache, or new ones, stored now."""
     labels = hashlib.sha256(np.asarray(data.test.labels, dtype=np.int64).tobytes()).hexdigest()[:16]
-    key = f"{data.name}, {len(data.test)} images, labels {labels}, crop_pct {crop_pct}"
+    key = f"{data.name}, {len(data.test)} images, labels {labels}, {augment.crop_mode} {augment.crop_pct}"
+    if data.files is not None:
+        files = json.dumps(data.files.images["test"], sort_keys=True).encode()
+        key += f", files {hashlib.sha256(files).hexdigest()[:16]}"
     stored = _read_scores(cache.folder)
     if key not in stored:
         stored[key] = score()
@@ -140,13 +168,13 @@ def scored_once(
     return stored[key]
 
 
-def _read_scores(folder: Path) -> dict[str, TeacherRecord]:
+def _read_scores(folder: Path) -> dict[str, ScoredModel]:
     """Read the teacher's stored scores by test split. Raises UserError for a damaged file."""
     path = folder / SCORES
     if not path.exists():
         return {}
     try:
-        return TypeAdapter(dict[str, TeacherRecord]).validate_json(path.read_bytes())
+        return TypeAdapter(dict[str, ScoredModel]).validate_json(path.read_bytes())
     except ValidationError as error:
         raise UserError(f"{str(path)!r} is damaged: delete it, and the teacher is scored again") from error
 

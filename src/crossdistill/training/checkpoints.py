@@ -136,4 +136,6 @@ def checkpoint_problem(path: Path, identity: str, expected: Mapping[str, Tensor]
         for name, value in expected.items():
             if not isinstance(weights.get(name), Tensor) or weights[name].shape != value.shape:
                 return f"{str(path)!r} is damaged (its weight {name!r} is missing or of another shape)"
+        if surplus := [name for name in weights if name.startswith("distiller.") and name not in expected]:
+            return f"{str(path)!r} is damaged (the run has no weight {surplus[0]!r})"
     return None

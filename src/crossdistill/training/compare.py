@@ -11,6 +11,7 @@ from rich.console import Console
 from crossdistill.config import RunConfig
 from crossdistill.config.teacher import teacher_config
 from crossdistill.data import ImageData, load_data
+from crossdistill.data.split_list import SPLIT_NAME, SplitList, read_split_list
 from crossdistill.distiller import create_distiller
 from crossdistill.errors import UserError
 from crossdistill.methods import MethodChoice, choose_method, options_for
@@ -19,10 +20,19 @@ from crossdistill.report.records import CONFIG_NAME, METRICS_NAME, RunRecord, re
 from crossdistill.report.tables import TextTable
 from crossdistill.training.engine import set_threads
 from crossdistill.training.fit import fit
-from crossdistill.training.inputs import decide, digests
+from crossdistill.training.inputs import decide, digests, report_data
 from crossdistill.training.models import build_student, check_settings
-from crossdistill.training.run_folder import check_inputs, check_unchanged, check_writable, read_continued
+from crossdistill.training.run_folder import (
+    check_inputs,
+    check_unchanged,
+    check_writable,
+    read_config,
+    read_continued,
+)
 from crossdistill.training.write_cache import write_cache
+
+_DIVISION = ("val_fraction", "split_seed", "max_train", "train_dir", "val_dir", "test_dir", "on_bad_image")
+"""Settings of the loader that the division of a folder depends on."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +68,13 @@ def compare(
     """
     _check(config, variants, seeds, out)
     set_threads(config.engine)
-    data = load_data(config.data, config.loader)
+    data = load_data(config.data, config.loader, _earlier_list(config, out))
+    report_data(data, console)
     choices = {variant.label: variant.choice(config) for variant in variants}
     if _trains_teacher(config, choices.values()):
         teacher = replace(teacher_config(config), out=str(out / "teacher"))
         same = (teacher.data, teacher.loader) == (config.data, config.loader)
-        teacher_data = data if same else load_data(teacher.data, teacher.loader)
+        teacher_data = data if same else load_data(teacher.data, teacher.loader, _earlier_list(teacher, out))
         if not (out / "teacher" / METRICS_NAME).exists():
             _check_models(config, choices.values(), data, teacher, teacher_data)
         _complete(teacher, teacher_data, out, console)
@@ -82,6 +93,17 @@ def compare(
     return comparison_table(records), write_comparison_page(out, records)
 
 
+def _earlier_list(config: RunConfig, out: Path) -> SplitList | None:
+    """Return the division that the runs of a comparison which goes on have, where they read the same data."""
+    for path in sorted(out.glob(f"*/{SPLIT_NAME}")):
+        before = read_config(path.parent)
+        same_data = Path(before.data).resolve() == Path(config.data).resolve()
+        same_division = all(getattr(before.loader, name) == getattr(config.loader, name) for name in _DIVISION)
+        if same_data and same_division:
+            return read_split_list(path.parent)
+    return None
+
+
 def _check(config: RunConfig, variants: Sequence[Variant], seeds: Sequence[int], out: Path) -> None:
     """Raise UserError for what cannot be compared."""
     if not variants or not seeds:
@@ -89,6 +111,8 @@ def _check(config: RunConfig, variants: Sequence[Variant], seeds: Sequence[int],
     labels = {variant.label for variant in variants}
     if len(set(seeds)) < len(seeds) or len(labels) < len(variants):
         raise UserError("a method or a seed is named twice")
+    if config.loader.labels == "none":
+        raise UserError("compare ranks accuracies, but loader.labels is 'none'; use `fit`, and `eval --knn`")
     if config.engine.devices != 1 or config.engine.nodes != 1:
         raise UserError("compare trains its runs one after the other on one device; use `fit` for a run on several")
     if (out / CONFIG_NAME).exists():

@@ -3,16 +3,20 @@
 import json
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from crossdistill.backbones import Backbone
+from crossdistill.backbones.args import read_class_names
 from crossdistill.backbones.build import from_args
 from crossdistill.backbones.checkpoint import load_weights
+from crossdistill.data import ImageData
+from crossdistill.data.classes import has_classes_of
 from crossdistill.data.loaders import evaluation_loader
-from crossdistill.data.transforms import eval_transform
+from crossdistill.data.transforms import eval_transform, preprocessing
 from crossdistill.errors import UserError
 from crossdistill.evaluation.accuracy import evaluate
 from crossdistill.evaluation.cost import count_macs, count_parameters, images_per_second
@@ -25,9 +29,8 @@ from crossdistill.report.records import (
     METRICS_NAME,
     SAMPLES_NAME,
     Metrics,
-    ModelRecord,
+    ScoredModel,
     Scores,
-    TeacherRecord,
     TrainingRecord,
 )
 from crossdistill.teacher import Teacher
@@ -42,47 +45,63 @@ def finish_run(run: Run) -> None:
     config, out, data = run.config, run.out, run.data
     device = run.trainer.strategy.root_device
     student = best_student(run).to(device).eval()
-    save_student(student, out, data.class_names)
+    save_student(student, out, _class_names(run), preprocessing(config.augment, student.spec, student.img_size))
     transform = eval_transform(config.augment, student.spec, student.img_size)
     loader = evaluation_loader(data.test, transform, config.loader.batch_size, workers=config.loader.workers)
-    batches = Tracked(loader, run.console, f"{config.role} on the test split")
     metrics: Metrics = {
         "role": config.role,
         "method": config.method,
         "seed": config.seed,
         "data": data.name,
         "training": _training(run),
-        "student": {**describe(student), "test": _scores(student, batches, data.num_classes, device)},
+        "student": describe(student),
     }
+    if data.labelled:
+        batches = Tracked(loader, run.console, f"{config.role} on the test split")
+        metrics["student"]["test"] = _scores(student, batches, data.num_classes, device)
     teacher = _teacher_of(run)
     if teacher is not None:
         batches = Tracked(loader, run.console, "teacher on the test split")
-        score = partial(_score_teacher, teacher.to(device), batches, data.num_classes, device)
+        score = partial(_score_teacher, teacher.to(device), batches, data, device)
         cache = run.cache
-        metrics["teacher"] = score() if cache is None else scored_once(cache, data, config.augment.crop_pct, score)
-    save_samples(out / SAMPLES_NAME, student, teacher, data, transform)
+        metrics["teacher"] = score() if cache is None else scored_once(cache, data, config.augment, score)
+    if data.labelled:
+        save_samples(out / SAMPLES_NAME, student, teacher, data, transform)
+    else:
+        write_whole(out / SAMPLES_NAME, "[]")
     # Written after everything but the page: a folder with metrics is a finished run.
     write_whole(out / METRICS_NAME, json.dumps(metrics, indent=2))
     (out / CHECKPOINTS / BEFORE).unlink(missing_ok=True)
     write_run_page(out)
 
 
+def _class_names(run: Run) -> tuple[str, ...]:
+    """Return the names of the student's classes: those of the data, or without labels those of the teacher's run."""
+    if run.data.labelled:
+        return run.data.class_names
+    checkpoint = run.config.teachers[0][1]
+    if not run.distiller.student.spec.num_classes or checkpoint is None or not Path(checkpoint).is_dir():
+        return ()
+    return read_class_names(checkpoint) or ()
+
+
 def _teacher_of(run: Run) -> Teacher | None:
     """Return the teacher of a run, built again where it was released or sharded."""
     if run.cache is None and not (run.config.engine.shard_teacher and run.trainer.world_size > 1):
         return run.distiller.teacher
-    teacher = rebuild_teacher(run.config, run.data)
+    teacher = rebuild_teacher(run.config, run.distiller.needs, run.data)
     if teacher is not None and run.config.engine.channels_last is True:
         teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return teacher
 
 
-def _score_teacher(teacher: Teacher, batches: Iterable[Any], num_classes: int, device: torch.device) -> TeacherRecord:
+def _score_teacher(teacher: Teacher, batches: Iterable[Any], data: ImageData, device: torch.device) -> ScoredModel:
     """Describe the teacher, with its scores where it has the classes of the data."""
-    described = describe(*(member.backbone for member in teacher.members))
-    if teacher.spec.num_classes != num_classes:
-        return cast("TeacherRecord", described)
-    return {**described, "test": _scores(teacher, batches, num_classes, device)}
+    members = [member.backbone for member in teacher.members]
+    described = describe(*members)
+    if not data.labelled or not has_classes_of(data, [teacher.backbone, *members]):
+        return described
+    return {**described, "test": _scores(teacher, batches, data.num_classes, device)}
 
 
 def _scores(model: Backbone | Teacher, batches: Iterable[Any], num_classes: int, device: torch.device) -> Scores:
@@ -109,7 +128,7 @@ def _training(run: Run) -> TrainingRecord:
     }
 
 
-def describe(*models: Backbone) -> ModelRecord:
+def describe(*models: Backbone) -> ScoredModel:
     """Return what one model costs, or several that are run one after the other."""
     return {
         "name": " + ".join(model.spec.name for model in models),

@@ -2,39 +2,31 @@
 
 import gc
 from pathlib import Path
+from typing import Any
 
-import lightning.pytorch as L
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
+from torch.utils.data import Dataset
 
 from crossdistill.backbones import Backbone
+from crossdistill.cache import TeacherCache
 from crossdistill.config import RunConfig
 from crossdistill.data import ImageData, load_data
 from crossdistill.data.loaders import WithTeacher
+from crossdistill.data.split_list import read_split_list
 from crossdistill.distiller import Distiller
-from crossdistill.errors import UserError
 from crossdistill.evaluation.cost import count_parameters
-from crossdistill.training.cached import prepare_cache
-from crossdistill.training.checkpoints import BEFORE, BEST, CHECKPOINTS, LAST, checkpoint_problem, find_checkpoint
+from crossdistill.training.cached import HeldOutOutputs, prepare_cache
 from crossdistill.training.datamodule import DataModule
 from crossdistill.training.engine import make_trainer, set_threads
 from crossdistill.training.finish import finish_run
-from crossdistill.training.inputs import check_counts, decide, digests, make_views
+from crossdistill.training.inputs import check_counts, check_decoding, decide, digests, make_views, report_data
 from crossdistill.training.models import build_models, check_settings, report_teacher_accuracy
 from crossdistill.training.module import DistillModule
+from crossdistill.training.resume import check_resumed, read_checkpoint
 from crossdistill.training.run import Run
-from crossdistill.training.run_folder import (
-    check_folder,
-    check_global_batch,
-    check_inputs,
-    check_space,
-    check_unchanged,
-    default_out,
-    identity_of,
-    read_continued,
-    start_folder,
-)
+from crossdistill.training.run_folder import check_folder, check_space, default_out, identity_of, start_folder
 from crossdistill.training.run_lock import RunLock
 
 
@@ -82,33 +74,46 @@ def prepare(
     if resume:
         lock.acquire(out)
     set_threads(config.engine)
-    data = data or load_data(config.data, config.loader)
+    if data is None:
+        data = load_data(config.data, config.loader, read_split_list(out) if resume else None)
+        report_data(data, console)
     config, choice = decide(config, choice, data)
+    check_decoding(config, data)
     inputs = digests(config, data)
     identity = identity_of(config, inputs)
     title = f"{_label(config)} {config.student} s{config.seed}"
     trainer, log = make_trainer(config, out, console, title, identity)
     if resume:
-        _check_resumed(config, inputs, out, data, trainer)
+        check_resumed(config, inputs, out, data, trainer.world_size)
     check_counts(config, data, trainer.world_size)
     distiller = build_models(config, choice, data)
-    checkpoint = _checkpoint(out, identity, distiller, console) if resume else None
+    checkpoint = read_checkpoint(out, identity, distiller, console) if resume else None
     check_space(out, count_parameters(distiller))
     _announce(config, data, distiller.student, console)
     device = trainer.strategy.root_device
     if trainer.is_global_zero:
         report_teacher_accuracy(config, data, distiller, device, console)
-    train, val = make_views(config.loader, config.augment, config.seed, data, distiller.student, device)
-    cache = None
-    if config.cached and distiller.teacher is not None:
-        cache = prepare_cache(config, data.train, train, distiller, device, console)
-        train = WithTeacher(train, cache)
-        distiller.release_teacher()
-        gc.collect()
-    start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root, lock=lock)
+    train, val, cache = _views(config, data, distiller, device, console)
+    start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root, files=data.files, lock=lock)
     module = _module(config, distiller)
     datamodule = DataModule(train, val, config.loader, seed=config.seed)
     return Run(config, out, console, data, distiller, trainer, log, module, datamodule, cache, identity, checkpoint)
+
+
+def _views(
+    config: RunConfig, data: ImageData, distiller: Distiller, device: torch.device, console: Console
+) -> tuple[Dataset[Any], Dataset[Any], TeacherCache | None]:
+    """Make training and held-out views; with a cache they bring the teacher's outputs, and the teacher is released."""
+    train, val = make_views(config.loader, config.augment, config.seed, data, distiller.student, device)
+    if not config.cached or distiller.teacher is None:
+        return train, val, None
+    cache = prepare_cache(config, data.train, train, distiller, device, console)
+    if not data.labelled:
+        stages = bool(distiller.needs.teacher.stages)
+        val = WithTeacher(val, HeldOutOutputs(distiller.teacher, val, config.loader.batch_size, stages))
+    distiller.release_teacher()
+    gc.collect()
+    return WithTeacher(train, cache), val, cache
 
 
 def _module(config: RunConfig, distiller: Distiller) -> DistillModule:
@@ -117,26 +122,6 @@ def _module(config: RunConfig, distiller: Distiller) -> DistillModule:
     if config.engine.compile:
         distiller.compile()
     return DistillModule(distiller, config.optim, config.engine, config.augment, epochs=config.epochs, seed=config.seed)
-
-
-def _check_resumed(config: RunConfig, inputs: dict[str, str], out: Path, data: ImageData, trainer: L.Trainer) -> None:
-    """Check that a run can be continued with these settings. Raises UserError."""
-    before = read_continued(out, config)
-    before, _ = decide(before, check_settings(before), data)
-    check_unchanged(before, config, other_devices=True)
-    check_inputs(out, inputs)
-    if any((out / CHECKPOINTS / name).exists() for name in (LAST, BEFORE)):
-        check_global_batch(out, before.loader.batch_size, config.loader.batch_size, trainer.world_size)
-
-
-def _checkpoint(out: Path, identity: str, distiller: Distiller, console: Console) -> Path | None:
-    """Return the checkpoint that a run continues from; None where it has none yet. Raises UserError for damage."""
-    trained = {f"distiller.{name}": value for name, value in distiller.state_dict().items()}
-    checkpoint = find_checkpoint(out, identity, trained, console)
-    best = out / CHECKPOINTS / BEST
-    if checkpoint is not None and best.exists() and (problem := checkpoint_problem(best, identity)):
-        raise UserError(f"{problem}: delete the folder {str(best.parent)!r} to train the run from its start")
-    return checkpoint
 
 
 def _label(config: RunConfig) -> str:

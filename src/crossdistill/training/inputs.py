@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch.utils.data import Dataset
 
 from crossdistill.backbones import Backbone
@@ -16,15 +17,55 @@ from crossdistill.backbones.build import own_img_size
 from crossdistill.config import AugmentConfig, LoaderConfig, RunConfig
 from crossdistill.config.resolve import resolve
 from crossdistill.data import ImageData
+from crossdistill.data.look import bytes_of, look, place, unreadable_error
 from crossdistill.data.views import held_out_views, training_views
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, first_line
 from crossdistill.methods import MethodChoice
+from crossdistill.training.engine import is_first_process
+
+_MOST_BYTES_DECODED = 2**28
+"""Bytes of all images up to which every one is decoded before training."""
 
 
 def decide(config: RunConfig, choice: MethodChoice, data: ImageData) -> tuple[RunConfig, MethodChoice]:
     """Decide every open setting of a run, and the options of its method, from the data. Raises UserError."""
     choice = choice.for_images(len(data.train))
+    classes = config.model.teacher_classes
+    if isinstance(classes, str):
+        config = replace(config, model=replace(config.model, teacher_classes=_read_names(classes)))
     return replace(resolve(config, data, own_img_size), options=choice.plain), choice
+
+
+def _read_names(file: str) -> list[str]:
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"model.teacher_classes {file!r} cannot be read as a text file: {first_line(error)}") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def report_data(data: ImageData, console: Console) -> None:
+    """Print what was read, what was left out, what looks wrong, and what has changed since the run began."""
+    if not is_first_process():
+        return
+    changes = [f"crossdistill: note: {phrase}" for phrase in data.changes.phrases()]
+    for line in (*data.about, *changes):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def check_decoding(config: RunConfig, data: ImageData) -> None:
+    """Decode all images once where they are few, so that one that is cut short is found before training.
+
+    Images that are kept on the device are decoded before training in any case. Raises UserError.
+    """
+    if config.loader.resident or config.loader.on_bad_image == "skip":
+        return
+    parts = (data.train, data.val, data.test)
+    if sum(bytes_of(images) or 0 for images in parts) > _MOST_BYTES_DECODED:
+        return
+    for images in parts:
+        for number, reason in look(images, decode=True).unreadable.items():
+            raise unreadable_error(place(images, number), reason)
 
 
 def check_counts(config: RunConfig, data: ImageData, processes: int) -> None:

@@ -10,20 +10,28 @@ from timm.layers import convert_sync_batchnorm
 from timm.optim import get_optimizer_info, list_optimizers
 
 from crossdistill.backbones import Backbone, create_backbone, load_backbone
-from crossdistill.backbones.args import read_args, read_class_names
+from crossdistill.backbones.args import read_args
 from crossdistill.backbones.build import classes_of_weights
 from crossdistill.config import ModelConfig, RunConfig
 from crossdistill.data import ImageData
-from crossdistill.data.classes import check_class_order
+from crossdistill.data.classes import has_classes_of, match_classes
+from crossdistill.data.split_list import read_split_list, trained_in
 from crossdistill.data.views import sample_loader
 from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError, unknown
 from crossdistill.evaluation.finite_teacher import check_finite
-from crossdistill.evaluation.teacher_check import check_teacher
-from crossdistill.methods import METHODS, MethodChoice, check_option_keys, choose_method, options_for
+from crossdistill.evaluation.teacher_check import look_at_teacher
+from crossdistill.methods import (
+    METHODS,
+    MethodChoice,
+    check_option_keys,
+    choose_method,
+    methods_without_labels,
+    options_for,
+)
 from crossdistill.progress import Tracked
 from crossdistill.teacher import Teacher, make_teacher
-from crossdistill.types import Reads
+from crossdistill.types import Needs, Reads
 
 
 def check_settings(config: RunConfig, methods: Sequence[str] = ()) -> MethodChoice:
@@ -36,6 +44,8 @@ def check_settings(config: RunConfig, methods: Sequence[str] = ()) -> MethodChoi
     for key, options in config.options.items():
         if key not in choice.plain and key not in others and key in METHODS:
             choose_method(key, options)
+    if config.loader.labels == "none":
+        _check_without_labels(config, choice)
     if choice.needs.index and config.augment.mixes:
         raise UserError(f"method {config.method!r} stores images by number, so they cannot be mixed: turn mixup off")
     if choice.needs.teacher and not config.teachers:
@@ -44,6 +54,17 @@ def check_settings(config: RunConfig, methods: Sequence[str] = ()) -> MethodChoi
         raise UserError(f"teacher_weights {config.teacher_weights!r} mix several teachers, but there is one")
     _check_optimiser(config.optim.name)
     return choice
+
+
+def _check_without_labels(config: RunConfig, choice: MethodChoice) -> None:
+    if not choice.parts or choice.needs.labels:
+        raise UserError(
+            f"method {config.method!r} learns from labels, but loader.labels is 'none': use a method that reads none "
+            f"({', '.join(methods_without_labels())})"
+        )
+    for name, given in (("optim.ema", config.optim.ema), ("mixup and CutMix", config.augment.mixes)):
+        if given:
+            raise UserError(f"{name} cannot be used with loader.labels 'none'; leave it out")
 
 
 def _check_optimiser(name: str) -> None:
@@ -55,10 +76,7 @@ def _check_optimiser(name: str) -> None:
 
 def build_models(config: RunConfig, choice: MethodChoice, data: ImageData) -> Distiller:
     """Build student, teachers and method of a run, with initial weights from its seed. Raises UserError."""
-    torch.manual_seed(config.seed)
-    student = build_student(config.student, config.model, config.img_size, data)
-    needs = choice.needs
-    teachers = _teachers_of(config, data, needs.teacher) if needs.teacher else []
+    student, teachers = _student_and_teachers(config, choice.needs, data)
     if config.engine.sync_batchnorm:
         # Not Lightning's flag: torch's converter drops the activation inside timm's norm layers.
         student.model = convert_sync_batchnorm(student.model)
@@ -70,36 +88,53 @@ def build_models(config: RunConfig, choice: MethodChoice, data: ImageData) -> Di
         task_weight=config.optim.task_weight,
         label_smoothing=config.optim.label_smoothing,
         balance=config.optim.balance,
+        labelled=data.labelled,
     )
 
 
-def rebuild_teacher(config: RunConfig, data: ImageData) -> Teacher | None:
-    """Build the teacher of a run once more, after it was released."""
-    # A teacher without a checkpoint has random weights, drawn from the seed after the student's.
+def _student_and_teachers(config: RunConfig, needs: Needs, data: ImageData) -> tuple[Backbone, list[Backbone]]:
+    """Build the models, with initial weights from the seed. Raises UserError."""
     torch.manual_seed(config.seed)
-    student = build_student(config.student, config.model, config.img_size, data)
-    teachers = _teachers_of(config, data, Reads())
+
+    def teachers() -> list[Backbone]:
+        if not needs.teacher:
+            return []
+        return build_teachers(config.teachers, config.model, data, needs.teacher, config.trust_code)
+
+    if data.labelled:
+        return build_student(config.student, config.model, config.img_size, data), teachers()
+    # Without labels the student has the teacher's classes where a method reads the teacher's logits, else none.
+    built = teachers()
+    classes = built[0].spec.num_classes if built and needs.teacher.logits else 0
+    return build_student(config.student, config.model, config.img_size, data, classes), built
+
+
+def rebuild_teacher(config: RunConfig, needs: Needs, data: ImageData) -> Teacher | None:
+    """Build the teacher of a run once more, after it was released."""
+    student, teachers = _student_and_teachers(config, needs, data)
     return make_teacher(teachers, student, config.teacher_weights)
 
 
-def build_student(name: str, model: ModelConfig, img_size: int | None, data: ImageData) -> Backbone:
-    """Build the student of a run. Raises UserError."""
-    return create_backbone(
+def build_student(
+    name: str, model: ModelConfig, img_size: int | None, data: ImageData, num_classes: int | None = None
+) -> Backbone:
+    """Build the student of a run, with the classes of the data unless others are given. Raises UserError."""
+    student = create_backbone(
         name,
-        num_classes=data.num_classes,
+        num_classes=data.num_classes if num_classes is None else num_classes,
         in_chans=data.channels,
         img_size=img_size,
         pretrained=model.student_pretrained,
         checkpoint=model.student_checkpoint,
+        checkpoint_key=model.student_checkpoint_key,
         small_images=model.stem == "small",
         stages=model.student_stages,
         new_head=model.new_head,
         **model.student_args,
     )
-
-
-def _teachers_of(config: RunConfig, data: ImageData, reads: Reads) -> list[Backbone]:
-    return build_teachers(config.teachers, config.model, data, reads, config.trust_code)
+    if data.labelled:
+        match_classes(student, model.student_checkpoint or name, data)
+    return student
 
 
 def build_teachers(
@@ -111,30 +146,38 @@ def build_teachers(
 ) -> list[Backbone]:
     """Build teachers by name and checkpoint, or load them from the folders of runs. Raises UserError.
 
-    A run whose model is code must be named as well, or trusted. Where the logits are read, the classes of a finished
-    run must be in the data's order.
+    Classes with known names are put into the data's order. A run whose model is code must be named as well, or trusted.
+    Raises UserError for classes of other names, where the logits are read.
     """
     sizes = model.teacher_img_size
     listed: Sequence[int | None] = sizes if isinstance(sizes, list) else [sizes] * len(teachers)
     if len(listed) != len(teachers):
         raise UserError(f"model.teacher_img_size lists {len(listed)} sizes for {len(teachers)} teachers")
-    return [
-        _load_teacher(name, checkpoint, img_size, model, data, reads, trust_code)
-        if checkpoint is not None and Path(checkpoint).is_dir()
-        else _build_teacher(name, checkpoint, img_size, model, data)
-        for (name, checkpoint), img_size in zip(teachers, listed, strict=True)
-    ]
+    built = []
+    for (name, checkpoint), img_size in zip(teachers, listed, strict=True):
+        if checkpoint is not None and Path(checkpoint).is_dir():
+            teacher = _load_teacher(name, checkpoint, img_size, model, trust_code)
+        else:
+            teacher = _build_teacher(name, checkpoint, img_size, model, data)
+        if isinstance(model.teacher_classes, list):
+            teacher.class_names = tuple(model.teacher_classes)
+        _match_teacher(teacher, checkpoint or name or "", data, reads)
+        built.append(teacher)
+    return built
 
 
-def _load_teacher(
-    name: str | None,
-    run: str,
-    img_size: int | None,
-    model: ModelConfig,
-    data: ImageData,
-    reads: Reads,
-    trust_code: bool,
-) -> Backbone:
+def _match_teacher(teacher: Backbone, owner: str, data: ImageData, reads: Reads) -> None:
+    if not data.labelled:
+        return
+    try:
+        match_classes(teacher, owner, data)
+    except UserError:
+        # A method that reads the logits of another number of classes refuses the teacher by itself.
+        if reads.logits and teacher.spec.num_classes == data.num_classes:
+            raise
+
+
+def _load_teacher(name: str | None, run: str, img_size: int | None, model: ModelConfig, trust_code: bool) -> Backbone:
     """Load the model of a finished run. Raises UserError for settings that contradict it."""
     teacher = load_backbone(run, trust_code=trust_code or name == read_args(run).name)
     built = teacher.args
@@ -142,16 +185,20 @@ def _load_teacher(
         ("teacher_img_size", img_size, built.img_size),
         ("teacher_args", model.teacher_args or None, built.model_args),
         ("teacher_stages", model.teacher_stages, built.stages),
-        ("teacher_classes", model.teacher_classes, built.num_classes),
+        ("teacher_classes", _number_of_classes(model), built.num_classes),
         ("teacher_pretrained", model.teacher_pretrained or None, "the weights of the run"),
     ):
         if given is not None and given != stored:
             raise UserError(f"model.{field} is {given!r}, but the run {run!r} has {stored!r}; leave it out")
     if name not in (None, teacher.spec.name):
         raise UserError(f"{run!r} holds a {teacher.spec.name!r}, but --teacher is {name!r}")
-    if reads.logits:
-        check_class_order(read_class_names(run), run, data)
     return teacher
+
+
+def _number_of_classes(model: ModelConfig) -> int | None:
+    classes = model.teacher_classes
+    assert not isinstance(classes, str), "the file is read before"
+    return len(classes) if isinstance(classes, list) else classes
 
 
 def _build_teacher(
@@ -163,16 +210,30 @@ def _build_teacher(
         in_chans=data.channels,
         img_size=img_size,
         checkpoint=checkpoint,
+        checkpoint_key=model.teacher_checkpoint_key,
         small_images=model.teacher_stem == "small",
         stages=model.teacher_stages,
         **model.teacher_args,
     )
-    classes = model.teacher_classes
+    classes = _number_of_classes(model)
     if classes is None and (model.teacher_pretrained or checkpoint is not None):
         # A classifier of other classes would be new, and teach noise.
         classes = classes_of_weights(name, **built)
+    if classes is None and not data.labelled:
+        raise UserError(f"teacher {name!r} has no weights, so it has nothing to teach: give --teacher-checkpoint")
     classes = data.num_classes if classes is None else classes
     return create_backbone(name, classes, pretrained=model.teacher_pretrained, **built)
+
+
+def _report_trained_on(config: RunConfig, data: ImageData, console: Console) -> None:
+    """Say which held-out images a teacher's own run has trained on: its scores on them are too good."""
+    for _, checkpoint in config.teachers:
+        listed = read_split_list(checkpoint) if checkpoint is not None and Path(checkpoint).is_dir() else None
+        seen = {} if listed is None else {name: trained_in(getattr(data, name), listed) for name in ("val", "test")}
+        for name, numbers in seen.items():
+            if numbers:
+                text = f"note: the teacher {checkpoint!r} has trained on {len(numbers):,} of the {name} images"
+                console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def report_teacher_accuracy(
@@ -184,17 +245,30 @@ def report_teacher_accuracy(
     """
     if distiller.teacher is None:
         return
+    _report_trained_on(config, data, console)
     student = distiller.student
     loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, student.img_size, config.loader)
     plain: dict[str, Any] = dict(highlight=False, markup=False, soft_wrap=True)
     for member in distiller.teacher.members:
         name = member.spec.name
         check_finite(member.to(device), next(iter(loader))[0])
-        if member.spec.num_classes != data.num_classes:
+        if not data.labelled:
+            continue
+        if member.backbone.weights_part:
+            part = f"teacher {name}: the weights are those under {member.backbone.weights_part!r} in its checkpoint"
+            console.print(part, **plain)
+        if not has_classes_of(data, [member.backbone]):
             kind = f"{member.backbone.classes_in_words()}, not those of the data"
             console.print(f"teacher {name}: its accuracy is not known ({kind})", **plain)
             continue
         reads_logits = distiller.needs.teacher.logits
-        batches = Tracked(loader, console, f"teacher {name} on held-out images")
-        accuracy = check_teacher(member, batches, trust=config.trust_teacher, reads_logits=reads_logits)
-        console.print(f"teacher {name}: {100 * accuracy:.1f}% on held-out images", **plain)
+        found = look_at_teacher(
+            member,
+            Tracked(loader, console, f"teacher {name} on held-out images"),
+            class_names=data.class_names,
+            trust=config.trust_teacher,
+            reads_logits=reads_logits,
+        )
+        lines = [f"{100 * found.accuracy:.1f}% on held-out images", *(f"note: {note}" for note in found.notes)]
+        for line in lines:
+            console.print(f"teacher {name}: {line}", **plain)

@@ -23,7 +23,7 @@ from crossdistill.backbones import Backbone
 from crossdistill.config import AugmentConfig, EngineConfig, OptimConfig
 from crossdistill.data.loaders import mix_seed
 from crossdistill.distiller import Distiller
-from crossdistill.tasks import Classification
+from crossdistill.tasks import Classification, NoLabels
 from crossdistill.training.sharding import shard_teachers, shard_trained
 from crossdistill.types import Batch
 
@@ -57,7 +57,7 @@ class DistillModule(L.LightningModule):
         if self.ema is not None:
             # DDP waits for the gradient of every parameter that requires one.
             self.ema.requires_grad_(False)
-        self.top1 = MulticlassAccuracy(num_classes, average="micro")
+        self.top1 = MulticlassAccuracy(max(num_classes, 2), average="micro")
         self.val_loss = MeanMetric()
 
     def configure_model(self) -> None:
@@ -122,6 +122,10 @@ class DistillModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score one batch of the held-out split."""
         images, targets = self._in_layout(batch.images), batch.targets
+        if not self.distiller.task.labelled:
+            step = self.distiller(images, targets, batch.teacher, batch.index)
+            self.val_loss.update(step.loss, weight=len(images))
+            return
         logits = self.deployed(images).require_logits().float()
         world = self.trainer.world_size
         if world > 1:
@@ -133,9 +137,12 @@ class DistillModule(L.LightningModule):
             self.val_loss.update(F.cross_entropy(logits, targets, reduction="mean"), weight=len(targets))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the held-out accuracy, over all processes."""
-        self.log_dict({Classification.monitor: 100 * self.top1.compute(), "val/loss": self.val_loss.compute()})
-        self.top1.reset()
+        """Log the held-out accuracy, or the method's loss without labels, over all processes."""
+        if self.distiller.task.labelled:
+            self.log_dict({Classification.monitor: 100 * self.top1.compute(), "val/loss": self.val_loss.compute()})
+            self.top1.reset()
+        else:
+            self.log(NoLabels.monitor, self.val_loss.compute())
         self.val_loss.reset()
 
     def configure_optimizers(self) -> Any:

@@ -19,6 +19,7 @@ import crossdistill
 from crossdistill.config import RunConfig
 from crossdistill.config.code import check_named_code, code_of
 from crossdistill.config.files import PATHS, complete_from_dict, read_yaml, with_read_paths
+from crossdistill.data.split_list import SPLIT_NAME, Changes, SplitList, write_split_list
 from crossdistill.errors import UserError
 from crossdistill.files import make_folder, write_whole
 from crossdistill.report.records import CONFIG_NAME, ENVIRONMENT_NAME, Environment, read_environment
@@ -93,9 +94,10 @@ def start_folder(
     *,
     resume: bool,
     root: Path | None = None,
+    files: SplitList | None = None,
     lock: RunLock | None = None,
 ) -> None:
-    """Make the run's folder, and write the decided settings, the versions, and the digests of what the run starts from.
+    """Make the run's folder, and write what the run starts from: decided settings, versions, digests, files of splits.
 
     Paths inside `root` are written relative to the run, so that the whole folder can be moved; others are absolute.
     `lock` is taken before. Raises UserError where another run has taken the folder in the meantime.
@@ -110,6 +112,8 @@ def start_folder(
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     write_whole(out / ENVIRONMENT_NAME, json.dumps(asdict(environment(processes, inputs)), indent=2))
     write_whole(out / CONFIG_NAME, text)
+    if files is not None and not resume:
+        write_whole(out / SPLIT_NAME, write_split_list(files))
 
 
 def _stored_path(path: str, out: Path, root: Path | None) -> str:
@@ -176,6 +180,13 @@ def check_inputs(out: Path, inputs: dict[str, str]) -> None:
                 f"{str(out)!r} was started with other {name}: they have changed since; restore them, or choose another "
                 "--out for a new run"
             )
+
+
+def check_files(out: Path, changes: Changes) -> None:
+    """Raise UserError where images of a run that is to go on are gone or were changed."""
+    changes = replace(changes, came=())
+    for phrase in changes.phrases():
+        raise UserError(f"the data of {str(out)!r} has changed: {phrase}; restore them, or start a new run")
 
 
 @rank_zero_only

@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from crossdistill.progress import ProgressReport
+from crossdistill.tasks import Classification, NoLabels
 from crossdistill.types import Batch
 
 _LONG_WAIT = 10.0
@@ -167,8 +168,10 @@ class RunProgress(L.Callback):
         state = f"{place}epoch {epoch}/{trainer.max_epochs}"
         if "train/loss" in seen:
             state += f"  loss {seen['train/loss']:.3f}  {seen['train/images_per_second']:.0f} images/s"
-        if "val/top1" in seen:
-            state += f"  val {seen['val/top1']:.2f}%"
+        if Classification.monitor in seen:
+            state += f"  val {seen[Classification.monitor]:.2f}%"
+        if NoLabels.monitor in seen:
+            state += f"  distill_loss {seen[NoLabels.monitor]:.3f}"
         if (waited := seen.get("train/wait_percent", 0)) > _LONG_WAIT:
             state += f"  waiting for data {waited:.0f}% (more --loader.workers?)"
         return state

@@ -8,12 +8,13 @@ from typing import Any
 from rich.console import Console
 
 from crossdistill.backbones import Backbone, create_backbone, load_backbone
-from crossdistill.backbones.args import read_class_names
 from crossdistill.backbones.build import classes_of_weights
-from crossdistill.config import RunConfig
-from crossdistill.data import ImageData, load_data
-from crossdistill.data.classes import check_class_order
+from crossdistill.config import AugmentConfig, RunConfig
+from crossdistill.data import ImageData, Images, load_data
+from crossdistill.data.classes import has_classes_of, match_classes
+from crossdistill.data.datasets import Part
 from crossdistill.data.loaders import evaluation_loader
+from crossdistill.data.split_list import SplitList, read_split_list, trained_in
 from crossdistill.data.transforms import eval_transform
 from crossdistill.errors import UserError, unknown
 from crossdistill.evaluation.accuracy import evaluate
@@ -21,7 +22,8 @@ from crossdistill.evaluation.embedding import embed, fit_probe, knn_accuracy
 from crossdistill.methods import NONE, choose_method
 from crossdistill.progress import Tracked
 from crossdistill.training.engine import choose_device, set_threads
-from crossdistill.training.inputs import decide
+from crossdistill.training.inputs import decide, report_data
+from crossdistill.training.run_folder import read_config
 
 
 def score(
@@ -35,31 +37,34 @@ def score(
 ) -> dict[str, float]:
     """Score a finished run, or a model by name with a checkpoint, on one split of the data.
 
-    `probes` are ways to score the embedding by the training split: "knn" and "linear_probe". With them a model may have
-    other classes, or no classifier. Raises UserError.
+    A run is scored on the images that its own list has in that split; on other data, images that it has trained on are
+    left out of the held-out splits. `probes` are ways to score the embedding by the training split: "knn" and
+    "linear_probe". With them a model may have other classes, or no classifier. Raises UserError.
     """
-    if split not in ("train", "val", "test"):
-        raise unknown("split", split, ("train", "val", "test"))
-    if probes and split == "train":
-        raise UserError("--knn and --linear-probe learn from the training split, so they cannot score it")
-    if "linear_probe" in probes and split == "val":
-        raise UserError("--linear-probe chooses its regularisation on the validation split, so it cannot score it")
-    backbone, data = _load(model, config, checkpoint)
-    classified = backbone.spec.num_classes == data.num_classes
+    _check_split(split, probes)
+    set_threads(config.engine)
+    if Path(model).is_dir():
+        backbone, data, augment, other = _load_run(model, config, probes)
+    else:
+        backbone, data, augment, other = _load_named(model, config, checkpoint)
+    report_data(data, console)
+    if not data.labelled:
+        raise UserError("loader.labels is 'none', so nothing can be scored; give --loader.labels classes and --data")
+    classified = has_classes_of(data, [backbone])
     if not classified and not probes:
         raise UserError(f"the model has {backbone.spec.num_classes} classes, {config.data!r} has {data.num_classes}")
-    transform = eval_transform(config.augment, backbone.spec, backbone.img_size)
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    if other is not None and split != "train":
+        splits[split] = _without_trained(splits[split], other, model, console)
+    transform = eval_transform(augment, backbone.spec, backbone.img_size)
     device = choose_device(config.engine)
     backbone.to(device).eval()
 
     def loader(name: str) -> Iterable[Any]:
-        images = {"train": data.train, "val": data.val, "test": data.test}[name]
-        batches = evaluation_loader(images, transform, config.loader.batch_size, workers=config.loader.workers)
+        batches = evaluation_loader(splits[name], transform, config.loader.batch_size, workers=config.loader.workers)
         return Tracked(batches, console, f"{name} split")
 
-    scores: dict[str, float] = {}
-    if classified:
-        scores = evaluate(backbone, loader(split), data.num_classes, device)
+    scores = evaluate(backbone, loader(split), data.num_classes, device) if classified else {}
     if probes:
         train, scored = (embed(backbone, loader(name), device) for name in ("train", split))
         scores["images"] = len(scored.labels)
@@ -71,13 +76,32 @@ def score(
     return scores
 
 
-def _load(model: str, config: RunConfig, checkpoint: str | None) -> tuple[Backbone, ImageData]:
-    set_threads(config.engine)
-    if Path(model).is_dir():
-        backbone = load_backbone(model, trust_code=config.trust_code)
-        data = load_data(config.data, replace(config.loader, in_chans=1 if backbone.spec.in_chans == 1 else 3))
-        check_class_order(read_class_names(model), model, data)
-        return backbone, data
+def _check_split(split: str, probes: Sequence[str]) -> None:
+    if split not in ("train", "val", "test"):
+        raise unknown("split", split, ("train", "val", "test"))
+    if probes and split == "train":
+        raise UserError("--knn and --linear-probe learn from the training split, so they cannot score it")
+    if "linear_probe" in probes and split == "val":
+        raise UserError("--linear-probe chooses its regularisation on the validation split, so it cannot score it")
+
+
+def _load_run(
+    model: str, config: RunConfig, probes: Sequence[str]
+) -> tuple[Backbone, ImageData, AugmentConfig, SplitList | None]:
+    """Return the model of a run, the data, how images are fitted, and the run's list where the data is another."""
+    backbone = load_backbone(model, trust_code=config.trust_code)
+    loader = replace(config.loader, in_chans=1 if backbone.spec.in_chans == 1 else 3)
+    listed = read_split_list(model)
+    same = Path(read_config(Path(model)).data).resolve() == Path(config.data).resolve()
+    data = load_data(config.data, loader, listed if same else None)
+    if not probes:
+        match_classes(backbone, model, data)
+    return backbone, data, config.augment, None if same else listed
+
+
+def _load_named(
+    model: str, config: RunConfig, checkpoint: str | None
+) -> tuple[Backbone, ImageData, AugmentConfig, SplitList | None]:
     if checkpoint is None:
         raise UserError(f"{model!r} is not the folder of a run; a model by name needs --checkpoint FILE")
     by_name = replace(config, student=model, method=NONE, options={}, teacher=None)
@@ -87,7 +111,22 @@ def _load(model: str, config: RunConfig, checkpoint: str | None) -> tuple[Backbo
         img_size=decided.img_size,
         in_chans=data.channels,
         checkpoint=checkpoint,
+        checkpoint_key=decided.model.student_checkpoint_key,
         small_images=decided.model.stem == "small",
         **decided.model.student_args,
     )
-    return create_backbone(model, classes_of_weights(model, **built) or 0, **built), data
+    backbone = create_backbone(model, classes_of_weights(model, **built) or 0, **built)
+    match_classes(backbone, checkpoint, data)
+    return backbone, data, decided.augment, None
+
+
+def _without_trained(images: Images, listed: SplitList, model: str, console: Console) -> Images:
+    """Leave out what the run has trained on. Raises UserError where nothing is left."""
+    trained = set(trained_in(images, listed))
+    if not trained:
+        return images
+    if len(trained) == len(images):
+        raise UserError(f"{model!r} has trained on all of these images; give data that it has not seen")
+    text = f"crossdistill: note: {len(trained):,} of these images are left out, since {model!r} has trained on them"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    return Part(images, [number for number in range(len(images)) if number not in trained])

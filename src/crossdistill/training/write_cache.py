@@ -12,7 +12,7 @@ from crossdistill.errors import UserError
 from crossdistill.methods import MethodChoice
 from crossdistill.training.cached import prepare_cache
 from crossdistill.training.engine import choose_device, set_threads
-from crossdistill.training.inputs import decide, make_views
+from crossdistill.training.inputs import check_decoding, decide, make_views, report_data
 from crossdistill.training.models import build_models, check_settings, report_teacher_accuracy
 
 
@@ -34,8 +34,11 @@ def write_cache(
     if not choice.needs.teacher:
         raise UserError(f"method {config.method!r} uses no teacher, so there is nothing to store")
     set_threads(config.engine)
-    data = data or load_data(config.data, config.loader)
+    if data is None:
+        data = load_data(config.data, config.loader)
+        report_data(data, console)
     config, choice = decide(config, choice, data)
+    check_decoding(config, data)
     distiller = build_models(config, choice, data)
     device = choose_device(config.engine)
     report_teacher_accuracy(config, data, distiller, device, console)

@@ -1,0 +1,105 @@
+"""Read a file of weights without running code."""
+
+import argparse
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from crossdistill.errors import UserError, first_line
+
+_PLAIN_DTYPES = (bool, np.int8, np.int16, np.int32, np.int64, np.uint8, np.float16, np.float32, np.float64)
+_CLASS_NAMES = ("label_names", "class_names", "classes")
+"""Keys under which training scripts keep the names of the classes."""
+
+
+def _plain_types() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Return types that trainers put beside weights: making one of them from a file runs no code of the file."""
+    multiarray = np._core.multiarray  # type: ignore[attr-defined]
+    types: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [argparse.Namespace, np.dtype, np.ndarray]
+    types += [type(np.dtype(kind)) for kind in _PLAIN_DTYPES]
+    for module in ("numpy.core", "numpy._core"):
+        types += [(getattr(multiarray, name), f"{module}.multiarray.{name}") for name in ("scalar", "_reconstruct")]
+    # A path is only text here, so that one of another system can be read as well.
+    for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "PurePath"):
+        types += [(pathlib.PurePosixPath, f"{module}.{name}") for module in ("pathlib", "pathlib._local")]
+    return types
+
+
+def read_file(path: Path) -> Any:
+    """Read a safetensors or torch file; no code in it is run.
+
+    Beside tensors, a torch file may hold what common trainers put there: Namespaces, paths, numpy numbers. Raises
+    UserError for a file that does not exist, is damaged, or would run code.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint {str(path)!r} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(_plain_types()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that is no checkpoint can raise anything
+        raise UserError(f"checkpoint {str(path)!r} cannot be read; {_reason(error, path)}") from error
+
+
+def _reason(error: Exception, path: Path) -> str:
+    text = str(error)
+    if "TorchScript" in text:
+        return (
+            "it is a TorchScript program, not a file of weights: "
+            "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE) makes one"
+        )
+    unknown = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|Trying to instantiate class) (\S+)", text)
+    if unknown is None:
+        return f"is it truncated or of another format? ({first_line(error)})"
+    if _holds_module(path, unknown.group(1)):
+        return (
+            f"it holds a whole pickled module ({unknown.group(1)}), which only running its code could read: where that "
+            "code is, torch.save(torch.load(FILE, weights_only=False).state_dict(), NEW_FILE) writes the weights alone"
+        )
+    return (
+        f"it holds an object of type {unknown.group(1)}, which only running its code could read: save the weights "
+        "alone, torch.save(model.state_dict(), FILE)"
+    )
+
+
+def _holds_module(path: Path, found: str) -> bool:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except Exception:  # files of old formats cannot be listed
+        names = [found]
+    return any(name.startswith("torch.nn.modules.") for name in names)
+
+
+def groups_of(loaded: Any, path: tuple[str, ...] = (), depth: int = 3) -> dict[tuple[str, ...], dict[str, Tensor]]:
+    """Return all mappings of names to tensors in the content of a file, by the keys that lead to each."""
+    if isinstance(loaded, nn.Module) or not isinstance(loaded, Mapping):
+        return {}
+    own = {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    found = {path: own} if own else {}
+    if depth:
+        for name, value in loaded.items():
+            if isinstance(name, str):
+                found |= groups_of(value, (*path, name), depth - 1)
+    return found
+
+
+def names_in(loaded: Any) -> tuple[str, ...] | None:
+    """Return the class names that a file states beside its weights, in the order of the logits; None without any."""
+    if not isinstance(loaded, Mapping):
+        return None
+    for key in _CLASS_NAMES:
+        names = loaded.get(key)
+        if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    numbers = loaded.get("class_to_idx")
+    if isinstance(numbers, Mapping) and sorted(map(str, numbers.values())) == sorted(map(str, range(len(numbers)))):
+        return tuple(str(name) for name, _ in sorted(numbers.items(), key=lambda item: int(item[1])))
+    return None

@@ -1,0 +1,167 @@
+"""A look at all images before they are used: headers, files that cannot be read, copies."""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from crossdistill.data.datasets import Arrays, Images, base_of
+from crossdistill.data.folder import Files
+from crossdistill.data.parquet import Table, opened
+from crossdistill.data.picture import Header, UnreadableError, read_header, read_picture
+from crossdistill.errors import UserError
+
+_THREADS = 8
+"""Files that are opened at the same time."""
+MOST_BYTES = 2**30
+"""Bytes that are read at the start of a command to compare the contents of files, or the headers in parquet rows."""
+_SAMPLED = 20_000
+"""Parquet rows whose header is read where all rows are more than MOST_BYTES."""
+_FEW = 64
+"""Images of a torchvision set that are looked at; such a set is of one kind."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the images of a split are: the header of each that was looked at, and those that cannot be read."""
+
+    headers: tuple[Header, ...]
+    unreadable: dict[int, str]
+    """The reason, by number of the image."""
+
+
+def look(images: Images, *, decode: bool) -> Look:
+    """Read the header of every image of a split; `decode` reads all of each."""
+    base, chosen = base_of(images)
+    if isinstance(base, Files):
+        return _collect(range(len(chosen)), _in_threads(_reader(decode), [base.paths[i] for i in chosen]))
+    if isinstance(base, Table):
+        whole = decode or base.dataset.data.nbytes <= MOST_BYTES
+        numbers = range(len(chosen)) if whole else _spread(len(chosen), _SAMPLED)
+        cells = base.cells([int(chosen[number]) for number in numbers])
+        return _collect(numbers, (_tried(_reader(decode), cell) for cell in cells))
+    if isinstance(base, Arrays):
+        shape = np.shape(base.pixels)
+        return Look((Header("L" if len(shape) == 3 else "RGB", shape[2], shape[1]),) * len(chosen), {})
+    few = [images.read(index) for index in _spread(len(images), _FEW)]
+    return Look(tuple(Header(image.mode, *image.size) for image in few), {})
+
+
+def place(images: Images, index: int) -> str:
+    """Name one image: the path of its file, or its row."""
+    base, chosen = base_of(images)
+    number = int(chosen[index])
+    if isinstance(base, Files):
+        return base.paths[number]
+    return base.place(number) if isinstance(base, Table) else f"image {number}"
+
+
+def unreadable_error(name: str, reason: str, more: int = 0) -> UserError:
+    """Build the error for an image that cannot be read, and `more` others."""
+    others = f" (and {more} more)" if more else ""
+    return UserError(
+        f"{name!r}{others} cannot be read as an image: {reason}; remove or replace it, or leave such files out with "
+        "--loader.on-bad-image skip"
+    )
+
+
+def bytes_of(images: Images) -> int | None:
+    """Return the size of all files or rows of a split in bytes; None for sets that are not read from files."""
+    base, chosen = base_of(images)
+    if isinstance(base, Files):
+        return sum(_size(base.paths[i]) for i in chosen)
+    return int(base.dataset.data.nbytes) if isinstance(base, Table) else None
+
+
+def copies(parts: Mapping[str, Images], most_bytes: int) -> list[list[tuple[str, int]]] | None:
+    """Find images whose files (or rows) are equal byte for byte: groups of (split, number in it).
+
+    Returns None where more than `most_bytes` would have to be read.
+    """
+    groups: dict[Any, list[tuple[str, int]]] = defaultdict(list)
+    for role, images in parts.items():
+        base, chosen = base_of(images)
+        if isinstance(base, Files):
+            for number, index in enumerate(chosen):
+                groups[_size(base.paths[index])].append((role, number))
+        elif isinstance(base, Table):
+            groups[0] += [(role, number) for number in range(len(chosen))]
+    todo = {size: members for size, members in groups.items() if len(members) > 1}
+    if sum(size * len(members) for size, members in todo.items()) > most_bytes or any(
+        (bytes_of(images) or 0) > most_bytes for images in parts.values() if isinstance(base_of(images)[0], Table)
+    ):
+        return None
+    equal: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for members in todo.values():
+        for role in parts:
+            numbers = [number for one, number in members if one == role]
+            for number, digest in zip(numbers, _digests(parts[role], numbers), strict=True):
+                equal[digest].append((role, number))
+    return [members for members in equal.values() if len(members) > 1]
+
+
+def _digests(images: Images, numbers: Sequence[int]) -> list[str]:
+    base, chosen = base_of(images)
+    if isinstance(base, Table):
+        cells = base.cells([int(chosen[number]) for number in numbers])
+        return [hashlib.sha256(cell["bytes"] or b"" if cell else b"").hexdigest() for cell in cells]
+    assert isinstance(base, Files)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(file_digest, [base.paths[chosen[number]] for number in numbers]))
+
+
+def file_digest(path: str) -> str:
+    """Return the SHA-256 of a file; of nothing where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def _reader(decode: bool) -> Callable[[Any], Header]:
+    def whole(file: Any) -> Header:
+        header = read_header(file)
+        read_picture(file)
+        return header
+
+    return whole if decode else read_header
+
+
+def _tried(read: Callable[[Any], Header], file: Any) -> Header | str:
+    try:
+        return read(opened(file) if isinstance(file, dict | None) else file)
+    except UnreadableError as error:
+        return str(error)
+
+
+def _in_threads(read: Callable[[Any], Header], paths: Sequence[str]) -> Iterable[Header | str]:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(lambda path: _tried(read, path), paths))
+
+
+def _collect(numbers: Iterable[int], results: Iterable[Header | str]) -> Look:
+    headers, wrong = [], {}
+    for number, result in zip(numbers, results, strict=True):
+        if isinstance(result, str):
+            wrong[number] = result
+        else:
+            headers.append(result)
+    return Look(tuple(headers), wrong)
+
+
+def _spread(size: int, count: int) -> list[int]:
+    chosen: list[int] = np.linspace(0, size - 1, min(count, size)).round().astype(int).tolist()
+    return chosen

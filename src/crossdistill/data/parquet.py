@@ -1,0 +1,245 @@
+"""Parquet shards in the Hugging Face layout: labels are matched by the names in the schema of each shard."""
+
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from crossdistill.config.data import LoaderConfig
+from crossdistill.data.class_names import name_difference
+from crossdistill.data.datasets import Images, Source
+from crossdistill.data.picture import UnreadableError, read_picture
+from crossdistill.data.split_names import split_role
+from crossdistill.data.tree import Tree
+from crossdistill.errors import UserError
+
+_AT_ONCE = 1000
+
+
+class Table:
+    """Rows of a Hugging Face data set; images are decoded here, so a broken one is named."""
+
+    def __init__(self, dataset: Any, image: str, labels: Sequence[int], split: str) -> None:
+        from datasets import Image as ImageFeature
+
+        self.dataset = dataset.select_columns([image]).cast_column(image, ImageFeature(decode=False))
+        self.image = image
+        self.labels = list(labels)
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, index: int) -> Image.Image:
+        """Decode one row. Raises UserError, with its number, for one that cannot be read as an image."""
+        try:
+            return read_picture(opened(self.dataset[index][self.image]))
+        except UnreadableError as error:
+            raise UserError(f"{self.place(index)} cannot be read as an image: {error}") from error
+
+    def place(self, index: int) -> str:
+        """Name one row."""
+        return f"row {index} of the {self.split} split"
+
+    def cells(self, indices: Sequence[int]) -> Iterable[Any]:
+        """Yield the stored images of some rows, not decoded."""
+        for start in range(0, len(indices), _AT_ONCE):
+            yield from self.dataset[list(indices[start : start + _AT_ONCE])][self.image]
+
+
+def opened(cell: Any) -> Any:
+    """Return what Pillow can open of a stored image. Raises UnreadableError for a row without one."""
+    if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
+        raise UnreadableError("there is no image in it")
+    return io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"]
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """Rows with one schema: a file, or all files of a split whose schemas are the same."""
+
+    split: str
+    rows: Any
+    label: str
+
+    @property
+    def feature(self) -> Any:
+        return self.rows.features[self.label]
+
+    def values(self) -> list[Any]:
+        """Return the labels as they are stored. Raises UserError for rows without one, or with several."""
+        column = self.rows.with_format("arrow", columns=[self.label])[:][self.label]
+        if column.null_count:
+            first = column.is_null().to_pylist().index(True)
+            raise UserError(
+                f"row {first} of the {self.split} split has no label ({column.null_count} of {len(column)} rows have "
+                f"none in the column {self.label!r}); remove these rows, or name another with --loader.label-column"
+            )
+        return column.to_pylist()
+
+
+def parquet_source(folder: Path, tree: Tree, config: LoaderConfig) -> Source:
+    """Open parquet shards. Raises UserError."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("reading parquet needs Hugging Face datasets: pip install 'crossdistill[parquet]'") from error
+    datasets.disable_progress_bars()
+    files = shard_files(tree)
+    try:
+        found = {split: _open(folder, paths) for split, paths in files.items()}
+    except Exception as error:  # arrow, fsspec and datasets raise many kinds for a broken shard
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"the parquet shards in {str(folder)!r} cannot be read: {cause}") from error
+    roles = _roles(found, folder)
+    first = found[roles["train"]][0].features
+    image = _column(first, config.image_column, "image", lambda f: isinstance(f, datasets.Image))
+    label = _column(first, config.label_column, "label", lambda f: isinstance(f, datasets.ClassLabel))
+    shards = {role: [_Shard(split, rows, label) for rows in found[split]] for role, split in roles.items()}
+    for role in shards:
+        _check_columns(shards[role], image, label)
+    names = _class_names(shards["train"])
+    splits: dict[str, Images] = {}
+    for role, parts in shards.items():
+        labels = [number for part in parts for number in _numbers(part, names)]
+        rows = datasets.concatenate_datasets([part.rows.select_columns([image]) for part in parts])
+        splits[role] = Table(rows, image, labels, parts[0].split)
+    return Source(folder.resolve().name, splits, names, tuple(_left_out(found, roles, tree)))
+
+
+def shard_files(tree: Tree) -> dict[str, list[str]]:
+    """Return the shards of each split, by its name: what the file's name begins with, or the folder it is in.
+
+    Where no name is that of a split, all shards are training data. Raises UserError for several sets in one folder.
+    """
+    found: dict[str, list[str]] = {}
+    for path in tree.parquet:
+        parts = PurePosixPath(path).parts
+        named = [re.split(r"[-.]", parts[-1])[0], *reversed(parts[:-1])]
+        split = next((name for name in named if split_role(name)), named[0])
+        same = [other for other in found.get(split, []) if PurePosixPath(other).name == parts[-1]]
+        if same and "-of-" in path:
+            raise UserError(f"{same[0]!r} and {path!r} are shards of two sets; give the folder of one of them")
+        found.setdefault(split, []).append(path)
+    if not any(map(split_role, found)):
+        return {"train": tree.parquet}
+    return found
+
+
+def _open(folder: Path, paths: Sequence[str]) -> list[Any]:
+    """Return the rows of a split: together where the schemas of its shards are the same, else shard by shard."""
+    import datasets
+    import pyarrow.parquet
+
+    files = [str(folder / path) for path in paths]
+    schemas = [datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file)) for file in files]
+    if all(features == schemas[0] for features in schemas):
+        return [datasets.load_dataset("parquet", data_files={"train": files}, split="train")]
+    return [datasets.load_dataset("parquet", data_files={"train": [file]}, split="train") for file in files]
+
+
+def _roles(found: dict[str, list[Any]], folder: Path) -> dict[str, str]:
+    roles: dict[str, str] = {}
+    for split in found:
+        role = split_role(split)
+        if role in roles:
+            raise UserError(f"{str(folder)!r} has {roles[role]!r} and {split!r}, which both name the {role} split")
+        if role is not None:
+            roles[role] = split
+    if "train" not in roles:
+        raise UserError(f"{str(folder)!r} has the splits {', '.join(found)}; one must be train")
+    return roles
+
+
+def _left_out(found: dict[str, list[Any]], roles: dict[str, str], tree: Tree) -> list[str]:
+    others = [split for split in found if split not in roles.values()]
+    phrases = [f"the split {split!r} ({sum(len(rows) for rows in found[split]):,} rows)" for split in others]
+    pictures = sum(len(paths) for paths in tree.direct.values())
+    if pictures:
+        phrases.append(f"{pictures:,} image files beside the parquet shards")
+    return phrases + tree.left_out()
+
+
+def _check_columns(shards: list[_Shard], image: str, label: str) -> None:
+    from datasets import Value
+
+    for shard in shards:
+        for name in (image, label):
+            if name not in shard.rows.features:
+                raise UserError(f"a shard of the {shard.split} split has no column {name!r}")
+        feature = shard.feature
+        if type(feature).__name__ != "ClassLabel" and not isinstance(feature, Value):
+            raise UserError(
+                f"the column {label!r} of the {shard.split} split holds {type(feature).__name__}, not one class for "
+                "each image; name another with --loader.label-column"
+            )
+
+
+def _class_names(shards: list[_Shard]) -> tuple[str, ...]:
+    """Return the classes of the training shards, in the order of the schema, or of the sorted values.
+
+    Text is sorted by code point, numbers by value. Raises UserError for shards whose schemas name other classes.
+    """
+    schemas = [tuple(shard.feature.names) for shard in shards if _named(shard)]
+    for names in schemas[1:]:
+        if set(names) != set(schemas[0]):
+            raise UserError(
+                "the parquet shards of the training split name different classes: "
+                + name_difference("one shard", schemas[0], "another", names)
+            )
+    if schemas:
+        return schemas[0]
+    values = {value for shard in shards for value in shard.values()}
+    if len({type(value) for value in values}) > 1:
+        raise UserError(f"the column {shards[0].label!r} holds labels of several types; a class is one type of value")
+    return tuple(str(value) for value in sorted(values))
+
+
+def _named(shard: _Shard) -> bool:
+    return type(shard.feature).__name__ == "ClassLabel"
+
+
+def _numbers(shard: _Shard, names: tuple[str, ...]) -> list[int]:
+    """Return the class numbers of a shard's rows, matched by name. Raises UserError for other classes.
+
+    -1, the mark of a row whose label is not published, stays.
+    """
+    values = shard.values()
+    number = {name: place for place, name in enumerate(names)}
+    own = tuple(shard.feature.names) if _named(shard) else None
+    numbers, unknown = [], set()
+    for row, value in enumerate(values):
+        if own is not None and value == -1:
+            numbers.append(-1)
+            continue
+        if own is not None and not 0 <= value < len(own):
+            raise UserError(
+                f"row {row} of the {shard.split} split has the label {value}; its schema has {len(own)} classes"
+            )
+        name = str(value) if own is None else own[value]
+        if name not in number:
+            unknown.add(name)
+        numbers.append(number.get(name, -1))
+    if unknown:
+        raise UserError(
+            f"the {shard.split} split has the label {min(unknown)!r}, which the training split does not have; "
+            + name_difference("the training split", names, f"the {shard.split} split", own or sorted(unknown))
+        )
+    return numbers
+
+
+def _column(features: Any, named: str | None, kind: str, fits: Callable[[Any], bool]) -> str:
+    if named is not None:
+        if named not in features:
+            raise UserError(f"the parquet data has no column {named!r}; it has {', '.join(features)}")
+        return named
+    found = next((name for name, feature in features.items() if fits(feature)), None)
+    if found is None:
+        raise UserError(
+            f"no {kind} column in the parquet schema ({', '.join(features)}); name it with --loader.{kind}-column"
+        )
+    return str(found)

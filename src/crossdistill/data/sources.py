@@ -1,0 +1,113 @@
+"""Open a data set by its name or folder."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from crossdistill.config.data import LoaderConfig
+from crossdistill.data.datasets import Arrays, Images, Source
+from crossdistill.data.folder import folder_source, has_class_folders, unlabelled_source
+from crossdistill.data.picture import UnreadableError, standard
+from crossdistill.data.split_names import split_role
+from crossdistill.data.tree import Tree, scan
+from crossdistill.errors import UserError
+
+
+class TorchSet:
+    """A torchvision data set."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        labels = next((getattr(dataset, n) for n in ("targets", "labels", "_labels") if hasattr(dataset, n)), None)
+        self.labels: Sequence[int] = (
+            [dataset[i][1] for i in range(len(dataset))] if labels is None else [int(v) for v in labels]
+        )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, index: int) -> Image.Image:
+        """Return one image. Raises UserError for one that cannot be used."""
+        try:
+            return standard(self.dataset[index][0])
+        except UnreadableError as error:
+            raise UserError(f"image {index} of the data set cannot be read: {error}") from error
+
+
+def load_source(data: str, config: LoaderConfig) -> Source:
+    """Open a data set by its name or folder. Raises UserError where it does not exist, or is empty."""
+    if data == "digits":
+        return _digits()
+    if data.startswith("torch/"):
+        return _torch_source(data, config)
+    folder = Path(data)
+    _check_utf8(data)
+    if not folder.exists():
+        raise UserError(f"data {data!r}: no such folder (and neither 'digits' nor 'torch/<name>')")
+    if not folder.is_dir():
+        raise UserError(f"data {data!r} is a file; give the folder that holds the images or the parquet shards")
+    tree = scan(folder)
+    if not _is_parquet(tree):
+        return unlabelled_source(tree, config) if config.labels == "none" else folder_source(tree, config)
+    from crossdistill.data.parquet import parquet_source
+
+    return parquet_source(folder, tree, config)
+
+
+def _check_utf8(data: str) -> None:
+    try:
+        data.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"data {data!r}: the name of the folder is not UTF-8: rename it") from None
+
+
+def _is_parquet(tree: Tree) -> bool:
+    """Return whether a folder is one of parquet shards. Raises UserError where it could be of both kinds."""
+    if not tree.parquet or not has_class_folders(tree):
+        return bool(tree.parquet)
+    shards = [path for path in tree.parquet if split_role(re.split(r"[-.]", Path(path).name)[0])]
+    if shards:
+        raise UserError(
+            f"{str(tree.root)!r} holds parquet shards ({shards[0]!r}) and class folders with images; keep them in two "
+            "folders, and give one of these"
+        )
+    return False
+
+
+def _digits() -> Source:
+    """Return scikit-learn's 1,797 handwritten digits, 8x8 grey: the embedded data. 30% of them are the test split."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    train, test = train_test_split(np.arange(len(pixels)), test_size=0.3, random_state=0, stratify=bunch.target)
+    splits: dict[str, Images] = {
+        "train": Arrays(pixels[train], bunch.target[train].tolist()),
+        "test": Arrays(pixels[test], bunch.target[test].tolist()),
+    }
+    return Source("digits", splits, tuple(str(d) for d in range(10)))
+
+
+def _torch_source(data: str, config: LoaderConfig) -> Source:
+    from timm.data import create_dataset
+
+    splits: dict[str, Images] = {}
+    names: tuple[str, ...] = ()
+    for role, split in (("train", "train"), ("test", "validation")):
+        try:
+            dataset = create_dataset(data, root=config.root, split=split, download=config.download)
+        except AssertionError as error:
+            raise UserError(f"data {data!r}: {error}") from error
+        except (RuntimeError, OSError) as error:
+            raise UserError(
+                f"data {data!r} is not under {config.root!r} and could not be downloaded: {str(error).splitlines()[0]}"
+            ) from error
+        splits[role] = TorchSet(dataset)
+        names = names or tuple(str(name) for name in getattr(dataset, "classes", ()))
+    count = max(max(images.labels) for images in splits.values()) + 1
+    return Source(data, splits, names if len(names) >= count else tuple(str(i) for i in range(count)))

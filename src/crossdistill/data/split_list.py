@@ -1,0 +1,158 @@
+"""The images of each split of a run, as it was started: what is scored later was never trained on."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from crossdistill.data.datasets import Images, Part, Source, base_of
+from crossdistill.data.folder import ROLES, Files
+from crossdistill.data.look import bytes_of, file_digest
+from crossdistill.errors import UserError, first_line
+
+SPLIT_NAME = "split.json"
+UNUSED = "unused"
+_MOST_BYTES = 2**28
+"""Bytes of all files up to which their contents are compared, not only their sizes."""
+
+
+@dataclass(frozen=True)
+class SplitList:
+    """Which files a run uses for what. `images` holds for train, val, test and unused the mark of each file by its key.
+
+    The key is the path below the folder of the data; the mark is the size in bytes and, where `contents` is true, a
+    digest.
+    """
+
+    class_names: list[str]
+    contents: bool
+    images: dict[str, dict[str, str]]
+
+    def roles(self) -> dict[str, str]:
+        """Return the role of each file by its key."""
+        return {key: role for role, marks in self.images.items() for key in marks}
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What differs between a data set and the list of an earlier run: keys of files."""
+
+    came: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+    def phrases(self) -> list[str]:
+        """Say in sentences what has changed since the run began."""
+        said = (
+            (self.came, "came into the data after the run began; they are not used"),
+            (self.gone, "of the run are not in the data any more"),
+            (self.changed, "of the run have other contents than when it began"),
+        )
+        return [
+            f"{len(keys):,} image{'s' * (len(keys) > 1)} ({keys[0]}{', ...' * (len(keys) > 1)}) {text}"
+            for keys, text in said
+            if keys
+        ]
+
+
+def make_split_list(parts: Mapping[str, Images], source: Source) -> SplitList | None:
+    """List the files of each split; None for data that is not read from files."""
+    bases = [images for images in source.splits.values() if isinstance(images, Files)]
+    if not bases:
+        return None
+    contents = sum(bytes_of(images) or 0 for images in bases) <= _MOST_BYTES
+    listed: dict[str, dict[str, str]] = {}
+    for role, images in parts.items():
+        base, chosen = base_of(images)
+        assert isinstance(base, Files)
+        listed[role] = {base.keys[i]: _mark(base.paths[i], contents) for i in chosen}
+    used = {key for marks in listed.values() for key in marks}
+    listed[UNUSED] = {
+        key: _mark(path, contents)
+        for base in bases
+        for key, path in zip(base.keys, base.paths, strict=True)
+        if key not in used
+    }
+    return SplitList(list(source.class_names), contents, listed)
+
+
+def write_split_list(listed: SplitList) -> str:
+    """Return the text of a list's file."""
+    return json.dumps(
+        {"class_names": listed.class_names, "contents": listed.contents, "images": listed.images}, indent=0
+    )
+
+
+def read_split_list(folder: str | Path) -> SplitList | None:
+    """Read the list in a run's folder; None where there is none. Raises UserError for a damaged one."""
+    path = Path(folder) / SPLIT_NAME
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        listed: SplitList = TypeAdapter(SplitList).validate_python(stored)
+    except (OSError, ValueError, ValidationError) as error:
+        raise UserError(f"{str(path)!r} is damaged: {first_line(error)}") from error
+    return listed
+
+
+def divided_by(listed: SplitList, source: Source) -> tuple[Source, dict[str, Images], Changes]:
+    """Divide a data set as a run has: the same files in the same splits, and the classes in the run's order.
+
+    Returns the source with the run's classes, its parts, and what has changed. Raises UserError for data of another
+    kind.
+    """
+    number = {name: place for place, name in enumerate(listed.class_names)}
+    roles = listed.roles()
+    parts: dict[str, Images] = {}
+    splits: dict[str, Images] = {}
+    seen: dict[str, str] = {}
+    for split, images in source.splits.items():
+        if not isinstance(images, Files):
+            raise UserError(f"{source.name!r} is not a folder of image files, as the data of the run was")
+        names = [source.class_names[label] for label in images.labels]
+        known = Files(images.root, images.keys, [number.get(name, -1) for name in names])
+        splits[split] = known
+        seen |= dict(zip(known.keys, known.paths, strict=True))
+        for role in ROLES:
+            chosen = [i for i, key in enumerate(known.keys) if roles.get(key) == role and known.labels[i] >= 0]
+            if chosen:
+                parts[role] = Part(known, np.array(chosen))
+    marks = {key: mark for role in ROLES for key, mark in listed.images.get(role, {}).items()}
+    changes = Changes(
+        came=tuple(sorted(seen.keys() - roles.keys())),
+        gone=tuple(sorted(marks.keys() - seen.keys())),
+        changed=tuple(
+            sorted(key for key, mark in marks.items() if key in seen and _mark(seen[key], listed.contents) != mark)
+        ),
+    )
+    return Source(source.name, splits, tuple(listed.class_names), source.left_out, source.unreadable), parts, changes
+
+
+def trained_in(images: Images, listed: SplitList) -> list[int]:
+    """Return the numbers of the images that a run has trained on: those with the same content, or path and size."""
+    base, chosen = base_of(images)
+    if not isinstance(base, Files):
+        return []
+    trained = listed.images.get("train", {})
+    contents = set(trained.values())
+
+    def is_trained(index: Any) -> bool:
+        if listed.contents:
+            return _mark(base.paths[index], True) in contents
+        key = base.keys[index]
+        return key in trained and _mark(base.paths[index], False) == trained[key]
+
+    return [number for number, index in enumerate(chosen) if is_trained(index)]
+
+
+def _mark(path: str, contents: bool) -> str:
+    try:
+        size = Path(path).stat().st_size
+    except OSError:
+        return "unreadable"
+    return f"{size}:{file_digest(path)[:16]}" if contents else str(size)

@@ -1,0 +1,225 @@
+"""The command line on data as people have it."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+
+from crossdistill.cli import main
+from crossdistill.config import LoaderConfig
+from crossdistill.data import load_data
+from tests.data.pictures import bar, fill, noise, put
+
+QUICK = ["--loader.batch-size", "32", "--optim.lr", "3e-3", "--augment.hflip", "0"]
+QUICK += ["--engine.accelerator", "cpu", "--engine.threads", "1"]
+
+
+def run(capsys, *words):
+    code = main([str(word) for word in words])
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def fit(capsys, data, out, *words, epochs=1, student="test_resnet", method="none"):
+    words = [*QUICK, "--epochs", epochs, *words]
+    return run(capsys, "fit", "--student", student, "--method", method, "--data", data, "--out", out, *words)
+
+
+def top1(out, who="student"):
+    return json.loads((out / "metrics.json").read_text(encoding="utf-8"))[who]["test"]["top1"]
+
+
+def bars(root, kinds, count=30, rgb=False):
+    for name, kind in kinds.items():
+        for i in range(count):
+            image = Image.fromarray(bar(kind, 100 * kind + i))
+            put(image.convert("RGB") if rgb else image, root / name / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 64), (64, 16), (24, 96)])
+def test_the_ends_of_long_images_are_evaluated(capsys, tmp_path, height, width):
+    rng = np.random.default_rng(0)
+    for name, place in (("first", 0), ("last", max(height, width) - 8)):
+        for i in range(60):
+            pixels = rng.integers(0, 40, (height, width, 3)).astype(np.uint8)
+            rows, columns = (
+                (slice(3, 13), slice(place, place + 8)) if width > height else (slice(place, place + 8), slice(3, 13))
+            )
+            pixels[rows, columns] = 230
+            put(pixels, tmp_path / "strips" / name / f"{i}.png")
+    size = ["--img-size", "32"] if max(height, width) <= 64 else ["--img-size", "72", "--augment.crop", "resized"]
+    assert fit(capsys, tmp_path / "strips", tmp_path / "run", *size, epochs=8)[0] == 0
+    assert top1(tmp_path / "run") > 90
+    with (tmp_path / "run" / "logs" / "0" / "metrics.csv").open() as file:
+        assert any(row["val/top1"] for row in csv.DictReader(file))
+
+
+def test_timm_with_the_exported_settings_scores_what_was_reported(capsys, tmp_path):
+    data = tmp_path / "photos"
+    rng = np.random.default_rng(0)
+    for name, kind in (("ant", 0), ("bee", 4), ("cow", 2)):
+        for i in range(30):
+            wide = Image.fromarray(bar(kind, i)).resize((int(rng.integers(30, 60)), 32)).convert("RGB")
+            put(wide, data / name / f"{i}.png")
+    assert fit(capsys, data, tmp_path / "run", epochs=5)[0] == 0
+    model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True).eval()
+    settings = resolve_model_data_config(model)
+    transform = create_transform(**settings, is_training=False)
+    test = load_data(str(data), LoaderConfig()).test
+    with torch.inference_mode():
+        answers = model(torch.stack([transform(test.read(i)) for i in range(len(test))])).argmax(1)
+    assert 100 * (answers == torch.tensor(test.labels)).float().mean() == pytest.approx(
+        top1(tmp_path / "run"), abs=1e-3
+    )
+    assert (settings["crop_mode"], settings["interpolation"]) == ("squash", "bicubic")
+    config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert config["pictures"]["orientation"] == "EXIF applied"
+
+
+def test_what_comes_after_a_run_is_said_and_not_scored(capsys, tmp_path):
+    data = bars(tmp_path / "photos", {"ant": 0, "bee": 4})
+    assert fit(capsys, data, tmp_path / "run")[0] == 0
+    before = json.loads(run(capsys, "eval", tmp_path / "run", "--json")[1])
+    for name in ("ant", "bee"):
+        put(noise(7, 32, 32, 1), data / name / "0-first.png")
+    code, shown, err = run(capsys, "eval", tmp_path / "run", "--json")
+    assert (code, json.loads(shown)) == (0, before)
+    assert "crossdistill: note: 2 images (ant/0-first.png, ...) came into the data after the run began" in err
+    # The same images in another folder: those that trained are left out.
+    shutil.move(data, tmp_path / "moved")
+    code, shown, err = run(capsys, "eval", tmp_path / "run", "--data", tmp_path / "moved", "--json", "--split", "val")
+    assert code == 0
+    assert "are left out, since" in err or json.loads(shown)["images"] == 6
+
+
+def test_a_run_goes_on_with_its_own_images(capsys, tmp_path, monkeypatch):
+    data = bars(tmp_path / "photos", {"ant": 0, "bee": 4})
+    stopping = "tests.training.stopping:Stopping"
+    for name in ("whole", "cut", "gone"):
+        if name == "whole":
+            monkeypatch.delenv("STOP_AT", raising=False)
+        else:
+            monkeypatch.setenv("STOP_AT", "2")
+        code, _, _ = fit(capsys, data, tmp_path / name, method=stopping, epochs=3)
+        assert code == (0 if name == "whole" else 143)
+    monkeypatch.delenv("STOP_AT")
+    for name in ("ant", "bee"):
+        put(noise(7, 32, 32, 1), data / name / "0-first.png")
+    code, _, err = run(capsys, "fit", "--out", tmp_path / "cut", "--resume")
+    assert code == 0
+    assert "crossdistill: note: 2 images" in err
+    metrics = [
+        json.loads((tmp_path / name / "metrics.json").read_text())["student"]["test"] for name in ("whole", "cut")
+    ]
+    assert metrics[0] == metrics[1]
+    (data / "ant" / "3.png").unlink()
+    code, _, err = run(capsys, "fit", "--out", tmp_path / "gone", "--resume")
+    assert code == 2
+    assert "has changed: 1 image (ant/3.png) of the run are not in the data any more" in err
+
+
+def test_a_comparison_goes_on_with_its_own_images(capsys, tmp_path):
+    data = bars(tmp_path / "photos", {"ant": 0, "bee": 4}, 15)
+    words = ["compare", "--student", "test_resnet", "--data", data, *QUICK, "--epochs", "1", "--seeds", "0"]
+    assert run(capsys, *words, "--methods", "none", "--out", tmp_path / "out")[0] == 0
+    put(noise(7, 32, 32, 1), data / "ant" / "0-first.png")
+    code, _, err = run(capsys, *words[:-1], "0,1", "--methods", "none", "--out", tmp_path / "out")
+    assert code == 0, err
+    lists = [json.loads((tmp_path / "out" / f"none-s{seed}" / "split.json").read_text()) for seed in (0, 1)]
+    assert lists[0]["images"]["train"] == lists[1]["images"]["train"]
+
+
+def test_a_teachers_classes_are_matched_by_name(capsys, tmp_path):
+    kinds = {"ant": 0, "bee": 2, "cow": 4, "dog": 6}
+    then = bars(tmp_path / "then", kinds, 30, rgb=True)
+    code, _, _ = run(
+        capsys,
+        "teacher",
+        "--teacher",
+        "test_resnet",
+        "--data",
+        then,
+        "--out",
+        tmp_path / "teacher",
+        *QUICK,
+        "--epochs",
+        "8",
+    )
+    assert code == 0
+    assert top1(tmp_path / "teacher") > 90
+    teacher = ["--teacher-checkpoint", tmp_path / "teacher"]
+    weights = ["--teacher", "test_resnet", "--model.teacher-stem", "small"]
+    weights += ["--teacher-checkpoint", tmp_path / "teacher" / "student.safetensors"]
+    renamed = bars(tmp_path / "now", {"d_dog": 6, "e_ant": 0, "f_cow": 4, "g_bee": 2}, 30, rgb=True)
+    names = tmp_path / "other.txt"
+    names.write_text("e_ant\ng_bee\nf_cow\nd_dog\n", encoding="utf-8")
+    code, _, err = fit(capsys, renamed, tmp_path / "a", *weights, "--model.teacher-classes", names, method="kd")
+    assert (code, top1(tmp_path / "a", "teacher") > 90) == (0, True), err
+    code, _, err = fit(capsys, renamed, tmp_path / "b", *weights, "--loader.val-fraction", "0.4", method="kd")
+    assert (code, "its classes seem to be in another order" in err) == (2, True), err
+    code, _, err = fit(capsys, renamed, tmp_path / "c", *teacher, method="kd")
+    assert code == 2
+    assert (
+        "knows other classes than 'now': only the model has 'ant', 'bee', 'cow', 'dog'; only the data has 'd_dog'"
+        in err
+    )
+    code, _, err = fit(capsys, renamed, tmp_path / "d", *teacher, method="rsd")
+    assert code == 0
+    assert "its accuracy is not known" in err
+    assert "test" not in json.loads((tmp_path / "d" / "metrics.json").read_text())["teacher"]
+    code, _, err = run(capsys, "eval", tmp_path / "teacher", "--data", renamed)
+    assert (code, "knows other classes" in err) == (2, True)
+
+
+def test_check_prints_everything_at_once(capsys, tmp_path):
+    data = fill(tmp_path / "photos", ("ant", "bee"), 12)
+    shutil.copytree(data / "ant", data / "copy")
+    (data / "bee" / "bad.jpg").write_bytes(b"junk")
+    (data / "bee" / "cut.png").write_bytes((data / "bee" / "1.png").read_bytes()[:-300])
+    put(noise(3, channels=1), data / "ant" / "grey.png")
+    (data / "ant" / "notes.txt").write_text("x")
+    code, shown, _ = run(capsys, "check", data)
+    assert code == 2
+    for text in (
+        "data photos: 3 classes",
+        "files .png 37",
+        "left out: 1 file of other types (.txt 1)",
+        "bee/bad.jpg', which cannot be read",
+        "bee/cut.png', which cannot be read",
+        "1 of 37 images are grey",
+        "copies of training images",
+        "copies of one image in several classes",
+        "2 images cannot be read",
+    ):
+        assert text in shown
+    assert run(capsys, "check", "digits")[0] == 0
+    code, _, err = run(capsys, "check", tmp_path / "none")
+    assert (code, "no such folder" in err) == (2, True)
+
+
+def test_images_without_classes_are_read_at_any_depth(capsys, tmp_path):
+    """A flat folder, folders in folders, and folders that are named as splits."""
+    for place in range(30):
+        put(noise(place, 32, 32, 3), tmp_path / "flat" / ("" if place % 2 else "some/deep") / f"{place}.png")
+    put(noise(99, 32, 32, 3), tmp_path / "flat" / ".hidden" / "x.png")
+    for split, count in (("train", 20), ("test", 4)):
+        for place in range(count):
+            put(noise(100 + place + 50 * (split == "test"), 32, 32, 3), tmp_path / "split" / split / f"{place}.png")
+    for data, line in (
+        ("flat", "no labels, 24 training, 3 validation and 3 test"),
+        ("split", "no labels, 18 training"),
+    ):
+        code, out, err = run(capsys, "check", tmp_path / data, "--loader.labels", "none")
+        assert code == 0, err
+        assert line in " ".join((out + err).split())
+    code, _, err = run(capsys, "check", tmp_path / "flat")
+    assert code == 2
+    code, _, err = run(capsys, "check", tmp_path / "nothing", "--loader.labels", "none")
+    assert code == 2
