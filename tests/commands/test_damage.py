@@ -11,6 +11,7 @@ STOPPING = "tests.training.stopping:Stopping"
 BINARY = (".ckpt", ".safetensors")
 FILES = [
     "config.yaml",
+    "split.json",
     "environment.json",
     "metrics.json",
     "samples.json",
