@@ -19,7 +19,7 @@ from crossdistill.errors import UserError, first_line
 
 CHECKPOINTS = "checkpoints"
 BEST, LAST, BEFORE = "best.ckpt", "last.ckpt", "last.before.ckpt"
-_RUN = "crossdistill_run"
+_RUN, _FILE = "crossdistill_run", "crossdistill_file"
 _KEYS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch", "global_step")
 
 
@@ -45,7 +45,7 @@ class RunCheckpoints(TorchCheckpointIO):
         """Write one checkpoint."""
         path = Path(path)
         content = io.BytesIO()
-        torch.save({**checkpoint, _RUN: self.identity}, content)
+        torch.save({**checkpoint, _RUN: self.identity, _FILE: path.name}, content)
         partial = path.with_name(path.name + ".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,10 +125,12 @@ def checkpoint_problem(path: Path, identity: str, expected: Mapping[str, Tensor]
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file can raise anything
         return f"{str(path)!r} is damaged ({first_line(error)})"
-    if not isinstance(stored, dict) or any(key not in stored for key in (*_KEYS, _RUN)):
+    if not isinstance(stored, dict) or any(key not in stored for key in (*_KEYS, _RUN, _FILE)):
         return f"{str(path)!r} is not a checkpoint of crossdistill"
     if stored[_RUN] != identity:
         return f"{str(path)!r} belongs to another run"
+    if stored[_FILE] != (LAST if path.name == BEFORE else path.name):
+        return f"{str(path)!r} is a copy of {stored[_FILE]!r}"
     if expected is not None:
         weights = stored["state_dict"]
         for name, value in expected.items():
