@@ -102,6 +102,9 @@ def find_checkpoint(out: Path, identity: str, expected: Mapping[str, Tensor], co
                     markup=False,
                     soft_wrap=True,
                 )
+            if problems:
+                # Otherwise the next save would put it in the place of the good one.
+                _put_aside(out / CHECKPOINTS / LAST)
             return path
         problems.append(problem)
     if problems:
@@ -110,6 +113,11 @@ def find_checkpoint(out: Path, identity: str, expected: Mapping[str, Tensor], co
             "train the run from its start"
         )
     return None
+
+
+@rank_zero_only
+def _put_aside(path: Path) -> None:
+    os.replace(path, path.with_name("last.damaged.ckpt"))
 
 
 def checkpoint_problem(path: Path, identity: str, expected: Mapping[str, Tensor] | None = None) -> str | None:
