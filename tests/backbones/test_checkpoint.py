@@ -1,6 +1,7 @@
 import argparse
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from crossdistill import UserError, create_backbone
+from crossdistill.backbones.build import classes_of_weights
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +178,25 @@ class Kept:
 def test_class_names_in_a_file_are_read(source, tmp_path, beside, names):
     torch.save({"state_dict": source.model.state_dict(), **beside}, tmp_path / "w.pth")
     assert create_backbone("test_resnet", 5, 32, checkpoint=tmp_path / "w.pth").class_names == names
+
+
+def test_names_of_older_timm_versions_are_converted(tmp_path):
+    """As timm 0.6 named Swin's weights: the downsampling at the end of a stage, the classifier directly."""
+    args = {"patch_size": 2, "embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 4), "window_size": 4}
+    model = create_backbone("swin_tiny_patch4_window7_224", 5, 32, **args)
+    weights = {}
+    for name, value in model.model.state_dict().items():
+        old = re.sub(r"layers\.(\d)\.downsample", lambda stage: f"layers.{int(stage[1]) - 1}.downsample", name)
+        weights[old.replace("head.fc.", "head.")] = value.clone()
+    assert "layers.0.downsample.reduction.weight" in weights
+    for content in (weights, {"state_dict": {f"module.{name}": value for name, value in weights.items()}}):
+        torch.save(content, tmp_path / "old.pth")
+        loaded = create_backbone("swin_tiny_patch4_window7_224", 5, 32, checkpoint=tmp_path / "old.pth", **args)
+        for name, value in model.model.state_dict().items():
+            assert torch.equal(loaded.model.state_dict()[name], value), name
+    assert classes_of_weights("swin_tiny_patch4_window7_224", 32, checkpoint=tmp_path / "old.pth", **args) == 5
+    # Weights of another patch size would be resampled: they are refused.
+    weights["patch_embed.proj.weight"] = torch.zeros(16, 3, 4, 4)
+    torch.save(weights, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"does not fit the model"):
+        create_backbone("swin_tiny_patch4_window7_224", 5, 32, checkpoint=tmp_path / "other.pth", **args)

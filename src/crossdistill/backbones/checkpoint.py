@@ -6,6 +6,7 @@ user chooses one by its key. Which one is taken depends on the names alone, in e
 """
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def load_weights(
         weights = {name[len(prefix) :]: value for name, value in joined.items() if name.startswith(prefix)}
         chosen = _Candidate(prefix, weights, 0)
     else:
-        chosen = _find(loaded, expected, path, key)
+        chosen = _find(loaded, expected, path, key, model)
     found = {name: value for name, value in chosen.weights.items() if not _inside(name, without)}
     _check_fit(found, expected, path)
     kept = {name: value for name, value in state.items() if name not in expected or name.endswith(_OPTIONAL)}
@@ -72,18 +73,43 @@ def load_weights(
     return Loaded(chosen.part, names_in(loaded))
 
 
-def stored_weights(path: Path, expected: dict[str, Tensor], key: str | None = None) -> dict[str, Tensor]:
+def stored_weights(
+    path: Path, expected: dict[str, Tensor], model: nn.Module, key: str | None = None
+) -> dict[str, Tensor]:
     """Return the weights of the network in a file that fits `expected` best, by their names in the model.
 
     Raises UserError for a file that cannot be read, and for several networks that fit.
     """
-    return _find(read_file(path), expected, path, key).weights
+    return _find(read_file(path), expected, path, key, model).weights
 
 
-def _find(loaded: Any, expected: dict[str, Tensor], path: Path, key: str | None) -> _Candidate:
+def _find(loaded: Any, expected: dict[str, Tensor], path: Path, key: str | None, model: nn.Module) -> _Candidate:
     groups = _groups(loaded, path)
     found = [one for keys, group in groups.items() for one in _candidates(".".join(keys), group, expected)]
+    if not any(_fits(one, expected) for one in found):
+        converted = {keys: _converted(group, model) for keys, group in groups.items()}
+        found += [one for keys, group in converted.items() for one in _candidates(".".join(keys), group, expected)]
     return _choose(found, expected, path, key)
+
+
+def _converted(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return weights under today's names, by timm's own conversion for older files; empty where it does not apply.
+
+    timm also resamples weights of another input size; such a conversion is left out, since the model is another one.
+    """
+    convert = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)
+    if convert is None:
+        return {}
+    plain = {name.removeprefix("module."): value for name, value in weights.items()}
+    try:
+        made = convert(dict(plain), model)
+    except Exception:  # it is written for files of its own model, and may fail in any way on others
+        return {}
+    tensors = {name: value for name, value in made.items() if isinstance(value, Tensor)}
+    stored = {value.untyped_storage().data_ptr() for value in plain.values()}
+    # Separate queries, keys and values become one new weight; every other new tensor was computed from another size.
+    same = all(v.untyped_storage().data_ptr() in stored or "qkv" in name for name, v in tensors.items())
+    return tensors if same else {}
 
 
 def _groups(loaded: Any, path: Path) -> dict[tuple[str, ...], dict[str, Tensor]]:
