@@ -19,7 +19,7 @@ class Auto(SumOfMethods):
     """
 
     Options: ClassVar[type] = NoOptions
-    idea: ClassVar[str] = "rsd, with kd where the teacher has the student's classes; needs no tuning."
+    idea: ClassVar[str] = "RSD on the embeddings, and KD on the logits where the teacher has the student's classes."
     paper: ClassVar[str] = "-"
     needs = RSD.needs | KD.needs
 
