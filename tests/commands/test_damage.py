@@ -100,10 +100,10 @@ def test_a_damaged_finished_run_is_named(capsys, finished, tmp_path):
     codes = {}
     for what, out in damaged_copies(finished, tmp_path):
         codes[what] = check(capsys, what, "eval", out, "--split", "val")
-    # Scoring may read past damage of other files. A flipped byte of the export is not noticed: it has no checksum.
+    # Scoring may read past damage of other files. A flipped byte may leave the text of a setting readable.
     read = ("config.yaml", "config.json", "student.safetensors")
     silent = [what for what, code in codes.items() if code == 0 and what.startswith(read)]
-    assert [what for what in silent if not what.endswith("flipped")] == []
+    assert [what for what in silent if not (what.startswith("config") and what.endswith("flipped"))] == []
     print(f"{len(codes)} kinds of damage, {sum(code == 2 for code in codes.values())} refused")
 
 

@@ -44,3 +44,20 @@ def test_a_folder_that_is_none_is_refused(tmp_path):
         with pytest.raises(cd.UserError, match=r"is not a finished run|was not written by crossdistill") as refused:
             cd.load_backbone(tmp_path)
         assert "\n" not in str(refused.value)
+
+
+def test_changed_weights_are_refused(tmp_path):
+    backbone = cd.create_backbone("test_resnet", 3, 32)
+    save_student(backbone, tmp_path, ("a", "b", "c"))
+    assert cd.load_backbone(tmp_path).spec.num_classes == 3
+    path = tmp_path / "student.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(cd.UserError, match="was changed after it was written"):
+        cd.load_backbone(tmp_path)
+    # The folder of an earlier version states no checksum.
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["weights_sha256"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    cd.load_backbone(tmp_path)

@@ -1,5 +1,6 @@
 """The arguments that a backbone is built from, as an exported student keeps them."""
 
+import hashlib
 import json
 from dataclasses import field
 from pathlib import Path
@@ -39,6 +40,22 @@ def read_class_names(folder: str | Path) -> tuple[str, ...] | None:
     stored = _read_export(folder).get("label_names")
     names = validated(list[str] | None, stored, f"{str(Path(folder) / CONFIG_FILE)!r} is damaged: label_names: ")
     return None if names is None else tuple(names)
+
+
+def weights_digest(folder: str | Path) -> str:
+    """Return the SHA-256 of a run's exported weights."""
+    with (Path(folder) / WEIGHTS_FILE).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_export(folder: str | Path) -> None:
+    """Raise UserError where the exported weights are not those that the run wrote."""
+    stated = _read_export(folder).get("weights_sha256")
+    path = Path(folder) / WEIGHTS_FILE
+    if stated is not None and path.is_file() and weights_digest(folder) != stated:
+        raise UserError(
+            f"{str(path)!r} was changed after it was written (its checksum differs); restore it from a copy"
+        )
 
 
 def _read_export(folder: str | Path) -> dict[str, Any]:

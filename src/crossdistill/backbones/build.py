@@ -12,7 +12,14 @@ import timm
 import torch
 from torch import nn
 
-from crossdistill.backbones.args import CONFIG_FILE, WEIGHTS_FILE, BackboneArgs, read_args, read_class_names
+from crossdistill.backbones.args import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    BackboneArgs,
+    check_export,
+    read_args,
+    read_class_names,
+)
 from crossdistill.backbones.base import Backbone
 from crossdistill.backbones.checkpoint import load_weights
 from crossdistill.backbones.classifier import classifier_names, pretrained_classes, stored_classes
@@ -93,6 +100,7 @@ def _load(
     names = read_class_names(path) if path.is_dir() else None
     if path.is_dir():
         _check_args(args, path)
+        check_export(path)
         path = path / WEIGHTS_FILE
     heads: tuple[str, ...] = ()
     if new_head and args.num_classes:

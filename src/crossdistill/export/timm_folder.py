@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 
 from crossdistill.backbones import Backbone
-from crossdistill.backbones.args import CONFIG_FILE, WEIGHTS_FILE
+from crossdistill.backbones.args import CONFIG_FILE, WEIGHTS_FILE, weights_digest
 from crossdistill.config import AugmentConfig
 from crossdistill.data.picture import RULES
 from crossdistill.data.transforms import preprocessing
@@ -34,7 +34,12 @@ def save_student(
         raise UserError(f"cannot write {str(folder / WEIGHTS_FILE)!r}: {first_line(error)}") from error
     spec, path = backbone.spec, folder / CONFIG_FILE
     look = look or preprocessing(AugmentConfig(), spec, backbone.img_size)
-    about = {"label_names": list(class_names), "crossdistill": asdict(backbone.args), "pictures": RULES}
+    about = {
+        "label_names": list(class_names),
+        "crossdistill": asdict(backbone.args),
+        "pictures": RULES,
+        "weights_sha256": weights_digest(folder),
+    }
     if ":" in spec.name:
         text = json.dumps({"num_classes": spec.num_classes, **about, "preprocessing": look}, indent=2)
         path.write_text(text, encoding="utf-8")
