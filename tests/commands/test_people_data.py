@@ -204,6 +204,20 @@ def test_check_prints_everything_at_once(capsys, tmp_path):
     assert (code, "no such folder" in err) == (2, True)
 
 
+def test_a_run_without_labels_is_scored_with_the_labels_of_its_images(capsys, tmp_path):
+    data = bars(tmp_path / "photos", {"ant": 0, "bee": 4}, 30)
+    code, _, err = fit(capsys, data, tmp_path / "teacher")
+    assert code == 0, err
+    given = ["--loader.labels", "none", "--teacher-checkpoint", tmp_path / "teacher"]
+    code, _, err = fit(capsys, data, tmp_path / "run", *given, method="rsd")
+    assert code == 0, err
+    code, shown, err = run(capsys, "eval", tmp_path / "run", "--loader.labels", "classes", "--knn", "--json")
+    assert code == 0, err
+    assert 0 < json.loads(shown)["images"] <= 12
+    # What it has trained on, without labels, is not scored.
+    assert "are left out, since" in err or json.loads(shown)["images"] == 6
+
+
 def test_images_without_classes_are_read_at_any_depth(capsys, tmp_path):
     """A flat folder, folders in folders, and folders that are named as splits."""
     for place in range(30):

@@ -92,7 +92,10 @@ def _load_run(
     backbone = load_backbone(model, trust_code=config.trust_code)
     loader = replace(config.loader, in_chans=1 if backbone.spec.in_chans == 1 else 3)
     listed = read_split_list(model)
-    same = Path(read_config(Path(model)).data).resolve() == Path(config.data).resolve()
+    stored = read_config(Path(model))
+    # The list of a run without labels does not say which class a file has.
+    same_labels = stored.loader.labels == config.loader.labels
+    same = same_labels and Path(stored.data).resolve() == Path(config.data).resolve()
     data = load_data(config.data, loader, listed if same else None)
     if not probes:
         match_classes(backbone, model, data)
