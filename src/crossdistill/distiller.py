@@ -24,8 +24,8 @@ class Distiller(nn.Module):
     """Task loss plus the method's weighted terms.
 
     `parameters()` are exactly what is trained: the student and the method's training-only parts. The teacher moves with
-    `.to()` but is no submodule: it is in no `state_dict`, no optimiser and no DDP bucket, and `.train()` does not reach
-    it. Without a method it is plain training.
+    `.to()` but is not a submodule: it is in no `state_dict`, no optimiser and no DDP bucket, and `.train()` does not
+    reach it. Without a method it is plain training.
     """
 
     def __init__(
@@ -201,8 +201,9 @@ def create_distiller(
     method. (A `MethodChoice` stands for both.) Teachers are frozen in place; `teacher_weights` says how several
     are mixed (`Ensemble`). `task_weight` (>= 0) and `label_smoothing` (in [0, 1)) belong to the task loss. With
     `balance` (> 0), each method gets a factor such that its gradient on the student's embedding and logits is that many
-    times the task's; "auto" does so for the methods that have a default for it. Raises UserError for an unknown method
-    or option, a missing teacher, or models that do not fit together.
+    times the task's; "auto" does so for the methods that have a default for it. With `labelled` False there is no task
+    loss, and the student may have no classifier. Raises UserError for an unknown method or option, a missing teacher,
+    or models that do not fit together.
     """
     teachers = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
     _check_models(student, teachers, labelled)
@@ -217,7 +218,7 @@ def create_distiller(
 
 
 def _check_models(student: Backbone, teachers: Sequence[Backbone], labelled: bool) -> None:
-    """Raise UserError for what is no backbone, and for a student that cannot train or cannot share the images."""
+    """Raise UserError for what is not a backbone, and for a student that cannot train or cannot share the images."""
     for role, model in (("student", student), *(("teacher", model) for model in teachers)):
         if not isinstance(model, Backbone):
             raise UserError(f"{role} is a {type(model).__name__}; build it with create_backbone")

@@ -7,7 +7,7 @@ from crossdistill import UserError, create_backbone, load_backbone
 from crossdistill.config import AugmentConfig, LoaderConfig
 from crossdistill.data import load_data
 from crossdistill.data.transforms import eval_transform
-from crossdistill.evaluation.teacher_check import check_teacher, look_at_teacher
+from crossdistill.evaluation.teacher_check import check_teacher
 from crossdistill.teacher import Teacher
 from crossdistill.types import BackboneOutput
 
@@ -24,7 +24,7 @@ def look(teacher_run):
 
 def test_a_good_teacher_is_measured(look):
     backbone, batches = look
-    assert check_teacher(Teacher(backbone, backbone.spec), batches) > 0.85
+    assert check_teacher(Teacher(backbone, backbone.spec), batches).accuracy > 0.85
 
 
 def test_another_class_order_is_recognised(look):
@@ -35,7 +35,7 @@ def test_another_class_order_is_recognised(look):
         backbone.model.fc.bias.copy_(backbone.model.fc.bias[order])
     with pytest.raises(UserError, match="classes seem to be in another order"):
         check_teacher(Teacher(backbone, backbone.spec), batches)
-    assert check_teacher(Teacher(backbone, backbone.spec), batches, trust=True) < 0.3
+    assert check_teacher(Teacher(backbone, backbone.spec), batches, trust=True).accuracy < 0.3
 
 
 def test_a_fresh_head_is_recognised(look):
@@ -94,7 +94,7 @@ def answers(labels, wrong):
 )
 def test_good_teachers_on_small_noisy_or_unbalanced_data_are_taken(labels, wrong):
     teacher, batches = made_up(answers(labels, wrong), labels, max(labels) + 1)
-    assert check_teacher(teacher, batches) == pytest.approx(1 - len(wrong) / len(labels))
+    assert check_teacher(teacher, batches).accuracy == pytest.approx(1 - len(wrong) / len(labels))
 
 
 @pytest.mark.parametrize(
@@ -112,12 +112,12 @@ def test_teachers_whose_answers_have_nothing_to_do_with_the_images_are_refused(p
         UserError, match=r"chance is .*: answers that have nothing to do with the images, .*fine-tune it"
     ):
         check_teacher(teacher, batches)
-    assert check_teacher(teacher, batches, trust=True) >= 0
+    assert check_teacher(teacher, batches, trust=True).accuracy >= 0
 
 
 def test_too_few_images_to_tell_are_said():
     teacher, batches = made_up([0, 1, 0, 1], [0, 1, 0, 1], 2)
-    found = look_at_teacher(teacher, batches)
+    found = check_teacher(teacher, batches)
     assert found.accuracy == 1
     assert found.notes == ("4 held-out images are too few to tell whether it has learned",)
 
@@ -126,12 +126,12 @@ def test_two_exchanged_classes_of_a_good_teacher_are_said():
     labels = [k % 10 for k in range(400)]
     exchanged = {3: 5, 5: 3}
     teacher, batches = made_up([exchanged.get(k, k) for k in labels], labels, 10)
-    found = look_at_teacher(teacher, batches, class_names="abcdefghij")
+    found = check_teacher(teacher, batches, class_names="abcdefghij")
     assert found.accuracy == pytest.approx(0.8)
     assert "it answers 'd' for 'f', 'f' for 'd' (after renaming " in found.notes[0]
     assert "more and 0 fewer of 200 images are right)" in found.notes[0]
     noisy = answers(labels, range(0, 400, 5))
-    assert look_at_teacher(*made_up(noisy, labels, 10)).notes == ()
+    assert check_teacher(*made_up(noisy, labels, 10)).notes == ()
 
 
 class Brightness(torch.nn.Module):

@@ -56,12 +56,7 @@ class TeacherCheck:
     notes: tuple[str, ...] = ()
 
 
-def check_teacher(teacher: Teacher, batches: Iterable[Any], *, trust: bool = False, reads_logits: bool = True) -> float:
-    """Return the teacher's accuracy on a sample of held-out images; see `look_at_teacher`."""
-    return look_at_teacher(teacher, batches, trust=trust, reads_logits=reads_logits).accuracy
-
-
-def look_at_teacher(
+def check_teacher(
     teacher: Teacher,
     batches: Iterable[Any],
     *,

@@ -20,7 +20,7 @@ from crossdistill.data.views import sample_loader
 from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError, unknown
 from crossdistill.evaluation.finite_teacher import check_finite
-from crossdistill.evaluation.teacher_check import look_at_teacher
+from crossdistill.evaluation.teacher_check import check_teacher
 from crossdistill.methods import (
     METHODS,
     Method,
@@ -266,7 +266,7 @@ def report_teacher_accuracy(
             console.print(f"teacher {name}: its accuracy is not known ({kind})", **plain)
             continue
         reads_logits = distiller.needs.teacher.logits
-        found = look_at_teacher(
+        found = check_teacher(
             member,
             Tracked(loader, console, f"teacher {name} on held-out images"),
             class_names=data.class_names,
