@@ -33,8 +33,9 @@ def test_every_pair_of_families_learns(models, student, teacher, method, batch):
     distiller = cd.create_distiller(name, student=copy.deepcopy(models[student][0]), teacher=frozen, options=options)
     distiller.train()
     optimizer = torch.optim.Adam(distiller.parameters(), 1e-3)
-    losses = []
-    for _ in range(4):
+    losses: list[float] = []
+    # The first steps may raise the loss of some pairs: most are done after three.
+    while len(losses) < 3 or (len(losses) < 100 and losses[-1] > 0.98 * losses[0]):
         step = distiller(images, targets, index=2 * torch.arange(8))
         assert set(step.terms) == {"task", *distiller.weights}
         assert all(term.ndim == 0 and torch.isfinite(term) for term in step.terms.values())
@@ -44,7 +45,7 @@ def test_every_pair_of_families_learns(models, student, teacher, method, batch):
             assert all(p.grad is not None for p in distiller.method.parameters())
         optimizer.step()
         losses.append(step.loss.item())
-    assert losses[-1] < losses[0]
+    assert losses[-1] <= 0.98 * losses[0]
     assert all(torch.equal(before[key], value) for key, value in frozen.state_dict().items())
     assert all(p.grad is None for p in frozen.parameters())
 
