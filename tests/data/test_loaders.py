@@ -3,12 +3,16 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from crossdistill import BackboneOutput, Batch, UserError, create_backbone
 from crossdistill.config import AugmentConfig, LoaderConfig
 from crossdistill.data import load_data
 from crossdistill.data.loaders import Views, ViewSampler, WithTeacher, make_loader
+from crossdistill.data.picture import read_picture
 from crossdistill.data.transforms import eval_transform, train_transform
+from crossdistill.data.views import held_out_views, training_views
+from tests.data.pictures import put
 
 SPEC = create_backbone("test_resnet", 10, 32, in_chans=1).spec
 STRONG = AugmentConfig(auto_augment="rand-m9-mstd0.5", erasing=0.5, hflip=0.5)
@@ -34,6 +38,29 @@ def test_views_do_not_depend_on_workers_or_on_other_draws():
     torch.manual_seed(99)
     assert same(alone, views(2))
     assert same(alone, views(0))
+
+
+@pytest.mark.parametrize(
+    ("crop", "mode", "scale", "side"),
+    [("resized", "center", 0.25, 74), ("resized", "squash", 0.75, 64), ("padded", "center", 0.1, 64)],
+)
+def test_training_decodes_no_more_than_it_needs(tmp_path, crop, mode, scale, side):
+    rows, columns = np.mgrid[:592, :740]
+    pixels = np.dstack([rows * 0.4, columns * 0.3, 128 + 100 * np.sin(rows / 20)]).astype(np.uint8)
+    paths = [put(pixels, tmp_path / name / f"{i}.jpg", quality=95) for name in "ab" for i in range(4)]
+    augment = AugmentConfig(crop=crop, crop_mode=mode, scale=(scale, 1.0))
+    data = load_data(str(tmp_path), LoaderConfig())
+    spec = create_backbone("test_resnet", 2, 32).spec
+    made = training_views(data.train, augment, spec, 32, seed=0, resident=False)
+    assert made.at_least == side
+    with Image.open(paths[0]) as image:
+        image.draft(None, (side, side))
+        assert image.size == (93, 74)
+    if crop == "padded":  # the position of a resized crop is drawn in pixels of the decoded image
+        whole = Views(data.train, made.transform, 0)
+        assert (made[0, 0][0] - whole[0, 0][0]).abs().mean() < 0.05
+    scored = held_out_views(data.val, augment, spec, 32, resident=False)
+    assert torch.equal(scored[0, 0][0], scored.transform(read_picture(paths[0])))
 
 
 def test_epochs_are_other_orders_and_other_views():

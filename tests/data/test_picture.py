@@ -167,3 +167,18 @@ def test_the_types_that_are_read():
     known = picture_suffixes()
     assert {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2"} <= known
     assert not {".pdf", ".eps", ".h5", ".mpg", ".txt", ".parquet", ""} & known
+
+
+@pytest.mark.parametrize("value", [1, 6])
+def test_a_large_jpeg_is_decoded_at_the_size_that_is_needed(tmp_path, value):
+    rows, columns = np.mgrid[:600, :800]
+    pixels = np.dstack([rows * 0.4, columns * 0.3, 128 + 100 * np.sin(rows / 20)]).astype(np.uint8)
+    path = put(pixels, tmp_path / "a.jpg", exif=orientation(value), quality=95)
+    whole = read_picture(path)
+    sizes = {None: (800, 600), 150: (200, 150), 151: (400, 300), 300: (400, 300), 301: (800, 600), 5000: (800, 600)}
+    for at_least, size in sizes.items():
+        read = read_picture(path, at_least)
+        assert read.size == (size if value == 1 else size[::-1])
+        expected = np.asarray(whole.resize(read.size, Image.Resampling.BOX)).astype(int)
+        assert np.abs(np.asarray(read) - expected).max() <= 12
+    assert read_picture(put(pixels, tmp_path / "b.png"), 8).size == (800, 600)

@@ -18,7 +18,7 @@ from crossdistill.data.resident import ResidentViews
 from crossdistill.teacher import Ensemble, Teacher
 from crossdistill.types import BackboneSpec
 
-VERSION = 2
+VERSION = 3
 """Increased with every change of this code that alters the views or the stored numbers."""
 _SAMPLED_IMAGES = 256
 _SAMPLED_VIEWS = 16

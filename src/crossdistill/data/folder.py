@@ -34,10 +34,10 @@ class Files:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, at_least: int | None = None) -> Image.Image:
         """Decode one file. Raises UserError, with its name, for a file that cannot be read as an image."""
         try:
-            return read_picture(self.paths[index])
+            return read_picture(self.paths[index], at_least)
         except UnreadableError as error:
             raise UserError(f"{self.paths[index]!r} cannot be read as an image: {error}") from error
 

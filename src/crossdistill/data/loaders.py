@@ -21,20 +21,23 @@ class Views(Dataset[Any]):
     """Transformed images by (index, view): one gives (image, label, index), a list of keys gives a `Batch`.
 
     The randomness of a view comes from seed, image and view number alone, so that the same view is made by any worker,
-    in any order. Without `seed` the transform has no randomness.
+    in any order. Without `seed` the transform has no randomness. `at_least` is that of `Images.read`.
     """
 
-    def __init__(self, images: Images, transform: Callable[..., Any], seed: int | None = None) -> None:
+    def __init__(
+        self, images: Images, transform: Callable[..., Any], seed: int | None = None, at_least: int | None = None
+    ) -> None:
         self.images = images
         self.transform = transform
         self.seed = seed
+        self.at_least = at_least
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: Key) -> tuple[Any, int, int]:
         index, view = key
-        image = self.images.read(index)
+        image = self.images.read(index, self.at_least)
         with nullcontext() if self.seed is None else _seeded(self.seed, index, view):
             return self.transform(image), int(self.images.labels[index]), index
 

@@ -34,10 +34,10 @@ class Table:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, at_least: int | None = None) -> Image.Image:
         """Decode one row. Raises UserError, with its number, for one that cannot be read as an image."""
         try:
-            return read_picture(opened(self.dataset[index][self.image]))
+            return read_picture(opened(self.dataset[index][self.image]), at_least)
         except UnreadableError as error:
             raise UserError(f"{self.place(index)} cannot be read as an image: {error}") from error
 

@@ -73,11 +73,17 @@ def read_header(file: str | Path | IO[bytes]) -> Header:
     return header
 
 
-def read_picture(file: str | Path | IO[bytes]) -> Image.Image:
-    """Decode an image by the rules above; its mode is L or RGB. Raises UnreadableError."""
+def read_picture(file: str | Path | IO[bytes], at_least: int | None = None) -> Image.Image:
+    """Decode an image by the rules above; its mode is L or RGB. Raises UnreadableError.
+
+    With `at_least` a JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of its size at which both sides have at
+    least so many pixels.
+    """
 
     def read() -> Image.Image:
         image = Image.open(file)
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))  # None keeps the mode
         image.load()
         return image
 

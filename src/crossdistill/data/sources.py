@@ -30,7 +30,7 @@ class TorchSet:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, at_least: int | None = None) -> Image.Image:
         """Return one image. Raises UserError for one that cannot be used."""
         try:
             return standard(self.dataset[index][0])

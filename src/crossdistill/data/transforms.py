@@ -1,5 +1,6 @@
 """Pixels to tensors, by the transforms of timm and torchvision."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -49,6 +50,17 @@ def train_transform(config: AugmentConfig, spec: BackboneSpec, img_size: int) ->
     if config.crop != "resized" or config.crop_mode == "squash":
         geometry = _whole_image_geometry(config, img_size)
     return T.Compose([to_channels(spec.in_chans), geometry, colour, tensor])
+
+
+def sufficient_side(config: AugmentConfig, img_size: int) -> int:
+    """Return the side in pixels from which an image has the resolution that training needs.
+
+    The smallest crop is then not enlarged, and the whole image has twice the size of the network's input. Scored images
+    are always decoded whole, as timm does.
+    """
+    config = config.decided(img_size)
+    smallest = math.sqrt(config.scale[0] * _RATIO[0]) if config.crop == "resized" else 1.0
+    return math.ceil(img_size * max(2.0, 1 / smallest))
 
 
 def _whole_image_geometry(config: AugmentConfig, img_size: int) -> Callable[..., Any]:

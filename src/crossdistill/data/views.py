@@ -9,7 +9,7 @@ from crossdistill.config.data import AugmentConfig, LoaderConfig
 from crossdistill.data.datasets import Images, Part
 from crossdistill.data.loaders import Views, evaluation_loader
 from crossdistill.data.resident import ResidentViews
-from crossdistill.data.transforms import eval_transform, resize_transform, train_transform
+from crossdistill.data.transforms import eval_transform, resize_transform, sufficient_side, train_transform
 from crossdistill.types import BackboneSpec
 
 _SAMPLE = 512
@@ -27,7 +27,8 @@ def training_views(
 ) -> Dataset[Any]:
     """Make the augmented views of the training images, normalised for the student. Raises UserError."""
     if not resident:
-        return Views(images, train_transform(augment, student, img_size), seed)
+        transform = train_transform(augment, student, img_size)
+        return Views(images, transform, seed, at_least=sufficient_side(augment, img_size))
     plain = resize_transform(augment, student, img_size)
     return ResidentViews(images, plain, student, augment, seed=seed, device=device)
 
