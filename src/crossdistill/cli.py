@@ -3,6 +3,7 @@
 import errno
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Any other failure raises its exception.
     """
+    if argv is None:
+        _use_utf8()
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -59,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"crossdistill: {error}; continue with --resume", file=sys.stderr)
         return 128 + int(signum)
+
+
+def _use_utf8() -> None:
+    """Start this process anew where Python would read the names of files in another encoding than UTF-8."""
+    if sys.getfilesystemencoding() != "utf-8":
+        command: list[str | bytes] = [sys.executable, "-m", "crossdistill", *map(os.fsencode, sys.argv[1:])]
+        os.execve(sys.executable, command, {**os.environ, "PYTHONUTF8": "1"})
 
 
 def _refuse(message: str) -> int:

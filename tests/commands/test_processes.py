@@ -13,6 +13,7 @@ import pytest
 from crossdistill import load_backbone
 from crossdistill.cli import main
 from tests.commands.running import TINY
+from tests.data.pictures import bar, put
 
 
 def start(*words, env=None):
@@ -37,6 +38,25 @@ def test_control_c_saves_and_resume_finishes(tmp_path):
     _, err = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, err
     assert json.loads((out / "metrics.json").read_text())["training"]["epochs"] == 40
+
+
+def test_nothing_depends_on_the_hash_seed_or_the_locale(tmp_path):
+    data = tmp_path / "dåta"
+    for number, name in enumerate(("Äpfel", "日本", "class10", "class2", "a[red]b", "it's", "A", "a")):
+        for i in range(6):
+            put(bar(number, i), data / name / f"ïmage {i}.png")
+    ascii_names = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    results = set()
+    for number, surroundings in enumerate(({"PYTHONHASHSEED": "1"}, {"PYTHONHASHSEED": "2"}, ascii_names)):
+        out = tmp_path / f"rün{number}"
+        words = [*TINY, "--method", "none", "--epochs", "1", "--loader.batch-size", "8", "--data", data, "--out", out]
+        run = start("fit", *words, env={"PYTHONHASHSEED": "3", **surroundings})
+        _, err = run.communicate(timeout=240)
+        assert run.returncode == 0, err
+        files = [(out / name).read_bytes() for name in ("split.json", "config.json", "student.safetensors")]
+        results.add((*files, err.replace(str(out), "").partition("none: ")[0]))
+    assert len(results) == 1
+    assert json.loads(files[1])["label_names"] == ["A", "a", "a[red]b", "class10", "class2", "it's", "Äpfel", "日本"]
 
 
 def test_two_processes_train_and_one_writes(tmp_path):

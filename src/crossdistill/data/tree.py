@@ -1,12 +1,14 @@
 """What lies in a folder: images, parquet files, and the rest, counted."""
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from crossdistill.data.picture import picture_suffixes
+from crossdistill.errors import UserError
 
 _SYSTEM = ("__MACOSX", "@eaDir", "__pycache__", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 """Folders that systems and programs make beside the user's own."""
@@ -62,9 +64,20 @@ def join(folder: str, name: str) -> str:
 
 
 def scan(root: Path) -> Tree:
-    """List a folder and all folders in it, following links. Nothing is opened."""
+    """List a folder and all folders in it, following links. Nothing is opened.
+
+    Raises UserError for a name that this Python process would read wrongly.
+    """
     tree = Tree(root)
     _scan(tree, str(root), "", (os.path.realpath(root),), picture_suffixes())
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        named = [*tree.direct, *tree.inside(""), *tree.parquet]
+        wrong = next((name for name in named if not name.isascii()), None)
+        if wrong is not None:
+            raise UserError(
+                f"{os.fsencode(wrong)!r} in {str(root)!r}: this Python reads the names of files as {encoding}; start "
+                "it with the environment variable PYTHONUTF8=1"
+            )
     return tree
 
 
