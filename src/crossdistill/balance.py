@@ -59,12 +59,16 @@ class Balance(nn.Module):
     def begin(self) -> tuple[Tensor, Tensor]:
         """Return the probe of a step, and the factors (M,) of the methods in it."""
         self.update()
-        known = self.targets * torch.exp(-self.log_ratios)
-        factors = torch.where(self.steps > 0, known, torch.full_like(known, _FIRST_FACTOR))
-        factors = torch.where(self.targets > 0, factors, torch.ones_like(factors))
+        factors = self.factors()
         probe = torch.zeros(len(self.log_ratios) + 2, 2, device=factors.device, requires_grad=torch.is_grad_enabled())
         self._pending = (probe, factors)
         return probe, factors
+
+    def factors(self) -> Tensor:
+        """Return the factors (M,) of the methods as measured so far."""
+        known = self.targets * torch.exp(-self.log_ratios)
+        factors = torch.where(self.steps > 0, known, torch.full_like(known, _FIRST_FACTOR))
+        return torch.where(self.targets > 0, factors, torch.ones_like(factors))
 
     @torch.no_grad()
     def update(self) -> None:

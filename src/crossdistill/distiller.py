@@ -106,6 +106,13 @@ class Distiller(nn.Module):
         measured = None if self.balance is None or not self.training else self.balance.begin()
         return self._step(images, targets, teacher_output, index, measured)
 
+    def balance_factors(self) -> dict[str, float]:
+        """Return the factor of each method that the balance has measured so far; nothing without a balance."""
+        if self.balance is None or self.method is None:
+            return {}
+        names = [group.method.lower() for group in self.method.groups()]
+        return dict(zip(names, self.balance.factors().tolist(), strict=True))
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the step with torch.compile: student, teacher and method as one graph."""
         self._step = torch.compile(self._step, *args, **kwargs)  # type: ignore[method-assign]

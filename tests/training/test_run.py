@@ -45,9 +45,15 @@ def test_a_finished_folder_is_whole(rsd_run):
     assert metrics["teacher"]["test"]["top1"] > 85
     assert metrics["training"]["training_only_parameters"] == 64 * 128 + 2 * 128 + 128 * 96
     run = read_run(rsd_run)
-    assert {"train/task", "train/rsd", "train/loss", "train/lr", "train/images_per_second", "val/top1"} <= set(
-        run.curves
-    )
+    assert {
+        "train/task",
+        "train/rsd",
+        "train/loss",
+        "balance/rsd",
+        "train/lr",
+        "train/images_per_second",
+        "val/top1",
+    } <= set(run.curves)
     assert len(run.curves["val/top1"]) == 8
     assert run.curves["train/rsd"][-1][1] < run.curves["train/rsd"][0][1]
 

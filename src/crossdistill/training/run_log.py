@@ -9,6 +9,7 @@ from lightning.pytorch.profilers import Profiler
 from rich.console import Console
 from torch import Tensor
 
+from crossdistill.distiller import Distiller
 from crossdistill.progress import ProgressReport
 from crossdistill.tasks import Classification, NoLabels
 from crossdistill.types import Batch
@@ -43,7 +44,7 @@ def row_is_due(trainer: L.Trainer, batch_idx: int, every: int) -> bool:
 
 
 class StepLog(L.Callback):
-    """Log each loss term (the mean since the last row, over all devices), the learning rate, speed, and waiting.
+    """Log each loss term (mean since the last row, over all devices), factors, learning rate, speed, and waiting.
 
     Speed is in images per second over all devices; waiting is the percentage of the time between the request for a
     batch and its arrival. Sums stay on the device between two rows, so that logging does not wait for it.
@@ -100,6 +101,8 @@ class StepLog(L.Callback):
         assert isinstance(over_all, Tensor)
         row = {f"train/{name}": value for name, value in zip(self._sums, over_all.tolist(), strict=True)}
         row |= self._speed()
+        assert isinstance(pl_module.distiller, Distiller)
+        row |= {f"balance/{name}": factor for name, factor in pl_module.distiller.balance_factors().items()}
         row["train/lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         for logger in trainer.loggers:
             logger.log_metrics(row, step=max(trainer.global_step - 1, 0))
