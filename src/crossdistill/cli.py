@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         signum = getattr(error, "signum", None)
         if signum is None:
             raise
-        print(f"crossdistill: {error}; continue with --resume", file=sys.stderr)
+        way = "with --resume" if words[0] in ("fit", "teacher") else "by the same command"
+        print(f"crossdistill: {error}; continue {way}", file=sys.stderr)
         return 128 + int(signum)
 
 

@@ -16,8 +16,9 @@ from crossdistill import UserError
 from crossdistill.cache import CacheFormat
 from crossdistill.cli import main
 from crossdistill.config import AugmentConfig, LoaderConfig
-from crossdistill.training.compare import Variant, compare
+from crossdistill.training.compare import compare
 from crossdistill.training.fit import fit
+from crossdistill.training.grid import Axes, Variant
 from tests.pairs import METHODS, build
 
 PAIRS = [("cnn", "plain_vit"), ("plain_vit", "cnn"), ("mlp", "hierarchical_vit"), ("hybrid", "mlp")]
@@ -166,17 +167,17 @@ def test_a_cache_with_more_is_used_by_those_that_need_less(config, silent, tmp_p
     monkeypatch.chdir(tmp_path)
     config = replace(config, cache="auto", epochs=2, out=None, loader=replace(config.loader, max_train=128))
     methods = [Variant(name, name, {}) for name in ("kd", "fbt", "none")]
-    compare(config, methods, [0], tmp_path / "out", silent)
+    compare(config, Axes(methods, [0]), tmp_path / "out", silent)
     (folder,) = (tmp_path / "runs" / "cache").iterdir()
     assert folder.name.endswith("-stage3")
     assert len(list(folder.glob("*.bin"))) == 2
     # Finished runs are kept, and nothing is stored again for them.
     shutil.rmtree(tmp_path / "runs" / "cache")
-    compare(config, methods, [0], tmp_path / "out", silent)
+    compare(config, Axes(methods, [0]), tmp_path / "out", silent)
     assert not (tmp_path / "runs" / "cache").exists()
     # One with another stage map cannot be used.
-    compare(config, [Variant("rsd{spatial=2}", "rsd", {"rsd": {"spatial": 2}})], [0], tmp_path / "out", silent)
-    compare(config, methods[1:2], [1], tmp_path / "out", silent)
+    compare(config, Axes([Variant("rsd{spatial=2}", "rsd", {"rsd": {"spatial": 2}})], [0]), tmp_path / "out", silent)
+    compare(config, Axes(methods[1:2], [1]), tmp_path / "out", silent)
     assert len(list((tmp_path / "runs" / "cache").iterdir())) == 2
 
 

@@ -105,6 +105,8 @@ class RunParser(Parser):
             value = load_yaml(text)
         except yaml.YAMLError:
             value = text
+        if name not in by_dotted_name(to_dict(RunConfig())) and not name.startswith("options."):
+            return f"--{name.replace('_', '-')} is {text}: {super().plain(message, argv)}"
         try:
             if name.startswith("options."):
                 from crossdistill.methods import choose_method

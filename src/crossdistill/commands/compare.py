@@ -1,9 +1,14 @@
 """`crossdistill compare`."""
 
+import os
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 
 from crossdistill.commands._run import RunParser, read_early_flags, read_recipe
 from crossdistill.commands._show import consoles
@@ -11,9 +16,9 @@ from crossdistill.config.yaml_text import load_yaml
 from crossdistill.errors import UserError
 
 if TYPE_CHECKING:
-    from crossdistill.training.compare import Variant
+    from crossdistill.training.grid import Axes, Student, Sweep, Variant
 
-ABOUT = "Train one student by several methods over several seeds, with one recipe and one teacher."
+ABOUT = "Train students by several methods over several seeds, with one recipe, and compare them."
 _METHODS = "none,kd,rsd"
 
 
@@ -24,24 +29,96 @@ def run(argv: Sequence[str]) -> int:
 
 def run_comparison(command: str, about: str, argv: Sequence[str], recipe: str | None, out: str) -> int:
     """Compare methods on a recipe, in the folder `out` unless another is given."""
+    parser = _parser(command, about)
+    base = read_recipe(argv, recipe)
+    named = split_variants(read_early_flags(argv).methods or _METHODS)
+    config, made = parser.read_run(argv, base, methods=[re.sub(r"\{[^}]*\}", "", name) for name in named])
+    axes = _axes(made)
+    shard = _shard(made.shard)
+    from crossdistill.report.tables import show
+    from crossdistill.training.compare import check_comparison, compare
+    from crossdistill.training.workers import SINCE, run_workers
+
+    folder = Path(config.out or out)
+    result, progress = consoles()
+    since = float(os.environ.get(SINCE, time.time()))
+    if made.jobs > 1 and SINCE not in os.environ:
+        check_comparison(config, axes, folder)
+        run_workers([command, *argv], made.jobs, since, progress, threads=config.engine.threads is None)
+    outcome = compare(config, axes, folder, progress, shard=shard, since=since)
+    if outcome.table is not None:
+        show(outcome.table, result)
+        result.print(f"report: {outcome.page}", soft_wrap=True, highlight=False, markup=False)
+    for name, reason in outcome.failures.items():
+        result.print(f"failed: {name}: {reason}", soft_wrap=True, highlight=False, markup=False)
+    if outcome.missing:
+        result.print(f"{outcome.missing} runs are not finished", highlight=False, markup=False)
+    return 1 if outcome.failures else 0
+
+
+def _parser(command: str, about: str) -> RunParser:
     parser = RunParser(command, about, unread=("method",))
     parser.add_argument(
         "--methods", type=str, default=_METHODS, help="Methods to compare, with commas; variants as rsd{kappa=0}."
     )
     parser.add_argument("--seeds", type=str, default="0,1,2", help="Seeds of each method, with commas.")
-    base = read_recipe(argv, recipe)
-    named = split_variants(read_early_flags(argv).methods or _METHODS)
-    config, made = parser.read_run(argv, base, methods=[re.sub(r"\{[^}]*\}", "", name) for name in named])
-    seeds = _whole_numbers(made.seeds)
-    variants = [parse_variant(text) for text in split_variants(made.methods)]
-    from crossdistill.report.tables import show
-    from crossdistill.training.compare import compare
+    parser.add_argument(
+        "--students", type=str, default="", help="Several students, with commas; arguments as test_vit{patch_size=8}."
+    )
+    parser.add_argument(
+        "--teachers",
+        type=str,
+        default="",
+        help="Several teachers, with commas: folders of runs, or names of models, which are trained first.",
+    )
+    parser.add_argument(
+        "--sweep", type=str, default="", help="One setting with several values: options.kd.temperature=1,2,4."
+    )
+    parser.add_argument("--jobs", type=PositiveInt, default=1, help="Processes that train runs at the same time.")
+    parser.add_argument(
+        "--shard", type=str, default="1/1", help="i/n trains every n-th run, beginning with the i-th (job arrays)."
+    )
+    return parser
 
-    result, progress = consoles()
-    table, page = compare(config, variants, seeds, Path(config.out or out), progress)
-    show(table, result)
-    result.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)
-    return 0
+
+def _axes(made: Namespace) -> "Axes":
+    from crossdistill.training.grid import Axes
+
+    return Axes(
+        variants=[parse_variant(text) for text in split_variants(made.methods)],
+        seeds=_whole_numbers(made.seeds),
+        students=[parse_student(text) for text in split_variants(made.students)],
+        teachers=split_variants(made.teachers),
+        sweep=_sweep(made.sweep) if made.sweep else None,
+    )
+
+
+def parse_student(text: str) -> "Student":
+    """Read a model's name, or "name{argument=value,...}". Raises UserError."""
+    from crossdistill.training.grid import Student
+
+    name, _, changes = text.partition("{")
+    if changes and not changes.endswith("}"):
+        raise UserError(f"student {text!r}: write a name, or name{{argument=value,...}}")
+    return Student(text, name, _options(f"student {text!r}", changes.removesuffix("}")) if changes else {})
+
+
+def _sweep(text: str) -> "Sweep":
+    from crossdistill.training.grid import Sweep
+
+    name, equals, values = text.partition("=")
+    if not equals:
+        raise UserError(f"--sweep is {text!r}; write a setting and its values: options.kd.temperature=1,2,4")
+    name = name.strip().replace("-", "_")
+    return Sweep(name, tuple(load_yaml(value) for value in re.split(r",(?![^\[]*\])", values) if value.strip()))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    number, count = (int(found.group(1)), int(found.group(2))) if found else (0, 0)
+    if not 1 <= number <= count:
+        raise UserError(f"--shard is {text!r}; it must be i/n with i from 1 to n")
+    return number, count
 
 
 def split_variants(text: str) -> list[str]:
@@ -52,7 +129,7 @@ def split_variants(text: str) -> list[str]:
 def parse_variant(text: str) -> "Variant":
     """Read a method, "method{option=value,...}", or a sum of these. Raises UserError."""
     from crossdistill.methods import options_key
-    from crossdistill.training.compare import Variant
+    from crossdistill.training.grid import Variant
 
     names, options = [], {}
     for part in re.split(r"\+(?![^{]*\})", text):
@@ -62,16 +139,16 @@ def parse_variant(text: str) -> "Variant":
         name, changes = named.groups()
         names.append(name)
         if changes:
-            options[options_key(name)] = _options(text, changes)
+            options[options_key(name)] = _options(f"method {text!r}", changes)
     return Variant(text, "+".join(names), options)
 
 
-def _options(text: str, changes: str) -> dict[str, Any]:
+def _options(what: str, changes: str) -> dict[str, Any]:
     options = {}
     for change in re.split(r",(?![^\[]*\])", changes):
         option, equals, value = change.partition("=")
         if change and not equals:
-            raise UserError(f"method {text!r}: {change!r} is not option=value")
+            raise UserError(f"{what}: {change!r} is not option=value")
         if change:
             options[option.strip()] = load_yaml(value.strip())
     return options

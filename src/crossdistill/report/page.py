@@ -39,19 +39,22 @@ def write_run_page(folder: Path) -> Path:
     )
 
 
-def write_comparison_page(folder: Path, groups: dict[str, list[RunRecord]]) -> Path:
-    """Write the page that compares methods, each with its runs over the seeds, into `folder`."""
+def write_comparison_page(
+    folder: Path, groups: dict[str, list[RunRecord]], bases: Mapping[str, str] | None = None
+) -> Path:
+    """Write the page that compares methods, each with its runs over the seeds, into `folder`.
+
+    `bases` names, for each group, the group of plain students that it is compared with; by default it is `none`.
+    """
     runs = [run for group in groups.values() for run in group]
     # One run is shown in detail: the first seed of the last method.
     taught = next((group[0] for group in reversed(groups.values()) if "teacher" in group[0].metrics), None)
     shown = taught or runs[0]
-    student = shown.metrics["student"]["name"]
-    teacher = shown.metrics["teacher"]["name"] if taught else None
     return _write(
         folder / PAGE_NAME,
-        title=f"{teacher} teaches {student}" if teacher else student,
+        title=_pairs(runs),
         lead=f"{shown.metrics['data']}, one recipe and data order, {shown.metrics['training']['epochs']} epochs.",
-        tables=[comparison_table(groups), cost_table(shown)],
+        tables=[comparison_table(groups, bases), cost_table(shown)],
         figures=[
             {
                 "title": "Methods",
@@ -64,28 +67,42 @@ def write_comparison_page(folder: Path, groups: dict[str, list[RunRecord]]) -> P
     )
 
 
-def comparison_table(groups: dict[str, list[RunRecord]]) -> TextTable:
+def _pairs(runs: Sequence[RunRecord]) -> str:
+    students = {run.metrics["student"]["name"]: None for run in runs}
+    teachers = {run.metrics["teacher"]["name"]: None for run in runs if "teacher" in run.metrics}
+    taught = f"{', '.join(teachers)} {'teaches' if len(teachers) == 1 else 'teach'} " if teachers else ""
+    return f"{taught}{', '.join(students)}"
+
+
+def comparison_table(groups: dict[str, list[RunRecord]], bases: Mapping[str, str] | None = None) -> TextTable:
     """Make the table of test accuracy by method: mean and sample standard deviation over seeds, gain over `none`."""
-    runs = [run for group in groups.values() for run in group]
-    rows = []
-    taught = next((run for run in runs if "teacher" in run.metrics), None)
-    if taught is not None and (top1 := teacher_top1(taught)) is not None:
-        rows.append([f"teacher ({taught.metrics['teacher']['name']})", f"{top1:.2f}", "", "", "", "1", ""])
-    base = statistics.mean(run.top1 for run in groups["none"]) if "none" in groups else None
+    rows = [[f"teacher ({name})", f"{top1:.2f}", "", "", "", "1", ""] for name, top1 in _teachers(groups).items()]
     for method, group in groups.items():
+        base = "none" if bases is None else bases.get(method, "none")
+        plain = [] if base == method else groups.get(base, [])
         tops = [run.top1 for run in group]
         mean = statistics.mean(tops)
         spread = f"± {statistics.stdev(tops):.2f}" if len(tops) > 1 else ""
-        gain = "" if base is None or method == "none" else f"{mean - base:+.2f}"
+        gain = f"{mean - statistics.mean(run.top1 for run in plain):+.2f}" if plain else ""
         extra = f"{group[0].metrics['training']['training_only_parameters']:,}"
-        reached = "" if method == "none" else _reached(group, groups.get("none", []))
-        rows.append([method, f"{mean:.2f}", spread, gain, reached, str(len(tops)), extra])
+        rows.append([method, f"{mean:.2f}", spread, gain, _reached(group, plain), str(len(tops)), extra])
     note = (
         "± is the sample standard deviation over seeds; a gain that is smaller means little. The time is the fraction "
         "of the epochs after which a run has the best validation accuracy of none with the same seed, on average."
     )
     header = ["", "mean", "spread", "gain over none", "time to none", "runs", "extra params"]
     return TextTable("Top-1 on the test split, %", header, rows, note)
+
+
+def _teachers(groups: Mapping[str, Sequence[RunRecord]]) -> dict[str, float]:
+    """Return the accuracy of every teacher by its name, with a number where two have one name."""
+    found: dict[str, float] = {}
+    for run in (run for group in groups.values() for run in group):
+        top1 = teacher_top1(run)
+        if top1 is not None and top1 not in found.values():
+            name = run.metrics["teacher"]["name"]
+            found[name if name not in found else f"{name}, {len(found) + 1}"] = top1
+    return found
 
 
 def _reached(group: Sequence[RunRecord], plain: Sequence[RunRecord]) -> str:

@@ -58,7 +58,7 @@ _NOT_TERMS = ("lr", "images_per_second", "wait_percent", "loss")
 def comparison(groups: Mapping[str, Sequence[RunRecord]], teacher_top1: float | None) -> str:
     """Plot each method's held-out accuracy over the epochs (mean and range) and its test accuracy for each seed."""
     with plt.rc_context(_STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", width_ratios=(3, 2))
+        figure, (left, right) = _two_axes(groups)
         for place, (method, runs) in enumerate(groups.items()):
             colour = _COLOURS[place % len(_COLOURS)]
             curves = [dict(run.curves.get("val/top1", [])) for run in runs]
@@ -80,6 +80,14 @@ def comparison(groups: Mapping[str, Sequence[RunRecord]], teacher_top1: float | 
         right.set_ylim(len(groups) - 0.5, -0.5)
         right.set_title("top-1 on the test split, %", loc="left", fontsize=9)
         return _svg(figure)
+
+
+def _two_axes(groups: Mapping[str, Any]) -> tuple[Figure, Any]:
+    """Make axes side by side, or one above the other for the long names of a grid."""
+    height = max(3.4, 0.25 * len(groups))
+    if max(map(len, groups)) <= 24:
+        return plt.subplots(1, 2, figsize=(9, height), layout="constrained", width_ratios=(3, 2))
+    return plt.subplots(2, 1, figsize=(9, 3.4 + height), layout="constrained", height_ratios=(3.4, height))
 
 
 def _line(axis: Axes, curve: Curve, colour: str, label: str | None) -> None:

@@ -1,8 +1,9 @@
-"""One teacher, one student, one recipe: several methods over several seeds."""
+"""Train the runs of a comparison: each once, by any number of processes that share its folder."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ from crossdistill.config.teacher import teacher_config
 from crossdistill.data import ImageData, load_data
 from crossdistill.data.split_list import SPLIT_NAME, SplitList, read_split_list
 from crossdistill.distiller import create_distiller
-from crossdistill.errors import UserError
-from crossdistill.methods import MethodChoice, choose_method, options_for
+from crossdistill.errors import UserError, first_line
+from crossdistill.methods import NONE
 from crossdistill.report.page import PAGE_NAME, comparison_table, write_comparison_page, write_run_page
 from crossdistill.report.records import CONFIG_NAME, METRICS_NAME, RunRecord, read_run
 from crossdistill.report.tables import TextTable
 from crossdistill.training.engine import set_threads
 from crossdistill.training.fit import fit
+from crossdistill.training.grid import Axes, Cell, make_cells, plain_name, taught_by, with_teacher
 from crossdistill.training.inputs import decide, digests, report_data
-from crossdistill.training.models import build_student, check_settings
+from crossdistill.training.models import build_models, build_student, check_settings
+from crossdistill.training.results import Failures, write_results
 from crossdistill.training.run_folder import (
     check_inputs,
     check_unchanged,
@@ -29,68 +32,256 @@ from crossdistill.training.run_folder import (
     read_config,
     read_continued,
 )
+from crossdistill.training.run_lock import claimed
 from crossdistill.training.write_cache import write_cache
 
 _DIVISION = ("val_fraction", "split_seed", "max_train", "train_dir", "val_dir", "test_dir", "on_bad_image")
 """Settings of the loader that the division of a folder depends on."""
+_WAIT_S = 2.0
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A method with options of its own, by method, which replace the recipe's; `label` names it in tables."""
+class Outcome:
+    """A comparison as far as it is finished; table and page are None before the first run is."""
 
-    label: str
-    method: str
-    options: Mapping[str, Mapping[str, Any]]
-
-    def applied(self, config: RunConfig) -> RunConfig:
-        """Return the settings of a run of this variant."""
-        options = {key: {**config.options.get(key, {}), **values} for key, values in self.options.items()}
-        return replace(config, method=self.method, options={**config.options, **options})
-
-    def choice(self, config: RunConfig) -> MethodChoice:
-        """Return the method with its options. Raises UserError."""
-        return choose_method(self.method, options_for(self.method, self.applied(config).options))
-
-    def folder(self, seed: int) -> str:
-        """Name the folder of one of its runs."""
-        plain = re.sub(r"[^\w=.+-]+", "_", self.label).strip("_")
-        return f"{plain}-s{seed}"
+    table: TextTable | None
+    page: Path | None
+    failures: dict[str, str]
+    """Reasons, by the folder of the run."""
+    missing: int
+    """Number of runs that are neither finished nor failed."""
 
 
 def compare(
-    config: RunConfig, variants: Sequence[Variant], seeds: Sequence[int], out: Path, console: Console
-) -> tuple[TextTable, Path]:
-    """Train the teacher (unless a checkpoint is given), then the student once for each method and seed, in `out`.
+    config: RunConfig,
+    axes: Axes,
+    out: Path,
+    console: Console,
+    *,
+    shard: tuple[int, int] = (1, 1),
+    since: float | None = None,
+) -> Outcome:
+    """Train the teachers that are named, then every student once for each method, setting and seed, in `out`.
 
-    Finished runs are kept and an interrupted one is continued, so the same command can be repeated; `out` can be moved.
-    Returns the table and the path of the page. Raises UserError for bad input.
+    Finished runs are kept and interrupted ones are continued, so the same command can be repeated, also by several
+    processes at once; `out` can be moved. With `shard` (i, n) every n-th run is trained, beginning with the i-th. A
+    run that fails is reported and does not stop the others; it is tried again by a command that begins later than
+    `since`, a time in seconds (by default now). Raises UserError for input that no run can use.
     """
-    _check(config, variants, seeds, out)
+    cells = check_comparison(config, axes, out)
     set_threads(config.engine)
-    data = load_data(config.data, config.loader, _earlier_list(config, out))
-    report_data(data, console)
-    choices = {variant.label: variant.choice(config) for variant in variants}
-    if _trains_teacher(config, choices.values()):
-        teacher = replace(teacher_config(config), out=str(out / "teacher"))
-        same = (teacher.data, teacher.loader) == (config.data, config.loader)
-        teacher_data = data if same else load_data(teacher.data, teacher.loader, _earlier_list(teacher, out))
-        if not (out / "teacher" / METRICS_NAME).exists():
-            _check_models(config, choices.values(), data, teacher, teacher_data)
-        _complete(teacher, teacher_data, out, console)
-        config = _taught_by(config, out / "teacher")
-    runs = [(variant, seed, out / variant.folder(seed)) for seed in seeds for variant in variants]
-    unfinished = {variant.label for variant, _, folder in runs if not (folder / METRICS_NAME).exists()}
-    todo = [variant for variant in variants if variant.label in unfinished and choices[variant.label].needs.teacher]
-    if config.cached and len(todo) > 1:
-        # One cache with what all of them read, so that the teacher runs once.
-        write_cache(todo[0].applied(config), console, data, others=[choices[variant.label] for variant in todo[1:]])
-    # Seed by seed, so that an early table compares equal numbers of runs.
-    records: dict[str, list[RunRecord]] = {variant.label: [] for variant in variants}
-    for variant, seed, folder in runs:
-        record = _complete(replace(variant.applied(config), seed=seed, out=str(folder)), data, out, console)
-        records[variant.label].append(record)
-    return comparison_table(records), write_comparison_page(out, records)
+    failures = Failures(out, time.time() if since is None else since)
+    work = _Comparison(config, axes, out, console, failures)
+    work.prepare(cells[shard[0] - 1 :: shard[1]])
+    work.train(cells[shard[0] - 1 :: shard[1]], cells)
+    return work.outcome(cells)
+
+
+def check_comparison(config: RunConfig, axes: Axes, out: Path) -> list[Cell]:
+    """Return the runs of a comparison. Raises UserError for what cannot be compared."""
+    cells = make_cells(config, axes)
+    if config.loader.labels == "none":
+        raise UserError("compare ranks accuracies, but loader.labels is 'none'; use `fit`, and `eval --knn`")
+    if config.engine.devices != 1 or config.engine.nodes != 1:
+        raise UserError("compare trains its runs one after the other on one device; use `fit` for a run on several")
+    if (out / CONFIG_NAME).exists():
+        raise UserError(f"{str(out)!r} is the folder of a single run; choose another --out")
+    check_writable(out)
+    methods = [cell.variant.method for cell in cells]
+    for cell in cells:
+        check_settings(cell.config, methods)
+    if any(_teacher_to_train(cell) for cell in cells) and config.model.teacher_classes is not None:
+        raise UserError("model.teacher_classes: compare trains a teacher with the data's classes; leave it out")
+    return cells
+
+
+def _teacher_to_train(cell: Cell) -> str | None:
+    """Return the name of the teacher that has to be trained before a run; None where there is none."""
+    if cell.config.teacher_checkpoint is not None or not cell.variant.choice(cell.config).needs.teacher:
+        return None
+    # Raises UserError unless one teacher is named.
+    teacher_config(cell.config)
+    assert isinstance(cell.config.teacher, str)
+    return cell.config.teacher
+
+
+@dataclass
+class _Comparison:
+    """What the runs of one comparison share."""
+
+    config: RunConfig
+    axes: Axes
+    out: Path
+    console: Console
+    failures: Failures
+    loaded: dict[str, ImageData] = field(default_factory=dict)
+
+    def data(self, config: RunConfig) -> ImageData:
+        """Return the data of a run, read once for all that read it in the same way."""
+        key = repr((config.data, config.loader))
+        if key not in self.loaded:
+            self.loaded[key] = load_data(config.data, config.loader, _earlier_list(config, self.out))
+            if len(self.loaded) == 1:
+                report_data(self.loaded[key], self.console)
+        return self.loaded[key]
+
+    def prepare(self, cells: Sequence[Cell]) -> None:
+        """Check the finished runs and the pairs of the others, train the teachers, and write their caches."""
+        for cell in cells:
+            if self.finished(cell):
+                self._check_same(cell)
+        todo = [cell for cell in cells if not self.finished(cell)]
+        pairs = {cell.label: [cell] for cell in reversed(todo)}
+        self._each(list(pairs.values())[::-1], self._check_pair)
+        self._each(_grouped(todo, _teacher_to_train), self._train_teacher)
+        reading = [cell for cell in todo if cell.config.cached and cell.variant.choice(cell.config).needs.teacher]
+        groups = _grouped(reading, lambda cell: (cell.student, cell.teacher, cell.setting))
+        self._each([group for group in groups if len({cell.label for cell in group}) > 1], self._write_cache)
+
+    def _each(self, groups: Iterable[list[Cell]], action: Callable[[list[Cell]], None]) -> None:
+        """Call `action` for groups of runs. Where it raises UserError these fail; without a grid it is raised."""
+        for group in groups:
+            if all(self.failures.of(cell.folder) for cell in group):
+                continue
+            try:
+                action(group)
+            except UserError as error:
+                if not (self.axes.students or self.axes.teachers or self.axes.sweep):
+                    raise
+                for cell in group:
+                    self._fail(cell, str(error))
+
+    def _check_pair(self, group: list[Cell]) -> None:
+        """Build the models of a run once, before any training. Raises UserError for a pair that does not fit."""
+        config, choice = group[0].config, group[0].variant.choice(group[0].config)
+        data = self.data(config)
+        decided, complete = decide(config, choice, data)
+        if _teacher_to_train(group[0]) is None:
+            build_models(decided, complete, data)
+        elif not (self._teacher_folder(group[0]) / METRICS_NAME).exists():
+            teacher = self._teacher_settings(group[0])
+            own, _ = decide(teacher, check_settings(teacher), self.data(teacher))
+            trained = build_student(own.student, own.model, own.img_size, self.data(teacher))
+            student = build_student(decided.student, decided.model, decided.img_size, data)
+            create_distiller(complete, student=student, teacher=trained)
+
+    def _teacher_folder(self, cell: Cell) -> Path:
+        name = _teacher_to_train(cell) or ""
+        return self.out / ("teacher" if not cell.teacher else f"teacher--{plain_name(name)}")
+
+    def _teacher_settings(self, cell: Cell) -> RunConfig:
+        """Return the settings of the run that trains a teacher: those of the recipe, whatever the run's own are."""
+        return teacher_config(with_teacher(self.config, cell.teacher) if cell.teacher else self.config)
+
+    def _train_teacher(self, group: list[Cell]) -> None:
+        """Train the teacher of some runs, or wait until another process has."""
+        if _teacher_to_train(group[0]) is None:
+            return
+        folder = self._teacher_folder(group[0])
+        config = replace(self._teacher_settings(group[0]), out=str(folder))
+        while True:
+            with claimed(self.out, folder.name) as mine:
+                if mine:
+                    self._complete(config)
+                    return
+            time.sleep(_WAIT_S)
+
+    def _taught(self, cell: Cell) -> RunConfig:
+        """Return the settings of a run with its folder and its teacher's."""
+        config = replace(cell.config, out=str(self.out / cell.folder))
+        return config if _teacher_to_train(cell) is None else taught_by(config, self._teacher_folder(cell))
+
+    def _write_cache(self, group: list[Cell]) -> None:
+        """Write one cache with what all of some runs read, so that the teacher runs once."""
+        first, *others = {cell.label: cell for cell in group}.values()
+        choices = [other.variant.choice(other.config) for other in others]
+        write_cache(self._taught(first), self.console, self.data(first.config), others=choices)
+
+    def train(self, todo: Sequence[Cell], cells: Sequence[Cell]) -> None:
+        """Train what is not finished; a run that another process is training is waited for."""
+        start, trained = time.perf_counter(), 0
+        while todo := [cell for cell in todo if not (self.finished(cell) or self.failures.of(cell.folder))]:
+            before = trained
+            for number, cell in enumerate(todo):
+                with claimed(self.out, cell.folder) as mine:
+                    if not mine or self.finished(cell):
+                        continue
+                    self._train(cell)
+                write_results(self.out, cells, self.failures)
+                trained += 1
+                left = (time.perf_counter() - start) / trained * (len(todo) - number - 1)
+                if number + 1 < len(todo):
+                    self._say(f"{number + 1} of {len(todo)} runs, {left / 60:.0f} min left")
+            if trained == before:
+                time.sleep(_WAIT_S)
+
+    def _train(self, cell: Cell) -> None:
+        try:
+            top1 = self._complete(self._taught(cell)).top1
+        except Exception as error:  # the others are trained whatever it is
+            self._fail(cell, first_line(error), "" if isinstance(error, UserError) else traceback.format_exc())
+        else:
+            self.failures.forget(cell.folder)
+            self._say(f"  {cell.folder}: {top1:.2f}% on the test split")
+
+    def _complete(self, config: RunConfig) -> RunRecord:
+        """Train a run, continue it, or check that the finished one has the same settings."""
+        out = Path(config.out or "")
+        if (out / METRICS_NAME).exists():
+            self._check_finished(config)
+        else:
+            resume = (out / CONFIG_NAME).exists()
+            fit(config, resume=resume, console=self.console, data=self.data(config), root=self.out)
+        return read_run(out)
+
+    def _check_same(self, cell: Cell) -> None:
+        self._check_finished(self._taught(cell))
+
+    def _check_finished(self, config: RunConfig) -> None:
+        """Raise UserError where a finished run has other settings or inputs; write its page where it has none."""
+        out, data = Path(config.out or ""), self.data(config)
+        now, before = (decide(one, check_settings(one), data)[0] for one in (config, read_continued(out, config)))
+        check_unchanged(before, now)
+        check_inputs(out, digests(now, data))
+        if not (out / PAGE_NAME).exists():
+            write_run_page(out)
+
+    def finished(self, cell: Cell) -> bool:
+        """Return whether a run is finished."""
+        return (self.out / cell.folder / METRICS_NAME).exists()
+
+    def _fail(self, cell: Cell, reason: str, trace: str = "") -> None:
+        self.failures.add(cell.folder, reason, trace)
+        self._say(f"  {cell.folder} failed: {reason}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def outcome(self, cells: Sequence[Cell]) -> Outcome:
+        """Write the page and the table of results, of all runs that are finished."""
+        groups: dict[str, list[RunRecord]] = {}
+        bases: dict[str, str] = {}
+        plain = {(cell.student, cell.setting): cell.label for cell in cells if cell.variant.method == NONE}
+        for cell in cells:
+            if self.finished(cell):
+                groups.setdefault(cell.label, []).append(read_run(self.out / cell.folder))
+                base = plain.get((cell.student, cell.setting), plain.get((cell.student, "")))
+                if base is not None:
+                    bases[cell.label] = base
+        failed = {cell.folder: reason for cell in cells if (reason := self.failures.of(cell.folder))}
+        missing = sum(not self.finished(cell) and cell.folder not in failed for cell in cells)
+        write_results(self.out, cells, self.failures)
+        if not groups:
+            return Outcome(None, None, failed, missing)
+        table = comparison_table(groups, bases)
+        return Outcome(table, write_comparison_page(self.out, groups, bases), failed, missing)
+
+
+def _grouped(cells: Iterable[Cell], key: Callable[[Cell], Any]) -> list[list[Cell]]:
+    groups: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(key(cell), []).append(cell)
+    return list(groups.values())
 
 
 def _earlier_list(config: RunConfig, out: Path) -> SplitList | None:
@@ -102,64 +293,3 @@ def _earlier_list(config: RunConfig, out: Path) -> SplitList | None:
         if same_data and same_division:
             return read_split_list(path.parent)
     return None
-
-
-def _check(config: RunConfig, variants: Sequence[Variant], seeds: Sequence[int], out: Path) -> None:
-    """Raise UserError for what cannot be compared."""
-    if not variants or not seeds:
-        raise UserError("nothing to compare: give at least one method and one seed")
-    labels = {variant.label for variant in variants}
-    if len(set(seeds)) < len(seeds) or len(labels) < len(variants):
-        raise UserError("a method or a seed is named twice")
-    if config.loader.labels == "none":
-        raise UserError("compare ranks accuracies, but loader.labels is 'none'; use `fit`, and `eval --knn`")
-    if config.engine.devices != 1 or config.engine.nodes != 1:
-        raise UserError("compare trains its runs one after the other on one device; use `fit` for a run on several")
-    if (out / CONFIG_NAME).exists():
-        raise UserError(f"{str(out)!r} is the folder of a single run; choose another --out")
-    check_writable(out)
-    methods = [variant.method for variant in variants]
-    for variant in variants:
-        for seed in seeds:
-            check_settings(replace(variant.applied(config), seed=seed), methods)
-    trains_teacher = _trains_teacher(config, [variant.choice(config) for variant in variants])
-    if trains_teacher and config.model.teacher_classes is not None:
-        raise UserError("model.teacher_classes: compare trains a teacher with the data's classes; leave it out")
-
-
-def _trains_teacher(config: RunConfig, choices: Iterable[MethodChoice]) -> bool:
-    return config.teacher_checkpoint is None and any(choice.needs.teacher for choice in choices)
-
-
-def _check_models(
-    config: RunConfig, choices: Iterable[MethodChoice], data: ImageData, teacher: RunConfig, teacher_data: ImageData
-) -> None:
-    """Build every pair once, before the teacher is trained. Raises UserError for one that does not fit."""
-    own, _ = decide(teacher, check_settings(teacher), teacher_data)
-    trained = build_student(own.student, own.model, own.img_size, teacher_data)
-    for choice in choices:
-        decided, complete = decide(config, choice, data)
-        student = build_student(decided.student, decided.model, decided.img_size, data)
-        create_distiller(complete, student=student, teacher=trained)
-
-
-def _taught_by(config: RunConfig, teacher: Path) -> RunConfig:
-    """Return the settings with a finished run as the teacher; the run states what its model was built with."""
-    model = replace(config.model, teacher_args={}, teacher_img_size=None, teacher_stages=None, teacher_pretrained=False)
-    return replace(config, teacher_checkpoint=str(teacher), model=model)
-
-
-def _complete(config: RunConfig, data: ImageData, root: Path, console: Console) -> RunRecord:
-    """Train a run, continue it, or check that the finished one has the same settings."""
-    out = Path(config.out or "")
-    if (out / METRICS_NAME).exists():
-        now, before = (decide(one, check_settings(one), data)[0] for one in (config, read_continued(out, config)))
-        check_unchanged(before, now)
-        check_inputs(out, digests(now, data))
-        if not (out / PAGE_NAME).exists():
-            write_run_page(out)
-    else:
-        fit(config, resume=(out / CONFIG_NAME).exists(), console=console, data=data, root=root)
-    record = read_run(out)
-    console.print(f"  {out.name}: {record.top1:.2f}% on the test split", highlight=False, markup=False)
-    return record

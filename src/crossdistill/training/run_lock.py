@@ -1,13 +1,17 @@
-"""A lock in the folder of a run, held while the run is written."""
+"""A lock in the folder of a run, held while the run is written, and claims of the runs of a comparison."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from crossdistill.errors import UserError
+from crossdistill.files import make_folder
 
 LOCK_NAME = ".lock"
+_CLAIMS = ".claims"
 
 
 class RunLock:
@@ -43,3 +47,25 @@ class RunLock:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+@contextmanager
+def claimed(folder: Path, name: str) -> Iterator[bool]:
+    """Claim one of the runs in a folder; yields False where another process has. A process that dies gives it up."""
+    make_folder(folder)
+    claims = folder / _CLAIMS
+    claims.mkdir(exist_ok=True)
+    lock = FileLock(claims / f"{name}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    except NotImplementedError:
+        # A file system without locks.
+        yield True
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

@@ -1,0 +1,162 @@
+"""What a comparison trains: every student by every teacher, method, setting and seed, each run once."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from crossdistill.config import RunConfig
+from crossdistill.config.files import with_changes
+from crossdistill.errors import UserError
+from crossdistill.methods import MethodChoice, choose_method, options_for, options_key
+
+_OWN_FLAGS = ("student", "teacher", "teacher_checkpoint", "method", "seed", "data", "out", "role")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with options of its own, by method, which replace the recipe's; `label` names it in tables."""
+
+    label: str
+    method: str
+    options: Mapping[str, Mapping[str, Any]]
+
+    def applied(self, config: RunConfig) -> RunConfig:
+        """Return the settings of a run of this variant."""
+        options = {key: {**config.options.get(key, {}), **values} for key, values in self.options.items()}
+        return replace(config, method=self.method, options={**config.options, **options})
+
+    def choice(self, config: RunConfig) -> MethodChoice:
+        """Return the method with its options. Raises UserError."""
+        return choose_method(self.method, options_for(self.method, self.applied(config).options))
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student by name, with arguments of its own; `label` names it in tables."""
+
+    label: str
+    name: str
+    args: Mapping[str, Any]
+
+    def applied(self, config: RunConfig) -> RunConfig:
+        """Return the settings with this student. The recipe's arguments are for the recipe's student alone."""
+        args = {**(config.model.student_args if self.name == config.student else {}), **self.args}
+        return replace(config, student=self.name, model=replace(config.model, student_args=args))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One setting by its dotted name, and the values that it takes in turn."""
+
+    name: str
+    values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if self.name in _OWN_FLAGS or self.name.startswith("teacher_training"):
+            raise UserError(f"--sweep {self.name}: it cannot be varied so; give several students, teachers or methods")
+        if not self.values:
+            raise UserError(f"--sweep {self.name}: give at least one value, as {self.name}=0.1,0.3")
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The values of a comparison on each axis. Without students or teachers, those of the settings are used."""
+
+    variants: Sequence[Variant]
+    seeds: Sequence[int]
+    students: Sequence[Student] = ()
+    teachers: Sequence[str] = ()
+    """Folders of runs, or names of models that are trained first."""
+    sweep: Sweep | None = None
+
+    def __post_init__(self) -> None:
+        if not self.variants or not self.seeds:
+            raise UserError("nothing to compare: give at least one method and one seed")
+        variants, students = [one.label for one in self.variants], [one.label for one in self.students]
+        for values in (variants, students, self.teachers, list(map(str, self.seeds))):
+            if len(set(values)) < len(values):
+                raise UserError(f"{', '.join(values)}: one of them is named twice")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison. `student`, `teacher` and `setting` are "" where the comparison has one only."""
+
+    variant: Variant
+    student: str
+    teacher: str
+    setting: str
+    seed: int
+    config: RunConfig
+    """Its settings; the folder, and a teacher that is trained first, are added later."""
+
+    @property
+    def label(self) -> str:
+        """Name its row in tables: all that differs from other runs but the seed."""
+        return "  ".join(part for part in (self.student, self.teacher, self.variant.label, self.setting) if part)
+
+    @property
+    def folder(self) -> str:
+        """Name its folder."""
+        parts = (self.student, Path(self.teacher).name, self.variant.label, self.setting)
+        return f"{'--'.join(plain_name(part) for part in parts if part)}-s{self.seed}"
+
+
+def plain_name(text: str) -> str:
+    """Return a text as the name of a file on any system."""
+    return re.sub(r"[^\w=.+-]+", "_", text).strip("_")
+
+
+def make_cells(config: RunConfig, axes: Axes) -> list[Cell]:
+    """Return all runs, seed by seed, so that an early table compares equal numbers of runs.
+
+    A method that reads no teacher has one run for all teachers, and one for all values of an option of another method.
+    Raises UserError for settings that cannot be.
+    """
+    cells: dict[tuple[str, int], Cell] = {}
+    for seed in axes.seeds:
+        for student in axes.students or (None,):
+            for teacher in axes.teachers or ("",):
+                for variant in axes.variants:
+                    for setting, changes in _settings(axes.sweep, variant):
+                        made = config if student is None else student.applied(config)
+                        made = replace(variant.applied(with_changes(made, changes, "--sweep ")), seed=seed)
+                        reads = variant.choice(made).needs.teacher
+                        if teacher and reads:
+                            made = with_teacher(made, teacher)
+                        label = "" if student is None else student.label
+                        cell = Cell(variant, label, teacher if reads else "", setting, seed, made)
+                        cells.setdefault((cell.label, seed), cell)
+    folders = [cell.folder for cell in cells.values()]
+    if twice := next((name for name in folders if folders.count(name) > 1), None):
+        raise UserError(f"two runs would have the folder {twice!r}; give their models or values other names")
+    return list(cells.values())
+
+
+def _settings(sweep: Sweep | None, variant: Variant) -> Iterable[tuple[str, dict[str, Any]]]:
+    if sweep is None:
+        return [("", {})]
+    group, _, rest = sweep.name.partition(".")
+    if group == "options" and rest.split(".")[0] not in map(options_key, variant.method.split("+")):
+        return [("", {})]
+    return [(f"{sweep.name.rpartition('.')[2]}={value}", {sweep.name: value}) for value in sweep.values]
+
+
+def with_teacher(config: RunConfig, teacher: str) -> RunConfig:
+    """Return the settings with a teacher by the folder of its run, or by its name; the latter is trained first.
+
+    The recipe's arguments are for the recipe's teacher alone.
+    """
+    if Path(teacher).is_dir():
+        return taught_by(replace(config, teacher=None), Path(teacher))
+    args = config.model.teacher_args if teacher == config.teacher else {}
+    model = replace(config.model, teacher_args=args)
+    return replace(config, teacher=teacher, teacher_checkpoint=None, model=model)
+
+
+def taught_by(config: RunConfig, teacher: Path) -> RunConfig:
+    """Return the settings with a finished run as the teacher; the run states what its model was built with."""
+    model = replace(config.model, teacher_args={}, teacher_img_size=None, teacher_stages=None, teacher_pretrained=False)
+    return replace(config, teacher_checkpoint=str(teacher), model=model)

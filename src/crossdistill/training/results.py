@@ -1,0 +1,124 @@
+"""The results of a comparison in one table, and the runs of it that failed."""
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
+
+from crossdistill.errors import UserError
+from crossdistill.files import make_folder, write_whole
+from crossdistill.report.records import METRICS_NAME, RunRecord, read_record, read_run
+from crossdistill.training.grid import Cell
+
+RESULTS_NAME = "results.sqlite"
+FAILURE_NAME = "failed.json"
+_COLUMNS = {
+    "folder": "TEXT PRIMARY KEY",
+    "student": "TEXT",
+    "teacher": "TEXT",
+    "method": "TEXT",
+    "setting": "TEXT",
+    "seed": "INTEGER",
+    "state": "TEXT",
+    "reason": "TEXT",
+    "top1": "REAL",
+    "top5": "REAL",
+    "loss": "REAL",
+    "ece": "REAL",
+    "teacher_top1": "REAL",
+    "epochs": "INTEGER",
+    "seconds": "REAL",
+    "training_only_parameters": "INTEGER",
+    "parameters": "INTEGER",
+    "macs": "INTEGER",
+    "config": "TEXT",
+}
+
+
+class _Failure(TypedDict):
+    """The content of failed.json. `time` is in seconds since 1970."""
+
+    reason: str
+    time: float
+    traceback: NotRequired[str]
+
+
+class Failures:
+    """The runs of a comparison that have failed since a time; earlier ones are tried again."""
+
+    def __init__(self, out: Path, since: float) -> None:
+        self.out = out
+        self.since = since
+
+    def of(self, folder: str) -> str | None:
+        """Return why a run failed; None where it did not, or where it is tried again."""
+        path = self.out / folder / FAILURE_NAME
+        if not path.exists():
+            return None
+        try:
+            failure: _Failure = read_record(path, _Failure)
+        except UserError:
+            return None
+        return failure["reason"] if failure["time"] >= self.since else None
+
+    def add(self, folder: str, reason: str, trace: str = "") -> None:
+        """Record that a run failed, with the traceback of an error that is not the user's."""
+        make_folder(self.out)
+        (self.out / folder).mkdir(exist_ok=True)
+        failure = {"reason": reason, "time": time.time()} | ({"traceback": trace} if trace else {})
+        write_whole(self.out / folder / FAILURE_NAME, json.dumps(failure, indent=2))
+
+    def forget(self, folder: str) -> None:
+        """Remove the record of an earlier failure."""
+        (self.out / folder / FAILURE_NAME).unlink(missing_ok=True)
+
+
+def write_results(out: Path, cells: Sequence[Cell], failures: Failures) -> None:
+    """Write the SQLite file of a comparison: its table `runs` has a row for each run that is finished or failed.
+
+    The table is made of the folders of the runs, and replaced as a whole.
+    """
+    rows = [row for cell in cells if (row := _row(out, cell, failures))]
+    if not rows:
+        return
+    partial = out / f"{RESULTS_NAME}.{os.getpid()}"
+    partial.unlink(missing_ok=True)
+    with closing(sqlite3.connect(partial)) as table, table:
+        table.execute(f"CREATE TABLE runs ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())})")
+        for row in rows:
+            table.execute(
+                f"INSERT INTO runs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
+            )
+    os.replace(partial, out / RESULTS_NAME)
+
+
+def _row(out: Path, cell: Cell, failures: Failures) -> dict[str, Any] | None:
+    row: dict[str, Any] = {
+        "folder": cell.folder,
+        "student": cell.student or cell.config.student,
+        "teacher": cell.teacher or None,
+        "method": cell.variant.label,
+        "setting": cell.setting or None,
+        "seed": cell.seed,
+    }
+    if (out / cell.folder / METRICS_NAME).exists():
+        return {**row, "state": "finished", **_numbers(read_run(out / cell.folder))}
+    reason = failures.of(cell.folder)
+    return None if reason is None else {**row, "state": "failed", "reason": reason}
+
+
+def _numbers(run: RunRecord) -> dict[str, Any]:
+    student, training = run.metrics["student"], run.metrics["training"]
+    scores = student.get("test", {})
+    teacher = run.metrics.get("teacher")
+    found: dict[str, Any] = {name: scores.get(name) for name in ("top1", "top5", "loss", "ece")}
+    if teacher is not None:
+        found |= {"teacher": teacher["name"], "teacher_top1": teacher.get("test", {}).get("top1")}
+    found |= {name: training[name] for name in ("epochs", "seconds", "training_only_parameters")}
+    return {**found, "parameters": student["parameters"], "macs": student["macs"], "config": run.settings}

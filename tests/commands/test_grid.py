@@ -1,0 +1,127 @@
+"""Comparisons of several students and teachers, by several processes, with runs that fail."""
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.commands.running import TINY, run
+
+QUICK = [*TINY[2:], "--epochs", "1", "--trust-teacher", "true"]
+QUICK.remove("--model.student-args.patch_size")
+QUICK.remove("8")
+
+
+def rows(out, what="folder, state, top1"):
+    with sqlite3.connect(out / "results.sqlite") as table:
+        return table.execute(f"SELECT {what} FROM runs ORDER BY folder").fetchall()
+
+
+def attempts(out):
+    return {path.parent.name: len(list(path.glob("[0-9]*"))) for path in out.glob("*/logs")}
+
+
+def test_a_grid_with_a_pair_that_does_not_fit(capsys, tmp_path, teacher_folder):
+    out = tmp_path / "grid"
+    words = ["compare", *QUICK, "--students", "test_resnet,test_vit{patch_size=8}", "--seeds", "0", "--out", out]
+    words += ["--methods", "none,kd,rsd{decoupler=none}", "--teachers", f"{teacher_folder},test_vit2"]
+    words += ["--sweep", "options.kd.temperature=1,4"]
+    code, shown, _ = run(capsys, *words)
+    assert code == 1
+    name = teacher_folder.name
+    pairs = [(s, t) for s in ("test_resnet", "test_vit_patch_size=8") for t in (name, "test_vit2")]
+    expected = {f"{s}--{t}--kd--temperature={value}-s0" for s, t in pairs for value in (1, 4)}
+    expected |= {f"{s}--none-s0" for s in ("test_resnet", "test_vit_patch_size=8")}
+    # The embeddings of test_resnet have 96 dimensions, those of test_vit and test_vit2 64.
+    fits = {f"test_resnet--{name}--rsd_decoupler=none-s0", "test_vit_patch_size=8--test_vit2--rsd_decoupler=none-s0"}
+    fails = {f"{s}--{t}--rsd_decoupler=none-s0" for s, t in pairs} - fits
+    assert {folder for folder, state, _ in rows(out) if state == "finished"} == expected | fits
+    assert {folder for folder, state, _ in rows(out) if state == "failed"} == fails
+    assert all(f"failed: {folder}: " in shown for folder in fails)
+    assert "width" in json.loads((out / min(fails) / "failed.json").read_text())["reason"]
+    assert (out / "teacher--test_vit2" / "metrics.json").exists()
+    assert {one for (one,) in rows(out, "teacher_top1")} >= {None}
+    page = (out / "report.html").read_text()
+    assert "test_resnet, test_vit2 teach test_resnet, test_vit" in page
+    # What is finished stays, and a method is added.
+    before = rows(out)
+    code, shown, _ = run(capsys, *words, "--methods", "none,dist")
+    assert code == 0
+    assert "dist" in shown
+    assert set(before) - {row for row in before if row[1] == "failed"} <= {*before, *rows(out)}
+    assert attempts(out) == dict.fromkeys(attempts(out), 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--students", "a,a"], "named twice"),
+        (["--students", "test_vit{patch_size"], "write a name, or name{argument=value,...}"),
+        (["--sweep", "optim.lr"], "write a setting and its values"),
+        (["--sweep", "optim.rate=1,2"], "rate"),
+        (["--sweep", "seed=1,2"], "it cannot be varied so"),
+        (["--sweep", "optim.lr=-1,2"], "lr"),
+        (["--shard", "3/2"], "i/n with i from 1 to n"),
+        (["--jobs", "0"], "jobs"),
+        (["--teachers", "nothing", "--methods", "kd"], "unknown model 'nothing'"),
+        (["--students", "nothing"], "unknown model 'nothing'"),
+    ],
+)
+def test_wrong_grids_are_refused(capsys, tmp_path, words, message):
+    given = ["compare", *QUICK, "--methods", "none", "--seeds", "0", "--out", tmp_path / "out", *words]
+    code, _, err = run(capsys, *given)
+    assert code in (1, 2)
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_shards_and_processes_divide_the_runs(capsys, tmp_path, teacher_folder):
+    out = tmp_path / "out"
+    words = ["compare", *QUICK, "--student", "test_resnet", "--teacher-checkpoint", teacher_folder, "--out", out]
+    words += ["--methods", "none,kd", "--seeds", "0,1"]
+    code, shown, _ = run(capsys, *words, "--shard", "1/4")
+    assert (code, "3 runs are not finished" in shown) == (0, True)
+    code, shown, progress = run(capsys, *words, "--jobs", "2")
+    assert code == 0, progress
+    assert "[1] " in progress
+    assert "[2] " in progress
+    assert [state for _, state, _ in rows(out)] == ["finished"] * 4
+    assert attempts(out) == {f"{method}-s{seed}": 1 for method in ("none", "kd") for seed in (0, 1)}
+    whole = tmp_path / "whole"
+    run(capsys, *words, "--out", whole)
+    assert rows(whole) == rows(out)
+
+
+@pytest.mark.slow
+def test_a_comparison_by_two_processes_that_is_killed_ten_times(capsys, tmp_path, teacher_folder):
+    words = ["compare", *QUICK, "--student", "test_resnet", "--teacher-checkpoint", teacher_folder]
+    words += ["--methods", "none,kd,rsd", "--seeds", "0,1", "--epochs", "2", "--jobs", "2", "--out"]
+    command = [sys.executable, "-m", "crossdistill", *map(str, words)]
+    out = tmp_path / "out"
+    moments = random.Random(0)
+    for _ in range(10):
+        started = subprocess.Popen([*command, out], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(5, 30))
+        kill_all(str(out))
+        started.wait()
+    assert run(capsys, *words, out)[0] == 0
+    assert run(capsys, *words, tmp_path / "whole")[0] == 0
+    assert rows(tmp_path / "whole") == rows(out)
+
+
+def kill_all(word):
+    """Kill every process whose command line contains a word."""
+    for process in os.listdir("/proc"):
+        if process.isdecimal() and int(process) != os.getpid():
+            try:
+                with open(f"/proc/{process}/cmdline") as file:
+                    if word in file.read():
+                        os.kill(int(process), signal.SIGKILL)
+            except OSError:
+                continue
