@@ -163,3 +163,12 @@ def test_auto_uses_the_defaults_of_the_methods():
     _, factors = distiller.balance.begin()
     assert factors[1] == 1
     assert 0 < factors[0] != 1
+
+
+def test_a_weight_that_has_no_effect_is_known():
+    assert make("rsd", "auto", weight=0.5).balanced_weights() == ["rsd"]
+    assert make("rsd", "auto", kappa=0.5).balanced_weights() == []
+    assert make("rsd", None, weight=0.5).balanced_weights() == []
+    assert make("kd", "auto", weight=0.5).balanced_weights() == []
+    assert make("rsd+kd", 1.0, rsd={"weight": 0.5}, kd={"weight": 2.0}).balanced_weights() == ["rsd", "kd"]
+    assert make("auto", "auto").balanced_weights() == []

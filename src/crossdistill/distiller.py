@@ -113,6 +113,19 @@ class Distiller(nn.Module):
         names = [group.method.lower() for group in self.method.groups()]
         return dict(zip(names, self.balance.factors().tolist(), strict=True))
 
+    def balanced_weights(self) -> list[str]:
+        """Return the methods whose weight was changed from its default, but is replaced by a measured factor."""
+        if self.balance is None or self.method is None:
+            return []
+        parts = list(self.method.parts.values()) if isinstance(self.method, SumOfMethods) else [self.method]
+        changed = []
+        for part, group, target in zip(parts, self.method.groups(), self.balance.targets.tolist(), strict=True):
+            default = getattr(getattr(part, "Options", None), "weight", None)
+            own = getattr(getattr(part, "options", None), "weight", None)
+            if target and len(group.terms) == 1 and own is not None and own != default:
+                changed.append(group.method.lower())
+        return changed
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the step with torch.compile: student, teacher and method as one graph."""
         self._step = torch.compile(self._step, *args, **kwargs)  # type: ignore[method-assign]

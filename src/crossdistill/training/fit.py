@@ -9,7 +9,6 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from torch.utils.data import Dataset
 
-from crossdistill.backbones import Backbone
 from crossdistill.cache import TeacherCache
 from crossdistill.config import RunConfig
 from crossdistill.data import ImageData, load_data
@@ -98,7 +97,7 @@ def prepare(
     distiller = build_models(config, choice, data)
     checkpoint = read_checkpoint(out, identity, distiller, console) if resume else None
     check_space(out, count_parameters(distiller))
-    _announce(config, data, distiller.student, console)
+    _announce(config, data, distiller, console)
     device = trainer.strategy.root_device
     if trainer.is_global_zero:
         report_teacher_accuracy(config, data, distiller, device, console)
@@ -138,10 +137,19 @@ def _label(config: RunConfig) -> str:
 
 
 @rank_zero_only
-def _announce(config: RunConfig, data: ImageData, student: Backbone, console: Console) -> None:
-    """Print which model is trained on which data."""
+def _announce(config: RunConfig, data: ImageData, distiller: Distiller, console: Console) -> None:
+    """Print which model is trained on which data, and which settings have no effect."""
+    student = distiller.student
     if config.loader.batch_size > len(data.train):
         console.print(f"note: a batch of {config.loader.batch_size} is more than the {len(data.train)} training images")
+    for name in distiller.balanced_weights():
+        console.print(
+            f"note: options.{name}.weight has no effect, since optim.balance finds the factor of {name}; "
+            "--optim.balance null uses the weight",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     console.print(
         f"{_label(config)}: {student.spec.name} ({count_parameters(student) / 1e6:.2f} M) on {data.name}, "
         f"{len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images at "
