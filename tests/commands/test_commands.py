@@ -246,15 +246,17 @@ def test_compare_and_the_same_command_again(capsys, tmp_path, teacher_folder):
     code, shown, _ = run(capsys, *words)
     assert code == 0
     assert {path.name for path in out.iterdir()} == {
+        ".claims",
         ".gitignore",
         "none-s0",
         "none-s1",
         "rsd-s0",
         "rsd-s1",
         "report.html",
+        "results.sqlite",
     }
     page = (out / "report.html").read_text()
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == 3
     written = (out / "rsd-s1" / "metrics.json").stat().st_mtime_ns
     code, again, progress = run(capsys, *words)
     assert code == 0
@@ -263,6 +265,15 @@ def test_compare_and_the_same_command_again(capsys, tmp_path, teacher_folder):
     assert (out / "rsd-s1" / "metrics.json").stat().st_mtime_ns == written
     code, _, err = run(capsys, *words, "--epochs", "3")
     assert (code, "epochs is now 3 and was 2" in err) == (2, True)
+    # The page and the table can be made of the runs alone.
+    words = ["report", out / "none-s0", out / "rsd-s0", out, "--out", tmp_path / "page", "--format", "markdown"]
+    code, table, _ = run(capsys, *words)
+    assert code == 0
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["teacher (test_resnet)", "none", "rsd"]
+    assert [line.split("|")[-2].strip() for line in table.splitlines()[3:]] == ["2", "2"]
+    assert "rsd over none" in (tmp_path / "page" / "report.html").read_text()
+    code, _, err = run(capsys, "report", tmp_path / "nothing")
+    assert (code, "is not a folder" in err) == (2, True)
 
 
 def test_a_command_that_is_started_again_goes_on(capsys, tmp_path, monkeypatch):

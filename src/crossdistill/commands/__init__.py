@@ -7,6 +7,7 @@ COMMANDS: dict[str, str] = {
     "check": "crossdistill.commands.check",
     "cache": "crossdistill.commands.cache",
     "compare": "crossdistill.commands.compare",
+    "report": "crossdistill.commands.report",
     "eval": "crossdistill.commands.evaluate",
     "models": "crossdistill.commands.models",
     "methods": "crossdistill.commands.methods",

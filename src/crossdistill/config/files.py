@@ -55,6 +55,15 @@ def by_dotted_name(settings: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def flat(settings: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """Return settings by dotted name, those of free mappings as well."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{section}{key}"
+        found.update(flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return found
+
+
 def with_changes(config: RunConfig, changes: Mapping[str, Any], owner: str) -> RunConfig:
     """Return the settings with other values, by dotted name. Raises UserError for a wrong name, type or range."""
     values = to_dict(config)

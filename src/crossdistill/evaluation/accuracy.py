@@ -8,6 +8,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
+from crossdistill.evaluation.predictions import Collected
 from crossdistill.types import BackboneOutput
 
 
@@ -17,12 +18,13 @@ def evaluate(
     batches: Iterable[Any],
     num_classes: int,
     device: torch.device | str = "cpu",
+    collected: Collected | None = None,
 ) -> dict[str, float]:
     """Score a model on batches of (images, targets, ...).
 
     Returns `top1` and `top5` (percent; top5 for more than 5 classes), `loss` (cross entropy, nats), `ece` (expected
     calibration error, percent, 15 bins) and `images`. The model must be in eval mode already. Scores are those
-    of this process alone, also where there are several.
+    of this process alone, also where there are several. Each image's prediction is added to `collected`.
     """
     metrics: dict[str, Any] = {
         "top1": MulticlassAccuracy(num_classes, average="micro", sync_on_compute=False),
@@ -36,7 +38,10 @@ def evaluate(
     for batch in batches:
         inputs, targets = batch[0].to(device), batch[1].to(device)
         logits = model(inputs).require_logits().float()
-        scores.update(logits.softmax(dim=1), targets)
+        probabilities = logits.softmax(dim=1)
+        scores.update(probabilities, targets)
+        if collected is not None:
+            collected.add(probabilities, targets)
         loss.update(torch.nn.functional.cross_entropy(logits, targets), weight=len(targets))
         images += len(targets)
     result = {name: 100 * float(value) for name, value in scores.compute().items()}

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from crossdistill.files import write_whole
-from crossdistill.report.plots import comparison, run_curves
+from crossdistill.report.plots import run_curves
 from crossdistill.report.records import RunRecord, read_run
 from crossdistill.report.tables import TextTable
 from crossdistill.tasks import Classification, NoLabels
@@ -25,7 +25,7 @@ def write_run_page(folder: Path) -> Path:
     taught = (
         f" taught by {teacher['name']} with {run.metrics['method']}" if teacher else ", trained on the labels alone"
     ) + ("" if "test" in student else ", without labels")
-    return _write(
+    return write_page(
         folder / PAGE_NAME,
         title=f"{student['name']}{taught}",
         lead=f"{run.metrics['data']}, seed {run.metrics['seed']}, {run.metrics['training']['epochs']} epochs, "
@@ -39,74 +39,8 @@ def write_run_page(folder: Path) -> Path:
     )
 
 
-def write_comparison_page(
-    folder: Path, groups: dict[str, list[RunRecord]], bases: Mapping[str, str] | None = None
-) -> Path:
-    """Write the page that compares methods, each with its runs over the seeds, into `folder`.
-
-    `bases` names, for each group, the group of plain students that it is compared with; by default it is `none`.
-    """
-    runs = [run for group in groups.values() for run in group]
-    # One run is shown in detail: the first seed of the last method.
-    taught = next((group[0] for group in reversed(groups.values()) if "teacher" in group[0].metrics), None)
-    shown = taught or runs[0]
-    return _write(
-        folder / PAGE_NAME,
-        title=_pairs(runs),
-        lead=f"{shown.metrics['data']}, one recipe and data order, {shown.metrics['training']['epochs']} epochs.",
-        tables=[comparison_table(groups, bases), cost_table(shown)],
-        figures=[
-            {
-                "title": "Methods",
-                "svg": comparison(groups, teacher_top1(taught)),
-            }
-        ],
-        samples=shown.samples,
-        sampled=f" by {shown.metrics['method']}, seed {shown.metrics['seed']}",
-        run=shown,
-    )
-
-
-def _pairs(runs: Sequence[RunRecord]) -> str:
-    students = {run.metrics["student"]["name"]: None for run in runs}
-    teachers = {run.metrics["teacher"]["name"]: None for run in runs if "teacher" in run.metrics}
-    taught = f"{', '.join(teachers)} {'teaches' if len(teachers) == 1 else 'teach'} " if teachers else ""
-    return f"{taught}{', '.join(students)}"
-
-
-def comparison_table(groups: dict[str, list[RunRecord]], bases: Mapping[str, str] | None = None) -> TextTable:
-    """Make the table of test accuracy by method: mean and sample standard deviation over seeds, gain over `none`."""
-    rows = [[f"teacher ({name})", f"{top1:.2f}", "", "", "", "1", ""] for name, top1 in _teachers(groups).items()]
-    for method, group in groups.items():
-        base = "none" if bases is None else bases.get(method, "none")
-        plain = [] if base == method else groups.get(base, [])
-        tops = [run.top1 for run in group]
-        mean = statistics.mean(tops)
-        spread = f"± {statistics.stdev(tops):.2f}" if len(tops) > 1 else ""
-        gain = f"{mean - statistics.mean(run.top1 for run in plain):+.2f}" if plain else ""
-        extra = f"{group[0].metrics['training']['training_only_parameters']:,}"
-        rows.append([method, f"{mean:.2f}", spread, gain, _reached(group, plain), str(len(tops)), extra])
-    note = (
-        "± is the sample standard deviation over seeds; a gain that is smaller means little. The time is the fraction "
-        "of the epochs after which a run has the best validation accuracy of none with the same seed, on average."
-    )
-    header = ["", "mean", "spread", "gain over none", "time to none", "runs", "extra params"]
-    return TextTable("Top-1 on the test split, %", header, rows, note)
-
-
-def _teachers(groups: Mapping[str, Sequence[RunRecord]]) -> dict[str, float]:
-    """Return the accuracy of every teacher by its name, with a number where two have one name."""
-    found: dict[str, float] = {}
-    for run in (run for group in groups.values() for run in group):
-        top1 = teacher_top1(run)
-        if top1 is not None and top1 not in found.values():
-            name = run.metrics["teacher"]["name"]
-            found[name if name not in found else f"{name}, {len(found) + 1}"] = top1
-    return found
-
-
-def _reached(group: Sequence[RunRecord], plain: Sequence[RunRecord]) -> str:
-    """Describe when runs reach the best validation accuracy of the plain run with their seed."""
+def reached(group: Sequence[RunRecord], plain: Sequence[RunRecord]) -> str:
+    """Describe when runs reach the best validation accuracy of the plain run with their seed; "" without such runs."""
     best = {run.metrics["seed"]: _validation(run) for run in plain}
     fractions = []
     pairs = [(run, best[run.metrics["seed"]]) for run in group if best.get(run.metrics["seed"])]
@@ -170,7 +104,8 @@ def cost_table(run: RunRecord) -> TextTable:
     return TextTable("Size and speed", header, rows, note)
 
 
-def _write(path: Path, *, run: RunRecord, **content: Any) -> Path:
+def write_page(path: Path, *, run: RunRecord, **content: Any) -> Path:
+    """Write a page, with the settings of one run at its end."""
     template = (files("crossdistill.report") / "page.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
     made = {name: value for name, value in asdict(run.environment).items() if name != "inputs"}

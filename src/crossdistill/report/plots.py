@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from crossdistill.report.records import Curve, RunRecord
 from crossdistill.tasks import Classification, NoLabels
 
-_COLOURS = ["#6b7280", "#d97706", "#2563eb", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d"]
-_STYLE: Any = {
+COLOURS = ["#6b7280", "#d97706", "#2563eb", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d"]
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -34,22 +34,22 @@ _STYLE: Any = {
 def run_curves(run: RunRecord) -> str:
     """Plot a run's losses, held-out accuracy, learning rate and speed over its epochs."""
     terms = sorted(name for name in run.curves if name.startswith("train/") and name.split("/")[1] not in _NOT_TERMS)
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(9, 5), layout="constrained")
-        for name, colour in zip(terms, _COLOURS, strict=False):
+        for name, colour in zip(terms, COLOURS, strict=False):
             _line(axes[0, 0], run.curves[name], colour, name.split("/")[1])
         axes[0, 0].set_yscale("log")
         _finish(axes[0, 0], "unweighted loss terms, training (log scale)")
         labelled = NoLabels.monitor not in run.curves
         held_out = Classification.monitor if labelled else NoLabels.monitor
-        _line(axes[0, 1], run.curves.get(held_out, []), _COLOURS[2], None)
+        _line(axes[0, 1], run.curves.get(held_out, []), COLOURS[2], None)
         _finish(axes[0, 1], "top-1 on the held-out split, %" if labelled else "weighted terms, held-out split")
-        _line(axes[1, 0], run.curves.get("train/lr", []), _COLOURS[0], None)
+        _line(axes[1, 0], run.curves.get("train/lr", []), COLOURS[0], None)
         _finish(axes[1, 0], "learning rate")
-        _line(axes[1, 1], run.curves.get("train/images_per_second", []), _COLOURS[0], None)
+        _line(axes[1, 1], run.curves.get("train/images_per_second", []), COLOURS[0], None)
         _finish(axes[1, 1], "images per second, training")
         axes[1, 1].set_ylim(bottom=0)
-        return _svg(figure)
+        return svg_of(figure)
 
 
 _NOT_TERMS = ("lr", "images_per_second", "wait_percent", "loss")
@@ -57,10 +57,10 @@ _NOT_TERMS = ("lr", "images_per_second", "wait_percent", "loss")
 
 def comparison(groups: Mapping[str, Sequence[RunRecord]], teacher_top1: float | None) -> str:
     """Plot each method's held-out accuracy over the epochs (mean and range) and its test accuracy for each seed."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, (left, right) = _two_axes(groups)
         for place, (method, runs) in enumerate(groups.items()):
-            colour = _COLOURS[place % len(_COLOURS)]
+            colour = COLOURS[place % len(COLOURS)]
             curves = [dict(run.curves.get("val/top1", [])) for run in runs]
             shared = sorted(set.intersection(*(set(curve) for curve in curves)))
             values = [[curve[x] for curve in curves] for x in shared]
@@ -79,7 +79,7 @@ def comparison(groups: Mapping[str, Sequence[RunRecord]], teacher_top1: float | 
         right.set_yticks(range(len(groups)), list(groups))
         right.set_ylim(len(groups) - 0.5, -0.5)
         right.set_title("top-1 on the test split, %", loc="left", fontsize=9)
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def _two_axes(groups: Mapping[str, Any]) -> tuple[Figure, Any]:
@@ -102,7 +102,8 @@ def _finish(axis: Axes, title: str) -> None:
     axis.set_xlabel("epoch")
 
 
-def _svg(figure: Figure) -> str:
+def svg_of(figure: Figure) -> str:
+    """Return a figure as an SVG element that scales with its page, and close it."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     plt.close(figure)

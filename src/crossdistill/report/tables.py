@@ -1,5 +1,8 @@
 """Tables of strings, for a page and for the terminal."""
 
+import csv
+import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,12 +45,46 @@ def show(table: TextTable, console: Console) -> None:
         else:
             least = widest
             shown.add_column(Text(head), justify="right", no_wrap=True, min_width=least)
-        needed += least + 2
+        needed += least + 3
     for row in table.rows:
         shown.add_row(*(Text(cell) for cell in row))
-    console.print(shown, width=max(console.width, needed), crop=False)
+    # `print(width=...)` is never more than the console's own width.
+    width = console.width
+    console.width = max(width, needed)
+    try:
+        console.print(shown, crop=False)
+    finally:
+        console.width = width
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> TextTable:
     """Make a table without title in which every column is text."""
     return TextTable("", list(header), [list(row) for row in rows], text_columns=tuple(range(len(header))))
+
+
+def as_markdown(table: TextTable) -> str:
+    """Return a table as Markdown."""
+    lines = [table.header, ["---"] * len(table.header), *table.rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def as_csv(table: TextTable) -> str:
+    """Return a table as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([table.header, *table.rows])
+    return text.getvalue().rstrip("\n")
+
+
+def as_latex(table: TextTable) -> str:
+    """Return a table as a LaTeX `tabular` with the rules of booktabs."""
+    rows = [" & ".join(map(_in_latex, line)) + r" \\" for line in (table.header, *table.rows)]
+    columns = "".join("l" if place in table.text_columns else "r" for place in range(len(table.header)))
+    body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule"]
+    return "\n".join([*body, r"\end{tabular}"])
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+
+
+def _in_latex(text: str) -> str:
+    return re.sub(r"[\\~^±&%$#_{}]", lambda found: _LATEX.get(found.group(), "\\" + found.group()), text)

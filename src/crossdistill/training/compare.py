@@ -16,7 +16,9 @@ from crossdistill.data.split_list import SPLIT_NAME, SplitList, read_split_list
 from crossdistill.distiller import create_distiller
 from crossdistill.errors import UserError, first_line
 from crossdistill.methods import NONE
-from crossdistill.report.page import PAGE_NAME, comparison_table, write_comparison_page, write_run_page
+from crossdistill.report.comparison import short_table, write_comparison_page
+from crossdistill.report.groups import Group
+from crossdistill.report.page import PAGE_NAME, write_run_page
 from crossdistill.report.records import CONFIG_NAME, METRICS_NAME, RunRecord, read_run
 from crossdistill.report.tables import TextTable
 from crossdistill.training.engine import set_threads
@@ -259,22 +261,23 @@ class _Comparison:
 
     def outcome(self, cells: Sequence[Cell]) -> Outcome:
         """Write the page and the table of results, of all runs that are finished."""
-        groups: dict[str, list[RunRecord]] = {}
-        bases: dict[str, str] = {}
-        plain = {(cell.student, cell.setting): cell.label for cell in cells if cell.variant.method == NONE}
+        runs: dict[str, list[RunRecord]] = {}
         for cell in cells:
             if self.finished(cell):
-                groups.setdefault(cell.label, []).append(read_run(self.out / cell.folder))
-                base = plain.get((cell.student, cell.setting), plain.get((cell.student, "")))
-                if base is not None:
-                    bases[cell.label] = base
+                runs.setdefault(cell.label, []).append(read_run(self.out / cell.folder))
+        groups = {label: Group(label, tuple(members)) for label, members in runs.items()}
+        plain = {(cell.student, cell.setting): cell.label for cell in cells if cell.variant.method == NONE}
+        for cell in cells:
+            base = plain.get((cell.student, cell.setting), plain.get((cell.student, "")))
+            if cell.label in groups and base in groups and base != cell.label:
+                groups[cell.label] = replace(groups[cell.label], base=groups[base])
         failed = {cell.folder: reason for cell in cells if (reason := self.failures.of(cell.folder))}
         missing = sum(not self.finished(cell) and cell.folder not in failed for cell in cells)
         write_results(self.out, cells, self.failures)
         if not groups:
             return Outcome(None, None, failed, missing)
-        table = comparison_table(groups, bases)
-        return Outcome(table, write_comparison_page(self.out, groups, bases), failed, missing)
+        shown = list(groups.values())
+        return Outcome(short_table(shown), write_comparison_page(self.out, shown), failed, missing)
 
 
 def _grouped(cells: Iterable[Cell], key: Callable[[Cell], Any]) -> list[list[Cell]]:

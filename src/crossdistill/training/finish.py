@@ -20,6 +20,7 @@ from crossdistill.data.transforms import eval_transform, preprocessing
 from crossdistill.errors import UserError
 from crossdistill.evaluation.accuracy import evaluate
 from crossdistill.evaluation.cost import count_macs, count_parameters, images_per_second
+from crossdistill.evaluation.predictions import Collected
 from crossdistill.evaluation.samples import save_samples
 from crossdistill.export.timm_folder import save_student
 from crossdistill.files import write_whole
@@ -58,7 +59,9 @@ def finish_run(run: Run) -> None:
     }
     if data.labelled:
         batches = Tracked(loader, run.console, f"{config.role} on the test split")
-        metrics["student"]["test"] = _scores(student, batches, data.num_classes, device)
+        collected = Collected()
+        metrics["student"]["test"] = _scores(student, batches, data.num_classes, device, collected)
+        collected.write(out)
     teacher = _teacher_of(run)
     if teacher is not None:
         batches = Tracked(loader, run.console, "teacher on the test split")
@@ -104,8 +107,14 @@ def _score_teacher(teacher: Teacher, batches: Iterable[Any], data: ImageData, de
     return {**described, "test": _scores(teacher, batches, data.num_classes, device)}
 
 
-def _scores(model: Backbone | Teacher, batches: Iterable[Any], num_classes: int, device: torch.device) -> Scores:
-    return cast("Scores", evaluate(model, batches, num_classes, device))
+def _scores(
+    model: Backbone | Teacher,
+    batches: Iterable[Any],
+    num_classes: int,
+    device: torch.device,
+    collected: Collected | None = None,
+) -> Scores:
+    return cast("Scores", evaluate(model, batches, num_classes, device, collected))
 
 
 def best_student(run: Run) -> Backbone:

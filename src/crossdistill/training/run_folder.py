@@ -18,7 +18,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 import crossdistill
 from crossdistill.config import RunConfig
 from crossdistill.config.code import check_named_code, code_of
-from crossdistill.config.files import PATHS, complete_from_dict, read_yaml, with_read_paths
+from crossdistill.config.files import PATHS, complete_from_dict, flat, read_yaml, with_read_paths
 from crossdistill.data.split_list import SPLIT_NAME, Changes, SplitList, write_split_list
 from crossdistill.errors import UserError
 from crossdistill.files import make_folder, write_whole
@@ -152,7 +152,7 @@ def check_unchanged(before: RunConfig, now: RunConfig, *, other_devices: bool = 
 def _comparable(config: RunConfig) -> dict[str, Any]:
     """Return the settings by dotted name, with absolute paths."""
     settings = with_read_paths(config, lambda path: str(Path(path).resolve()))
-    return {"cached": config.cached, **_flat(settings)}
+    return {"cached": config.cached, **flat(settings)}
 
 
 def identity_of(config: RunConfig, inputs: dict[str, str]) -> str:
@@ -160,14 +160,6 @@ def identity_of(config: RunConfig, inputs: dict[str, str]) -> str:
     free = {*_FREE, *_FREE_WITH_DEVICES, *PATHS}
     settings = {name: value for name, value in _comparable(config).items() if name not in free}
     return run_identity(settings, inputs)
-
-
-def _flat(settings: dict[str, Any], section: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{section}{key}"
-        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
-    return flat
 
 
 @rank_zero_only

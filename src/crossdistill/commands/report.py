@@ -1,0 +1,45 @@
+"""`crossdistill report`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from crossdistill.commands._parser import Parser
+from crossdistill.commands._show import consoles
+
+ABOUT = "Compare finished runs, wherever they are: a table, and one page that needs no network."
+_FORMATS = ("table", "markdown", "latex", "csv")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Write the page of some runs, and print their table."""
+    parser = Parser("report", ABOUT)
+    parser.usage = "crossdistill report FOLDER [FOLDER ...] [options]"
+    parser.add_argument(
+        "folders", metavar="FOLDER", type=str, nargs="+", help="A run, or a folder that holds runs (of `compare`)."
+    )
+    parser.add_argument("--out", type=str, default="runs/report", help="Folder of the page.")
+    parser.add_argument("--format", choices=_FORMATS, default="table", help="How the table is printed.")
+    made = parser.read(argv)
+    from crossdistill.errors import UserError
+    from crossdistill.files import make_folder
+    from crossdistill.report.comparison import full_table, write_comparison_page
+    from crossdistill.report.groups import find_runs, group_runs
+    from crossdistill.report.tables import as_csv, as_latex, as_markdown, show
+    from crossdistill.training.run_folder import check_writable
+
+    out = Path(made.out)
+    runs = find_runs(Path(folder) for folder in made.folders)
+    if not runs:
+        raise UserError("none of these runs has a score on a test split: they are teachers, or trained without labels")
+    groups = group_runs(runs)
+    check_writable(out)
+    make_folder(out)
+    page = write_comparison_page(out, groups)
+    result, progress = consoles()
+    table = full_table(groups)
+    if made.format == "table":
+        show(table, result)
+    else:
+        print({"markdown": as_markdown, "latex": as_latex, "csv": as_csv}[made.format](table))
+    progress.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)
+    return 0

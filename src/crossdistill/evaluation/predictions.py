@@ -1,0 +1,73 @@
+"""The predicted class of every test image of a run, stored for comparisons on the same images."""
+
+import io
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crossdistill.errors import UserError, kind_and_line
+
+PREDICTIONS_NAME = "predictions.npz"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """True and predicted classes (N,) int64, and the probabilities (N,) float32 of the latter."""
+
+    targets: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Which predictions are correct."""
+        correct: NDArray[np.bool_] = self.classes == self.targets
+        return correct
+
+
+@dataclass
+class Collected:
+    """Predictions that are collected batch by batch."""
+
+    _batches: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    def add(self, probabilities: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]) -> None:
+        """Add a batch."""
+        confidence, classes = probabilities.max(dim=1)
+        self._batches.append((targets.cpu(), classes.cpu(), confidence.float().cpu()))
+
+    def write(self, folder: Path) -> None:
+        """Write the predictions into the folder of a run, completely or not at all."""
+        targets, classes, confidence = (torch.cat(parts).numpy() for parts in zip(*self._batches, strict=True))
+        content = io.BytesIO()
+        np.savez(content, targets=targets.astype(np.int64), classes=classes.astype(np.int64), confidence=confidence)
+        partial = folder / f"{PREDICTIONS_NAME}.partial"
+        partial.write_bytes(content.getvalue())
+        os.replace(partial, folder / PREDICTIONS_NAME)
+
+
+def read_predictions(folder: Path, images: int) -> Predictions | None:
+    """Read the predictions of a run for `images` test images; None where there are none.
+
+    Raises UserError for a damaged file.
+    """
+    path = folder / PREDICTIONS_NAME
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            found = Predictions(stored["targets"], stored["classes"], stored["confidence"])
+        for labels in (found.targets, found.classes):
+            if labels.shape != (images,) or labels.dtype != np.int64 or labels.min() < 0:
+                raise ValueError(f"it does not hold {images} class numbers")
+        if found.confidence.shape != (images,) or not np.isfinite(found.confidence).all():
+            raise ValueError("it does not hold a probability for each image")
+    except Exception as error:  # zipfile and numpy raise many kinds for a damaged file
+        raise UserError(f"{str(path)!r} is damaged ({kind_and_line(error)}); delete it to do without it") from error
+    return found

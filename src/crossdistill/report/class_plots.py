@@ -1,0 +1,95 @@
+"""Plots of single predictions: how sure they are, and which classes gain."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from crossdistill.evaluation.predictions import Predictions, read_predictions
+from crossdistill.report.groups import Group
+from crossdistill.report.plots import COLOURS, STYLE, svg_of
+from crossdistill.report.records import RunRecord
+
+_BINS = 10
+_MOST_CLASSES = 30
+_MOST_GROUPS = len(COLOURS)
+
+
+def predictions(run: RunRecord) -> Predictions | None:
+    """Return the stored predictions of a run; None where there are none. Raises UserError for a damaged file."""
+    return read_predictions(run.folder, run.metrics["student"]["test"]["images"])
+
+
+def reliability(groups: Sequence[Group]) -> tuple[str, str]:
+    """Plot the accuracy of predictions by their confidence; the title, and "" where no predictions are stored."""
+    title = "Reliability: accuracy of the predictions by their confidence (first seed)"
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(5, 4), layout="constrained")
+        axis.plot([0, 100], [0, 100], color="#9ca3af", lw=1, ls="--")
+        drawn = False
+        for group, colour in zip(groups[:_MOST_GROUPS], COLOURS, strict=False):
+            found = predictions(group.runs[0])
+            if found is None:
+                continue
+            bins = np.minimum((found.confidence * _BINS).astype(int), _BINS - 1)
+            filled = [b for b in range(_BINS) if (bins == b).any()]
+            x = [100 * found.confidence[bins == b].mean() for b in filled]
+            y = [100 * found.right[bins == b].mean() for b in filled]
+            axis.plot(x, y, color=colour, marker="o", ms=3, lw=1.5, label=group.label)
+            drawn = True
+        axis.set_xlabel("confidence, %")
+        axis.set_ylabel("correct, %")
+        if drawn:
+            axis.legend(frameon=False)
+        return title, svg_of(figure) if drawn else ""
+
+
+def class_gains(groups: Sequence[Group]) -> tuple[str, str]:
+    """Plot the gain of the best group over its plain students, class by class; "" where it is not known."""
+    best = max((group for group in groups if group.base), key=_mean, default=None)
+    if best is None or best.base is None:
+        return "", ""
+    title = f"Gain by class: {best.label} over {best.base.label}"
+    mine, theirs = by_class(best.runs), by_class(best.base.runs)
+    if mine is None or theirs is None or len(mine) != len(theirs):
+        return "", ""
+    difference = mine - theirs
+    order = np.argsort(difference)[::-1]
+    if len(order) > _MOST_CLASSES:
+        half = _MOST_CLASSES // 2
+        order = np.concatenate([order[:half], order[-half:]])
+        title += f" (the {half} largest gains and losses)"
+    names = _class_names(best.runs[0]) or [str(number) for number in range(len(difference))]
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(9, 1 + 0.22 * len(order)), layout="constrained")
+        values = difference[order]
+        axis.set_axisbelow(True)
+        axis.barh(range(len(order)), values, color=[COLOURS[3] if value >= 0 else COLOURS[4] for value in values])
+        axis.set_yticks(range(len(order)), [names[number] for number in order])
+        axis.invert_yaxis()
+        axis.set_xlabel("difference in the percentage of correct predictions, points, mean over seeds")
+        return title, svg_of(figure)
+
+
+def _mean(group: Group) -> float:
+    return float(np.mean([run.top1 for run in group.runs]))
+
+
+def by_class(runs: Sequence[RunRecord]) -> "np.ndarray | None":
+    """Return the percentage of correct predictions of each class (K,), mean over runs; None where it is not stored."""
+    found = [predictions(run) for run in runs]
+    if any(one is None for one in found):
+        return None
+    rows = []
+    for one in found:
+        assert one is not None
+        counts = np.bincount(one.targets)
+        rows.append(100 * np.bincount(one.targets, weights=one.right) / np.maximum(counts, 1))
+    return np.mean(rows, axis=0) if len({len(row) for row in rows}) == 1 else None
+
+
+def _class_names(run: RunRecord) -> list[str] | None:
+    from crossdistill.backbones.args import read_class_names
+
+    names = read_class_names(run.folder)
+    return None if names is None else list(names)

@@ -1,0 +1,118 @@
+"""The page and the table of a comparison, made of groups of runs."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from crossdistill.report.class_plots import class_gains, reliability
+from crossdistill.report.groups import Group
+from crossdistill.report.page import PAGE_NAME, cost_table, reached, teacher_top1, write_page
+from crossdistill.report.plots import comparison
+from crossdistill.report.records import RunRecord
+from crossdistill.report.statistics import gain
+from crossdistill.report.tables import TextTable
+
+
+def write_comparison_page(folder: Path, groups: Sequence[Group]) -> Path:
+    """Write the page that compares groups of runs into `folder`. Raises UserError for a damaged file of a run."""
+    runs = [run for group in groups for run in group.runs]
+    # One run is shown in detail: the first seed of the last group with a teacher.
+    taught = next((group.runs[0] for group in reversed(groups) if "teacher" in group.runs[0].metrics), None)
+    shown = taught or runs[0]
+    data = ", ".join(dict.fromkeys(run.metrics["data"] for run in runs))
+    epochs = ", ".join(dict.fromkeys(str(run.metrics["training"]["epochs"]) for run in runs))
+    curves = comparison({group.label: group.runs for group in groups}, _one_teacher(runs))
+    figures: list[dict[str, Any]] = [{"title": "Methods", "svg": curves}]
+    title, svg = reliability(groups)
+    figures += [{"title": title, "svg": svg, "narrow": True}] if svg else []
+    title, svg = class_gains(groups)
+    figures += [{"title": title, "svg": svg}] if svg else []
+    return write_page(
+        folder / PAGE_NAME,
+        title=_pairs(runs),
+        lead=f"{data}; {epochs} epochs; {len(runs)} runs.",
+        tables=[full_table(groups), cost_table(shown)],
+        figures=figures,
+        samples=shown.samples,
+        sampled=f" by {shown.metrics['method']}, seed {shown.metrics['seed']}",
+        run=shown,
+    )
+
+
+def short_table(groups: Sequence[Group]) -> TextTable:
+    """Make the table for a terminal: mean and sample standard deviation over seeds, and the gain over `none`."""
+    rows = [[f"teacher ({name})", f"{top1:.2f}", "", "", "", "1", ""] for name, top1 in _teachers(groups)]
+    for group in groups:
+        plain = () if group.base is None else group.base.runs
+        mean, spread = _mean_and_spread([run.top1 for run in group.runs])
+        better = f"{gain(group.runs, plain).mean:+.2f}" if plain else ""
+        extra = f"{group.runs[0].metrics['training']['training_only_parameters']:,}"
+        rows.append([group.label, mean, spread, better, reached(group.runs, plain), str(len(group.runs)), extra])
+    note = (
+        "± is the sample standard deviation over seeds; a gain that is smaller means little. The time is the fraction "
+        "of the epochs after which a run has the best validation accuracy of none with the same seed, on average."
+    )
+    header = ["", "mean", "spread", "gain over none", "time to none", "runs", "extra params"]
+    return TextTable("Top-1 on the test split, %", header, rows, note)
+
+
+def full_table(groups: Sequence[Group]) -> TextTable:
+    """Make the table of a page, with how sure the gains are, and the costs."""
+    header = ["", "top-1, %", "±", "gain", "95%", "p", "top-5, %", "calibration error, %", "time to none"]
+    header += ["minutes", "params, M", "MMACs", "extra params", "runs"]
+    width = len(header)
+    rows = [[f"teacher ({name})", f"{top1:.2f}", *[""] * (width - 3), "1"] for name, top1 in _teachers(groups)]
+    rows += [_full_row(group) for group in groups]
+    note = (
+        "± is the sample standard deviation over seeds. Gain is over none with the same student, in points: 95% is "
+        "half of the confidence interval over shared seeds (Student's t), p that of a paired t-test over the test "
+        "images. Time to none is the fraction of the epochs after which a run has the best validation accuracy of "
+        "none with the same seed. Minutes are those of training."
+    )
+    return TextTable("Comparison", header, rows, note)
+
+
+def _full_row(group: Group) -> list[str]:
+    plain = () if group.base is None else group.base.runs
+    metrics = [run.metrics for run in group.runs]
+    tests = [one["student"]["test"] for one in metrics]
+    cells = [group.label, *_mean_and_spread([run.top1 for run in group.runs], sign="")]
+    if plain:
+        found = gain(group.runs, plain)
+        cells += [f"{found.mean:+.2f}", "" if found.half_width is None else f"{found.half_width:.2f}"]
+        cells.append("" if found.p_value is None else f"{found.p_value:.3f}")
+    else:
+        cells += ["", "", ""]
+    top5 = [test["top5"] for test in tests if "top5" in test]
+    cells.append(f"{statistics.mean(top5):.2f}" if top5 else "")
+    cells.append(f"{statistics.mean(test['ece'] for test in tests):.2f}")
+    cells.append(reached(group.runs, plain))
+    cells.append(f"{statistics.mean(one['training']['seconds'] for one in metrics) / 60:.1f}")
+    first = metrics[0]
+    cells += [f"{first['student']['parameters'] / 1e6:.2f}", f"{first['student']['macs'] / 1e6:.1f}"]
+    return [*cells, f"{first['training']['training_only_parameters']:,}", str(len(group.runs))]
+
+
+def _mean_and_spread(values: Sequence[float], sign: str = "± ") -> tuple[str, str]:
+    return f"{statistics.mean(values):.2f}", f"{sign}{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+
+
+def _pairs(runs: Sequence[RunRecord]) -> str:
+    students = {run.metrics["student"]["name"]: None for run in runs}
+    teachers = {run.metrics["teacher"]["name"]: None for run in runs if "teacher" in run.metrics}
+    taught = f"{', '.join(teachers)} {'teaches' if len(teachers) == 1 else 'teach'} " if teachers else ""
+    return f"{taught}{', '.join(students)}"
+
+
+def _teachers(groups: Sequence[Group]) -> list[tuple[str, float]]:
+    """Return name and accuracy of every teacher."""
+    runs = [run for group in groups for run in group.runs]
+    found = [(run.metrics["teacher"]["name"], top1) for run in runs if (top1 := teacher_top1(run)) is not None]
+    return list(dict.fromkeys(found))
+
+
+def _one_teacher(runs: Sequence[RunRecord]) -> float | None:
+    """Return the accuracy of the teacher, where all runs have the same."""
+    found = {top1 for run in runs if (top1 := teacher_top1(run)) is not None}
+    return found.pop() if len(found) == 1 else None

@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+
+from crossdistill import UserError
+from crossdistill.evaluation.predictions import Collected, read_predictions
+from crossdistill.report.groups import find_runs, group_runs
+from crossdistill.report.records import RunRecord
+from crossdistill.report.statistics import gain
+from crossdistill.report.tables import TextTable, as_csv, as_latex, as_markdown
+from tests.report.test_page import record
+
+
+def run(folder, method, seed, top1=50.0, teacher=None, settings=""):
+    made = record(folder, method, seed, top1, teacher)
+    return RunRecord(made.folder, f"method: {method}\nseed: {seed}\n{settings}", *(getattr(made, n) for n in FIELDS))
+
+
+FIELDS = ("metrics", "environment", "curves", "samples")
+
+
+def test_groups_are_named_by_what_differs(tmp_path):
+    kappa = "options: {{rsd: {{kappa: {}, weight: 0.1}}}}"
+    runs = [run(tmp_path, "rsd", seed, settings=kappa.format(k)) for seed in (0, 1) for k in (0.0, 0.01)]
+    runs += [run(tmp_path, "kd", 0, settings="options: {kd: {temperature: 4.0}}"), run(tmp_path, "none", 0)]
+    groups = group_runs(runs)
+    assert [group.label for group in groups] == ["none", "rsd{kappa=0.0}", "rsd{kappa=0.01}", "kd"]
+    assert [len(group.runs) for group in groups] == [1, 2, 2, 1]
+    assert [group.base and group.base.label for group in groups] == [None, "none", "none", "none"]
+
+
+def test_other_settings_are_other_groups_with_their_own_plain_students(tmp_path):
+    optim = "optim: {{lr: {}, balance: {}}}"
+    runs = [run(tmp_path, m, 0, settings=optim.format(lr, "auto")) for m in ("none", "rsd") for lr in (0.1, 0.2)]
+    runs.append(run(tmp_path, "rsd", 0, settings=optim.format(0.1, 1.0)))
+    bases = {group.label: group.base and group.base.label for group in group_runs(runs)}
+    assert bases == {
+        "none  lr=0.1, balance=auto": None,
+        "none  lr=0.2, balance=auto": None,
+        "rsd  lr=0.1, balance=auto": "none  lr=0.1, balance=auto",
+        "rsd  lr=0.2, balance=auto": "none  lr=0.2, balance=auto",
+        # The balance does not change a student without a teacher.
+        "rsd  lr=0.1, balance=1.0": "none  lr=0.1, balance=auto",
+    }
+
+
+def predict(folder, classes):
+    collected = Collected()
+    for part in torch.tensor(classes).split(3):
+        collected.add(torch.nn.functional.one_hot(part, 4).float(), torch.zeros(len(part), dtype=torch.long))
+    folder.mkdir(exist_ok=True)
+    collected.write(folder)
+
+
+def test_gains_are_tested_over_the_same_images(tmp_path):
+    runs = []
+    for name, classes in (("none", [0] * 4 + [1] * 6), ("kd", [0] * 9 + [1])):
+        predict(tmp_path / name, classes)
+        made = run(tmp_path / name, name, 0, 40.0)
+        made.metrics["student"]["test"]["images"] = 10
+        runs.append(made)
+    found = gain(runs[1:], runs[:1])
+    # Of ten images five are gained: mean 0.5, standard deviation sqrt(5 / 18), t = 3 with 9 degrees of freedom.
+    assert found.p_value == pytest.approx(0.01496, abs=1e-4)
+    assert gain(runs[:1], runs[:1]).p_value == 1
+    stored = read_predictions(tmp_path / "kd", 10)
+    assert stored.right.tolist() == [True] * 9 + [False]
+    assert read_predictions(tmp_path, 10) is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "count", "pickle", "nan"])
+def test_damaged_predictions_are_named(tmp_path, damage):
+    predict(tmp_path, [0, 1, 2, 3])
+    path = tmp_path / "predictions.npz"
+    whole = path.read_bytes()
+    classes = np.zeros(4, dtype=np.int64)
+    if damage == "cut":
+        path.write_bytes(whole[:100])
+    elif damage == "text":
+        path.write_text("no array")
+    elif damage == "pickle":
+        np.savez(path, targets=np.array([{}] * 4), classes=classes, confidence=np.zeros(4))
+    elif damage == "nan":
+        np.savez(path, targets=classes, classes=classes, confidence=np.full(4, np.nan))
+    with pytest.raises(UserError, match=r"predictions\.npz' is damaged"):
+        read_predictions(tmp_path, 5 if damage == "count" else 4)
+
+
+def test_folders_without_runs_are_named(tmp_path):
+    with pytest.raises(UserError, match="is not a folder"):
+        find_runs([tmp_path / "nothing"])
+    with pytest.raises(UserError, match="no finished run"):
+        find_runs([tmp_path])
+
+
+def test_tables_in_other_formats():
+    table = TextTable("t", ["", "a|b"], [["x_y & ~", "± 1"], ['say "hi", you', "2"]])
+    assert as_markdown(table).splitlines() == [
+        "|  | a\\|b |",
+        "| --- | --- |",
+        "| x_y & ~ | ± 1 |",
+        '| say "hi", you | 2 |',
+    ]
+    assert as_csv(table).splitlines() == [",a|b", "x_y & ~,± 1", '"say ""hi"", you",2']
+    assert r"x\_y \& \textasciitilde{} & $\pm$ 1 \\" in as_latex(table).splitlines()
