@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import timm
 import torch
 from torch.utils.data import Dataset
 
+from crossdistill.backbones.transformers_network import is_transformers
 from crossdistill.config.data import AugmentConfig
 from crossdistill.data.datasets import Images, base_of
 from crossdistill.data.folder import Files
@@ -56,9 +58,17 @@ def _describe_teacher(teacher: Teacher) -> dict[str, Any]:
         "built": [_built(member) for member in members],
         "timm": timm.__version__,
         "img_size": [member.backbone.img_size for member in members],
+        **_libraries(members),
         "normalisation": [[list(member.spec.mean), list(member.spec.std)] for member in members],
         "mixed": teacher.backbone.mixing_weights if isinstance(teacher.backbone, Ensemble) else None,
     }
+
+
+def _libraries(members: Sequence[Teacher]) -> dict[str, str]:
+    """Return the version of the library that runs teachers of other kinds than timm's."""
+    if not any(is_transformers(member.spec.name) for member in members):
+        return {}
+    return {"transformers": version("transformers")}
 
 
 def _describe_data(images: Images) -> dict[str, Any]:

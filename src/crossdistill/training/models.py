@@ -12,6 +12,7 @@ from timm.optim import get_optimizer_info, list_optimizers
 from crossdistill.backbones import Backbone, create_backbone, load_backbone
 from crossdistill.backbones.args import read_args
 from crossdistill.backbones.build import classes_of_weights
+from crossdistill.backbones.transformers_network import is_transformers
 from crossdistill.config import ModelConfig, RunConfig
 from crossdistill.data import ImageData
 from crossdistill.data.classes import has_classes_of, match_classes
@@ -40,6 +41,11 @@ def check_settings(config: RunConfig, methods: Sequence[str] = ()) -> MethodChoi
 
     `methods` names further methods whose options the settings may hold.
     """
+    if config.role == "student" and is_transformers(config.student):
+        raise UserError(
+            f"student {config.student!r} is a transformers model, which can only teach: the student is a model of timm "
+            "or torchvision, or your own (package.module:factory)"
+        )
     choice = choose_method(config.method, options_for(config.method, config.options))
     others = check_option_keys(config.options, [config.method, *methods])
     for key, options in config.options.items():
@@ -131,7 +137,7 @@ def build_student(
         pretrained=model.student_pretrained,
         checkpoint=model.student_checkpoint,
         checkpoint_key=model.student_checkpoint_key,
-        small_images=model.stem == "small",
+        small_images=model.stem == "small" and not is_transformers(name),
         stages=model.student_stages,
         new_head=model.new_head,
         **model.student_args,
@@ -215,12 +221,12 @@ def _build_teacher(
         img_size=img_size,
         checkpoint=checkpoint,
         checkpoint_key=model.teacher_checkpoint_key,
-        small_images=model.teacher_stem == "small",
+        small_images=model.teacher_stem == "small" and not is_transformers(name),
         stages=model.teacher_stages,
         **model.teacher_args,
     )
     classes = _number_of_classes(model)
-    if classes is None and (model.teacher_pretrained or checkpoint is not None):
+    if classes is None and (model.teacher_pretrained or checkpoint is not None or is_transformers(name)):
         # A classifier of other classes would be new, and teach noise.
         classes = classes_of_weights(name, **built)
     if classes is None and not data.labelled:
@@ -256,6 +262,8 @@ def report_teacher_accuracy(
     for member in distiller.teacher.members:
         name = member.spec.name
         check_finite(member.to(device), next(iter(loader))[0])
+        if member.backbone.note:
+            console.print(f"teacher {name}: {member.backbone.note}", **plain)
         if not data.labelled:
             continue
         if member.backbone.weights_part:
