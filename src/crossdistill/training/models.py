@@ -56,6 +56,10 @@ def check_settings(config: RunConfig, methods: Sequence[str] = ()) -> MethodChoi
             raise UserError(f"method {part.name!r} has no forward(student, teacher, targets)")
     if config.loader.labels == "none":
         _check_without_labels(config, choice)
+    elif config.probe_data is not None:
+        raise UserError("probe_data is for runs without labels (loader.labels none); the labels choose the best epoch")
+    if config.loader.unlabelled is not None:
+        _check_partly(config, choice)
     if choice.needs.index and config.augment.mixes:
         raise UserError(f"method {config.method!r} stores images by number, so they cannot be mixed: turn mixup off")
     if choice.needs.teacher and not config.teachers:
@@ -72,9 +76,24 @@ def _check_without_labels(config: RunConfig, choice: MethodChoice) -> None:
             f"method {config.method!r} learns from labels, but loader.labels is 'none': use a method that reads none "
             f"({', '.join(methods_without_labels())})"
         )
+    if config.probe_every is not None and config.probe_data is None:
+        raise UserError("probe_every needs labelled images: give --probe-data")
     for name, given in (("optim.ema", config.optim.ema), ("mixup and CutMix", config.augment.mixes)):
         if given:
             raise UserError(f"{name} cannot be used with loader.labels 'none'; leave it out")
+
+
+def _check_partly(config: RunConfig, choice: MethodChoice) -> None:
+    """Raise UserError for what cannot be trained on images of which some have no labels."""
+    if config.loader.labels == "none":
+        raise UserError("loader.unlabelled is for runs with labels; with loader.labels 'none' put all images in --data")
+    if choice.needs.labels:
+        raise UserError(
+            f"method {config.method!r} learns from the label of every image, but loader.unlabelled has none: use a "
+            f"method that reads none ({', '.join(methods_without_labels())})"
+        )
+    if config.augment.mixes:
+        raise UserError("mixup and CutMix cannot be used with loader.unlabelled; leave one of the two out")
 
 
 def _check_optimiser(name: str) -> None:
@@ -99,6 +118,7 @@ def build_models(config: RunConfig, choice: MethodChoice, data: ImageData) -> Di
         label_smoothing=config.optim.label_smoothing,
         balance=config.optim.balance,
         labelled=data.labelled,
+        partly=config.loader.unlabelled is not None,
     )
 
 
@@ -257,10 +277,12 @@ def report_teacher_accuracy(
         return
     _report_trained_on(config, data, console)
     student = distiller.student
-    loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, student.img_size, config.loader)
+    own = config.augment.teacher_view == "own"
     plain: dict[str, Any] = dict(highlight=False, markup=False, soft_wrap=True)
     for member in distiller.teacher.members:
         name = member.spec.name
+        size = member.backbone.img_size if own else student.img_size
+        loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, size, config.loader)
         check_finite(member.to(device), next(iter(loader))[0])
         if member.backbone.note:
             console.print(f"teacher {name}: {member.backbone.note}", **plain)
