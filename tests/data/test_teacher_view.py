@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.data import Mixup
 
 from crossdistill import UserError, create_backbone
 from crossdistill.config import AugmentConfig, LoaderConfig, RunConfig
@@ -13,6 +14,7 @@ from crossdistill.data.datasets import Arrays
 from crossdistill.data.transforms import ScaledErasing, train_transform
 from crossdistill.data.views import held_out_views, teacher_training_views, training_views
 from crossdistill.teacher import Teacher, make_teacher
+from crossdistill.training.mixing import mix_both
 from crossdistill.types import BackboneSpec
 
 SMALL, LARGE = 32, 96
@@ -109,10 +111,9 @@ def test_auto_is_own_where_teacher_and_images_are_larger():
     assert made.loader.resident is False
     assert decided(made).augment == made.augment
     assert decided(large, size=(28, 28)).augment.teacher_view == "student"
-    mixed = replace(large, augment=AugmentConfig(mixup=0.2))
-    assert decided(mixed).augment.teacher_view == "student"
-    with pytest.raises(UserError, match="mixup"):
-        decided(replace(large, augment=AugmentConfig(mixup=0.2, teacher_view="own")))
+    assert decided(replace(large, augment=AugmentConfig(mixup=0.2))).augment.teacher_view == "own"
+    on_device = replace(large, loader=LoaderConfig(resident=True), augment=AugmentConfig(crop="padded"))
+    assert decided(on_device).augment.teacher_view == "student"
     with pytest.raises(UserError, match=r"loader\.resident"):
         decided(replace(large, loader=LoaderConfig(resident=True), augment=AugmentConfig(teacher_view="own")))
     assert decided(replace(large, teacher=None, augment=AugmentConfig(teacher_view="own"))).augment.teacher_view == (
@@ -124,3 +125,24 @@ def test_the_size_of_a_run_is_read_from_its_folder(tmp_path):
     config = RunConfig(student="s", teacher_checkpoint=str(tmp_path), img_size=SMALL)
     assert decided(config, run_size=lambda folder: LARGE).augment.teacher_view == "own"
     assert decided(config, run_size=lambda folder: SMALL).augment.teacher_view == "student"
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_both_models_see_the_same_mixture(mixup, cutmix):
+    mix = Mixup(mixup, cutmix, num_classes=3)
+    targets = torch.tensor([0, 1, 2, 0, 1, 2])
+    for seed in range(4):
+        images = torch.randn(6, 3, 8, 8)
+        np.random.seed(seed)
+        expected, soft = mix(images.clone(), targets)
+        drawn = np.random.random()
+        np.random.seed(seed)
+        ours, seen, also = mix_both(mix, images.clone(), larger(images), targets)
+        assert np.random.random() == drawn
+        assert torch.equal(ours, expected)
+        assert torch.equal(also, soft)
+        torch.testing.assert_close(seen, larger(expected))
+
+
+def larger(images):
+    return F.interpolate(images, scale_factor=3, mode="nearest")

@@ -104,7 +104,7 @@ class AugmentConfig:
     teacher_view: Literal["auto", "own", "student"] = "auto"
     """What the teacher sees: "own" is the same crop, flip and colour at the teacher's input size, made from the decoded
     image; "student" is what the student sees, resized. "auto" is own where the teacher's input is larger than the
-    student's and the images are too, except with mixup and CutMix or loader.resident."""
+    student's and the images are too, except with loader.resident."""
     crop_pct: OptionalFraction = None
     """Fraction of the resized image, along a side, that evaluation uses; null is 1 for at most 64 px and for squashed
     images, else 0.875."""

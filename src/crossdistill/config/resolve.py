@@ -96,12 +96,13 @@ def _largest(
 def _teacher_view(config: RunConfig, larger: bool) -> Literal["own", "student"]:
     """Decide what the teacher sees. Raises UserError where that is asked for and cannot be done."""
     given = config.augment.teacher_view
-    obstacle = "mixup and CutMix mix the student's images" if config.augment.mixes else None
-    if config.loader.resident:
-        obstacle = "loader.resident keeps the images at the student's size"
-    if given == "own" and obstacle and config.teachers:
-        raise UserError(f"augment.teacher_view is 'own', but {obstacle}; leave one of the two out")
-    if given == "student" or obstacle or not config.teachers:
+    resident = config.loader.resident is True
+    if given == "own" and resident and config.teachers:
+        raise UserError(
+            "augment.teacher_view is 'own', but loader.resident keeps the images at the student's size; leave one of "
+            "the two out"
+        )
+    if given == "student" or resident or not config.teachers:
         return "student"
     return "own" if given == "own" or larger else "student"
 

@@ -24,6 +24,7 @@ from crossdistill.config import AugmentConfig, EngineConfig, OptimConfig
 from crossdistill.data.loaders import mix_seed
 from crossdistill.distiller import Distiller
 from crossdistill.tasks import Classification, NoLabels
+from crossdistill.training.mixing import mix_both
 from crossdistill.training.sharding import shard_teachers, shard_trained
 from crossdistill.types import Batch
 
@@ -97,9 +98,12 @@ class DistillModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Run one batch; returns the loss, and the terms for the log."""
         images, targets = self._in_layout(batch.images), batch.targets
-        if self.mixup is not None:
+        seen = self._for_teacher(batch)
+        if self.mixup is not None and seen is not None:
+            images, seen, targets = mix_both(self.mixup, images, seen, targets)
+        elif self.mixup is not None:
             images, targets = self.mixup(images, targets)
-        step = self.distiller(images, targets, batch.teacher, batch.index, self._for_teacher(batch))
+        step = self.distiller(images, targets, batch.teacher, batch.index, seen)
         terms = {"loss": step.loss, **step.terms}
         return {"loss": step.loss, "terms": {name: value.detach() for name, value in terms.items()}}
 
