@@ -94,17 +94,20 @@ class Distiller(nn.Module):
         targets: Tensor,
         teacher_output: BackboneOutput | None = None,
         index: Tensor | None = None,
+        teacher_images: Tensor | None = None,
     ) -> StepResult:
         """Run one step.
 
         `images` (B, C, H, W), normalised for the student; `targets` as the task expects them. With `teacher_output`, of
         any float dtype, the teacher is not run. `index` (B,) holds the number of each image in the training set, for
-        methods that need it. Raises ValueError where the teacher was released and no output is given, or where `index`
-        is needed.
+        methods that need it. `teacher_images` (B, C, H', W'), normalised for the student, are what the teacher sees
+        where that is not `images`. Raises ValueError where the teacher was released and no output is given, or where
+        `index` is needed.
         """
         # Outside of what is compiled: the probe is a leaf whose gradient is read after the backward pass.
         measured = None if self.balance is None or not self.training else self.balance.begin()
-        return self._step(images, targets, teacher_output, index, measured)
+        seen = images if teacher_images is None else teacher_images
+        return self._step(images, targets, teacher_output, index, measured, seen)
 
     def balance_factors(self) -> dict[str, float]:
         """Return the factor of each method that the balance has measured so far; nothing without a balance."""
@@ -137,13 +140,14 @@ class Distiller(nn.Module):
         stored: BackboneOutput | None,
         index: Tensor | None,
         measured: tuple[Tensor, Tensor] | None,
+        seen: Tensor,
     ) -> StepResult:
         probe, factors = (None, None) if measured is None else measured
         student = self._run_student(images, probe)
         terms = {"task": self.task.loss(student if probe is None else watch_task(student, probe), targets)}
         loss = self.task_weight * terms["task"]
         if self.method is not None:
-            teacher = self._run_teacher(images, stored) if self.needs.teacher else None
+            teacher = self._run_teacher(seen, stored) if self.needs.teacher else None
             terms |= self._run_method(self.method, student, teacher, targets, index, probe)
             for number, group in enumerate(self.method.groups()):
                 factor = 1.0 if factors is None else factors[number]
@@ -213,17 +217,18 @@ def create_distiller(
     label_smoothing: float = 0.0,
     balance: float | Literal["auto"] | None = None,
     labelled: bool = True,
+    partly: bool = False,
 ) -> Distiller:
     """Build a distiller for a student and its teacher, or several teachers.
 
     `method` is a name of `list_methods()`, "package.module:Class", or a sum of these as "rsd+kd"; `options` are that
     method's, as a dict or as its options object (see `crossdistill methods NAME`), and of a sum a dict of these by
-    method. (A `MethodChoice` stands for both.) Teachers are frozen in place; `teacher_weights` says how several
-    are mixed (`Ensemble`). `task_weight` (>= 0) and `label_smoothing` (in [0, 1)) belong to the task loss. With
-    `balance` (> 0), each method gets a factor such that its gradient on the student's embedding and logits is that many
-    times the task's; "auto" does so for the methods that have a default for it. With `labelled` False there is no task
-    loss, and the student may have no classifier. Raises UserError for an unknown method or option, a missing teacher,
-    or models that do not fit together.
+    method. (A `MethodChoice` stands for both.) Teachers are frozen in place; `teacher_weights` says how several are
+    mixed (`Ensemble`). `task_weight` (>= 0) and `label_smoothing` (in [0, 1)) belong to the task loss. With `balance`
+    (> 0), each method gets a factor such that its gradient on the student's embedding and logits is that many times the
+    task's; "auto" does so for the methods that have a default for it. With `labelled` False there is no task loss, and
+    the student may have no classifier; with `partly`, images whose target is -1 have no task loss. Raises UserError for
+    an unknown method or option, a missing teacher, or models that do not fit together.
     """
     teachers = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
     _check_models(student, teachers, labelled)
@@ -233,7 +238,9 @@ def create_distiller(
     built = choice.build(student, None if frozen is None else frozen.backbone)
     if not labelled and (built is None or built.needs.labels):
         raise UserError(f"without labels there is nothing to train with method {method!r}; use one that reads none")
-    task = Classification(label_smoothing) if labelled else NoLabels()
+    if partly and built is not None and built.needs.labels:
+        raise UserError(f"method {method!r} reads the label of every image, but some have none")
+    task = Classification(label_smoothing, partly=partly) if labelled else NoLabels()
     return Distiller(student, built, frozen, task=task, task_weight=task_weight, balance=balance)
 
 

@@ -41,6 +41,11 @@ class Teacher(nn.Module):
         """The teachers that this one consists of: itself, or those of an ensemble."""
         return self.backbone.teachers if isinstance(self.backbone, Ensemble) else (self,)
 
+    @property
+    def img_size(self) -> int:
+        """The side in pixels of its input; the largest one of several teachers."""
+        return max(member.backbone.img_size for member in self.members)
+
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode."""
         return super().train(False)
@@ -50,6 +55,8 @@ class Teacher(nn.Module):
         if not self._same_normalisation:
             images = images * self.scale + self.shift
         size = (self.backbone.img_size, self.backbone.img_size)
+        if isinstance(self.backbone, Ensemble):
+            return images  # each of its teachers converts them
         if images.shape[-2:] != size:
             images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
         return images

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from crossdistill.errors import UserError
 
+NO_LABEL = -1
+"""The target of an image without a label."""
+
 
 class BackboneOutput(NamedTuple):
     """What one forward pass of a backbone returns.
@@ -49,13 +52,15 @@ class Batch(NamedTuple):
 
     `images` (B, C, H, W), normalised for the student; `targets` (B,) class numbers or (B, K) probabilities; `index`
     (B,), the number of each image in its split; `teacher`, the teacher's stored output for exactly these views, or
-    None where the teacher is run.
+    None where the teacher is run; `teacher_images` (B, C, H', W'), the same views at the teacher's size, normalised for
+    the student, or None where the teacher sees `images`.
     """
 
     images: Tensor
     targets: Tensor
     index: Tensor  # type: ignore[assignment]  # tuple has a method of this name
     teacher: BackboneOutput | None = None
+    teacher_images: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

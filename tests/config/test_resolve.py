@@ -45,7 +45,7 @@ def test_what_is_given_is_kept():
         teacher="big",
         img_size=48,
         model=ModelConfig(stem="native", teacher_stem="small", teacher_img_size=64),
-        augment=AugmentConfig(crop="none", crop_mode="squash", crop_pct=0.9),
+        augment=AugmentConfig(crop="none", crop_mode="squash", crop_pct=0.9, teacher_view="student"),
         loader=LoaderConfig(resident=False, views=3),
         engine=EngineConfig(channels_last=False),
         optim=OptimConfig(warmup_epochs=1.0),

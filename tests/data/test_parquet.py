@@ -132,3 +132,17 @@ def test_shards_and_class_folders_are_not_mixed(tmp_path):
     fill(tmp_path)
     shard(tmp_path / "data" / "train-0.parquet", named("a", "b"), [0, 1] * 8)
     refused("holds parquet shards", tmp_path)
+
+
+def test_labels_are_not_read_where_none_are_asked_for(tmp_path):
+    features = datasets.Features({"image": datasets.Image()})
+    rows = {"image": [Image.fromarray(noise(i)) for i in range(12)]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    refused("label column", tmp_path)
+    data = load(tmp_path, labels="none")
+    assert data.class_names == ()
+    assert sum(len(part) for part in (data.train, data.val, data.test)) == 12
+    shard(tmp_path / "test.parquet", named("cat", "dog"), [0, -1, 1])
+    data = load(tmp_path, labels="none")
+    assert len(data.test) == 3
+    assert set(data.test.labels) == {-1}

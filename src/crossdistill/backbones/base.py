@@ -34,6 +34,8 @@ class Backbone(nn.Module):
         """The names of the classes in the order of the logits; None where nothing states them."""
         self.weights_part = ""
         """The keys in a checkpoint file under which the weights were found; "" where they are all of it."""
+        self.note = ""
+        """How the network is read, where there is more than one way; for the log."""
 
     @property
     def classifies_embedding(self) -> bool:

@@ -26,6 +26,14 @@ from crossdistill.backbones.classifier import classifier_names, pretrained_class
 from crossdistill.backbones.hooked_backbone import HookedBackbone
 from crossdistill.backbones.networks import OTHER_SIZE, build_other, build_timm
 from crossdistill.backbones.timm_backbone import TimmBackbone
+from crossdistill.backbones.transformers_backbone import TransformersBackbone
+from crossdistill.backbones.transformers_network import (
+    VisionNetwork,
+    build_transformers,
+    is_transformers,
+    transformers_classes,
+    transformers_size,
+)
 from crossdistill.config.code import check_named_code, is_code
 from crossdistill.config.validation import validated
 from crossdistill.errors import UserError, first_line, unknown
@@ -49,14 +57,14 @@ def create_backbone(
 ) -> Backbone:
     """Build any image network as a `Backbone`.
 
-    `name` is a timm model, "torchvision:<name>", or "package.module:factory" (a callable that returns an `nn.Module`;
-    those of num_classes, in_chans and img_size that it accepts are passed). `num_classes` 0 builds a network without a
-    classifier. `img_size` in pixels (None: the model's own); `checkpoint` a safetensors or torch file, or the folder of
-    a finished run; `checkpoint_key` chooses one of several networks in the file; `small_images` builds a convolutional
-    network without early strides and a transformer with a small patch size; `stages` names four modules where they
-    cannot be found; `new_head` loads all weights of the checkpoint but those of the classifier, which is trained anew;
-    `model_args` go to the model's constructor. Raises UserError for an unknown name and for a model or checkpoint that
-    does not fit.
+    `name` is a timm model, "torchvision:<name>", "hf:<name or folder>" (transformers, always with its weights), or
+    "package.module:factory" (a callable that returns an `nn.Module`; those of num_classes, in_chans and img_size that
+    it accepts are passed). `num_classes` 0 builds a network without a classifier. `img_size` in pixels (None: the
+    model's own); `checkpoint` a safetensors or torch file, or the folder of a finished run; `checkpoint_key` chooses
+    one of several networks in the file; `small_images` builds a convolutional network without early strides and a
+    transformer with a small patch size; `stages` names four modules where they cannot be found; `new_head` loads all
+    weights of the checkpoint but those of the classifier, which is trained anew; `model_args` go to the model's
+    constructor. Raises UserError for an unknown name and for a model or checkpoint that does not fit.
     """
     given = dict(
         name=name,
@@ -68,9 +76,9 @@ def create_backbone(
         model_args=model_args,
     )
     args: BackboneArgs = validated(BackboneArgs, given, "create_backbone: ")
-    own = name.startswith("torchvision:") or is_code(name)
-    model, size = (build_other if own else build_timm)(args, pretrained)
-    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") if pretrained else None
+    stored = is_transformers(name)
+    model, size = build_transformers(args) if stored else _build(args, pretrained)
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") if pretrained or stored else None
     part = ""
     if checkpoint is not None:
         names, part = _load(model, Path(checkpoint), args, size, new_head, checkpoint_key)
@@ -81,12 +89,20 @@ def create_backbone(
     return backbone
 
 
+def _build(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, int]:
+    own = args.name.startswith("torchvision:") or is_code(args.name)
+    return (build_other if own else build_timm)(args, pretrained)
+
+
 def _wrap(model: nn.Module, args: BackboneArgs, size: int) -> Backbone:
     """Make the backbone of a plain network: by timm's interface where it has that, else by hooks."""
     name, stages = args.name, args.stages
     backbone: Backbone
-    if stages is not None or (":" in name and not hasattr(model, "forward_intermediates")):
+    plain = not isinstance(model, VisionNetwork) and not hasattr(model, "forward_intermediates")
+    if stages is not None or (":" in name and plain):
         backbone = HookedBackbone(model, name, size, args.in_chans, args.num_classes, stages)
+    elif isinstance(model, VisionNetwork):
+        backbone = TransformersBackbone(model, name, size, args.in_chans)
     else:
         backbone = TimmBackbone(model, name, size, args.in_chans)
     backbone.args = args
@@ -139,7 +155,7 @@ def classes_of_weights(
     None where pretrained weights do not state them. Raises UserError for a name or a file that cannot be read.
     """
     if checkpoint is None:
-        return pretrained_classes(name)
+        return transformers_classes(name) if is_transformers(name) else pretrained_classes(name)
     backbone = outline(name, 1, img_size, in_chans=in_chans, **arguments)
     return stored_classes(backbone.model, name, checkpoint, checkpoint_key, in_chans, backbone.img_size)
 
@@ -166,6 +182,8 @@ def own_img_size(name: str) -> int:
     """Return the side in pixels that a model is built for by default. Raises UserError for an unknown name."""
     if name.startswith(("hf-hub:", "local-dir:")):
         return create_backbone(name, 1).img_size
+    if is_transformers(name):
+        return transformers_size(name)
     if ":" in name:
         return OTHER_SIZE
     if not timm.is_model(name):

@@ -5,7 +5,7 @@ from torch import nn
 from crossdistill.backbones.base import Backbone
 
 _SPATIAL_CONVS = 4
-_QUERIES = ("qkv", "qkv_proj", "to_query", "to_q")
+_QUERIES = ("qkv", "qkv_proj", "to_query", "to_q", "query", "q_proj")
 """Names of the projections of attention, also where it has no heads (linear attention)."""
 
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import timm
 import torch
 from torch.utils.data import Dataset
 
+from crossdistill.backbones.transformers_network import is_transformers
 from crossdistill.config.data import AugmentConfig
 from crossdistill.data.datasets import Images, base_of
 from crossdistill.data.folder import Files
+from crossdistill.data.mixed import Joined
 from crossdistill.data.resident import ResidentViews
 from crossdistill.teacher import Ensemble, Teacher
 from crossdistill.types import BackboneSpec
@@ -33,18 +36,19 @@ def fingerprint(
     augment: AugmentConfig,
     view_seed: int,
     precision: str,
+    drawn_size: int | None = None,
 ) -> dict[str, Any]:
     """Describe teacher, data, views and code: equal records mean interchangeable stored outputs.
 
     Weights are hashed completely, labels too; 256 images spread over the set are decoded and hashed, and the names and
     sizes of all files. Some of the views are made and their pixels hashed, so that a library that draws other random
-    numbers is noticed as well.
+    numbers is noticed as well. `drawn_size` is the student's input size where the views are those of the teacher's own.
     """
     return {
         "version": VERSION,
         "teacher": {**_describe_teacher(teacher), "precision": precision},
         "data": _describe_data(images),
-        "transform": {"seed": view_seed, **_describe_views(views, student, augment)},
+        "transform": {"seed": view_seed, **_own(augment, drawn_size), **_describe_views(views, student, augment)},
     }
 
 
@@ -56,9 +60,17 @@ def _describe_teacher(teacher: Teacher) -> dict[str, Any]:
         "built": [_built(member) for member in members],
         "timm": timm.__version__,
         "img_size": [member.backbone.img_size for member in members],
+        **_libraries(members),
         "normalisation": [[list(member.spec.mean), list(member.spec.std)] for member in members],
         "mixed": teacher.backbone.mixing_weights if isinstance(teacher.backbone, Ensemble) else None,
     }
+
+
+def _libraries(members: Sequence[Teacher]) -> dict[str, str]:
+    """Return the version of the library that runs teachers of other kinds than timm's."""
+    if not any(is_transformers(member.spec.name) for member in members):
+        return {}
+    return {"transformers": version("transformers")}
 
 
 def _describe_data(images: Images) -> dict[str, Any]:
@@ -68,6 +80,15 @@ def _describe_data(images: Images) -> dict[str, Any]:
         "files": _hash(_files(images)),
         "pixels": _hash(_pixels(images)),
     }
+
+
+def _own(augment: AugmentConfig, drawn_size: int | None) -> dict[str, Any]:
+    """Return what is special to views of the teacher's own size; nothing for those that the student sees."""
+    if drawn_size is None:
+        return {}
+    # A resized crop is the same part of an image at all sizes.
+    depends = augment.decided(drawn_size).crop == "padded" or augment.erasing > 0
+    return {"teacher_view": "own", "drawn_size": drawn_size if depends else None}
 
 
 def _describe_views(views: Dataset[Any], student: BackboneSpec, augment: AugmentConfig) -> dict[str, Any]:
@@ -148,6 +169,10 @@ def _pixels(images: Images) -> Any:
 
 def _files(images: Images) -> Any:
     """Return names and sizes of files; nothing for other kinds of data, whose rows are decoded above."""
+    if isinstance(images, Joined):
+        for part in images.parts:
+            yield from _files(part)
+        return
     images, chosen = base_of(images)
     if isinstance(images, Files):
         for index in chosen:

@@ -9,7 +9,16 @@ from crossdistill.errors import UserError
 
 ABOUT = "Store the teacher's outputs for every view of the training images, for later runs with --cache auto."
 _UNREAD = (
-    *("out", "optim", "teacher_training", "engine.strategy", "engine.shard_teacher", "engine.compile"),
+    *(
+        "probe_data",
+        "probe_every",
+        "out",
+        "optim",
+        "teacher_training",
+        "engine.strategy",
+        "engine.shard_teacher",
+        "engine.compile",
+    ),
     *("engine.channels_last", "engine.accumulate", "engine.sync_batchnorm", "engine.log_every"),
 )
 

@@ -24,6 +24,7 @@ _UNREAD = (
     "model.student_stages",
     "model.teacher_classes",
     "optim.task_weight",
+    "augment.teacher_view",
 )
 
 

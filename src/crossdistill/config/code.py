@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from crossdistill.config.run import RunConfig
 from crossdistill.errors import UserError
 
-_NOT_CODE = ("torchvision:", "hf-hub:", "local-dir:")
+_NOT_CODE = ("torchvision:", "hf-hub:", "local-dir:", "hf:")
 """Prefixes of names that are looked up in a library."""
 
 

@@ -49,6 +49,11 @@ class LoaderConfig:
     """"none" ignores labels, or reads images that have none (also a folder without class folders): only the method's
     terms are trained, the student has no classifier or that of the teacher, and the epoch with the lowest held-out
     loss is kept."""
+    unlabelled: str | None = None
+    """More training images, without labels or with labels that are not read (a folder, a list, ...): the method's terms
+    are trained on them as well, the task loss on the labelled images alone."""
+    labelled_part: OpenFraction = 0.5
+    """Fraction of each batch that has labels, with `unlabelled`. An epoch has every image without a label once."""
     on_bad_image: Literal["error", "skip"] = "error"
     """What to do with a file that cannot be read as an image: "error" refuses the data, "skip" decodes every file once,
     and leaves out and lists those that cannot be read."""
@@ -60,9 +65,9 @@ class LoaderConfig:
     test_dir: str | None = None
     """The same for the test split; only with train_dir."""
     image_column: str | None = None
-    """Parquet column of the images; null uses the first image column of the schema."""
+    """Column of the images in parquet data, or of their paths in a CSV file; null finds it."""
     label_column: str | None = None
-    """Parquet column of the labels; null uses the first class label of the schema."""
+    """The same for the labels."""
     root: str = "data"
     """Folder that torch/<name> sets are read from, or downloaded to."""
     download: bool = True
@@ -96,6 +101,10 @@ class AugmentConfig:
     """How images that are not square are fitted, in training and in evaluation: "center" keeps their proportions, and
     evaluation cuts off the longer ends; "squash" shows the whole image, resized to a square. "auto" squashes where
     training does so (crop "padded" or "none"), and images that are more than twice as long as they are short."""
+    teacher_view: Literal["auto", "own", "student"] = "auto"
+    """What the teacher sees: "own" is the same crop, flip and colour at the teacher's input size, made from the decoded
+    image; "student" is what the student sees, resized. "auto" is own where the teacher's input is larger than the
+    student's and the images are too, except with loader.resident."""
     crop_pct: OptionalFraction = None
     """Fraction of the resized image, along a side, that evaluation uses; null is 1 for at most 64 px and for squashed
     images, else 0.875."""

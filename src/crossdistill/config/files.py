@@ -12,13 +12,16 @@ from crossdistill.config.validation import validated
 from crossdistill.config.yaml_text import load_yaml
 from crossdistill.errors import UserError, first_line, unknown
 
-PATHS = ("data", "out", "teacher_checkpoint", "cache", "model.student_checkpoint", "loader.root")
+PATHS = (
+    *("data", "out", "teacher_checkpoint", "cache", "probe_data", "model.student_checkpoint"),
+    *("loader.root", "loader.unlabelled"),
+)
 """Settings that hold paths."""
 _MAPPINGS = ("options", "teacher_training")
 """Settings whose value is a mapping; the other mappings are groups of settings."""
 _TORCH = "torch/"
 """Prefix of the names of torchvision's data sets, which are read from loader.root."""
-_WORDS = {"data": ("digits",), "cache": ("off", "auto")}
+_WORDS = {"data": ("digits",), "probe_data": ("digits",), "loader.unlabelled": ("digits",), "cache": ("off", "auto")}
 """Values of these settings that are not paths."""
 
 
@@ -124,7 +127,7 @@ def with_paths(values: dict[str, Any], change: Callable[[str], str]) -> dict[str
 def with_read_paths(config: RunConfig, change: Callable[[str], str]) -> dict[str, Any]:
     """Return a run's settings as plain data, with every path changed that the run reads or writes."""
     changed = with_paths(to_dict(config), change)
-    if not config.data.startswith(_TORCH):
+    if not any((data or "").startswith(_TORCH) for data in (config.data, config.probe_data, config.loader.unlabelled)):
         changed["loader"]["root"] = config.loader.root
     return changed
 
@@ -132,6 +135,8 @@ def with_read_paths(config: RunConfig, change: Callable[[str], str]) -> dict[str
 def _changed(name: str, value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, list):
         return [_changed(name, one, change) for one in value]
-    if not isinstance(value, str) or value in _WORDS.get(name, ()) or (name == "data" and value.startswith(_TORCH)):
+    if not isinstance(value, str) or value in _WORDS.get(name, ()):
+        return value
+    if name in ("data", "probe_data", "loader.unlabelled") and value.startswith(_TORCH):
         return value
     return change(value)

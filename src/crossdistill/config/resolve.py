@@ -33,10 +33,16 @@ class DataFacts(Protocol):
         """Training images."""
 
 
-def resolve(config: RunConfig, data: DataFacts, own_size: Callable[[str], int]) -> RunConfig:
+def resolve(
+    config: RunConfig,
+    data: DataFacts,
+    own_size: Callable[[str], int],
+    run_size: Callable[[str], int] = lambda folder: 0,
+) -> RunConfig:
     """Return the same run with everything decided; resolving it again changes nothing.
 
-    `own_size` returns the input size of a model by its name. Raises UserError for settings that exclude each other.
+    `own_size` returns the input size of a model by its name, `run_size` that of a finished run by its folder. Raises
+    UserError for settings that exclude each other.
     """
     small = max(max(data.size), _SMALLEST) if max(data.size) <= SMALL_IMAGE else None
     given = config.img_size or small
@@ -48,6 +54,8 @@ def resolve(config: RunConfig, data: DataFacts, own_size: Callable[[str], int]) 
         teacher_img_size=config.model.teacher_img_size or _teacher_sizes(config.teachers, given, own_size),
     )
     augment = config.augment.decided(img_size, data.size)
+    larger = max(data.size) > img_size < _largest(config.teachers, model.teacher_img_size, run_size)
+    augment = replace(augment, teacher_view=_teacher_view(config, larger))
     loader = replace(config.loader, in_chans=config.loader.in_chans or data.channels)
     if config.cached and loader.views is None:
         loader = replace(loader, views=min(config.epochs, _MOST_VIEWS))
@@ -71,6 +79,34 @@ def _teacher_sizes(
     return sizes if any(sizes) else None
 
 
+def _largest(
+    teachers: Sequence[tuple[str | None, str | None]],
+    sizes: int | list[int | None] | None,
+    run_size: Callable[[str], int],
+) -> int:
+    """Return the largest input size of the teachers; 0 without any."""
+    listed = sizes if isinstance(sizes, list) else [sizes] * len(teachers)
+    known = [
+        size or (run_size(checkpoint) if checkpoint is not None and Path(checkpoint).is_dir() else 0)
+        for (_, checkpoint), size in zip(teachers, listed, strict=False)
+    ]
+    return max(known, default=0)
+
+
+def _teacher_view(config: RunConfig, larger: bool) -> Literal["own", "student"]:
+    """Decide what the teacher sees. Raises UserError where that is asked for and cannot be done."""
+    given = config.augment.teacher_view
+    resident = config.loader.resident is True
+    if given == "own" and resident and config.teachers:
+        raise UserError(
+            "augment.teacher_view is 'own', but loader.resident keeps the images at the student's size; leave one of "
+            "the two out"
+        )
+    if given == "student" or resident or not config.teachers:
+        return "student"
+    return "own" if given == "own" or larger else "student"
+
+
 def _stem(stem: Stem, img_size: int, pretrained: bool) -> Literal["native", "small"]:
     if stem != "auto":
         return stem
@@ -87,6 +123,8 @@ def _resident(loader: LoaderConfig, augment: AugmentConfig, img_size: int, chann
             obstacle = f"augment.{name} is {getattr(augment, name)!r}"
     if augment.crop == "resized":
         obstacle = "augment.crop is 'resized'"
+    if augment.teacher_view == "own":
+        obstacle = "augment.teacher_view is 'own'"
     if loader.resident and obstacle:
         raise UserError(
             f"loader.resident: {obstacle}, which is done image by image; on the device only padded crops and "

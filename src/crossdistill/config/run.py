@@ -24,7 +24,8 @@ class RunConfig:
     method: str = "rsd"
     """See `crossdistill methods`."""
     data: str = "digits"
-    """digits, a folder of images in class folders, a folder of parquet shards, or torch/<name>."""
+    """digits, a folder of images in class folders, a folder of parquet shards, a text or CSV file that lists images, or
+    torch/<name>."""
     out: str | None = None
     """Folder of this run; null makes one under runs/."""
     teacher_checkpoint: str | list[str] | None = None
@@ -37,6 +38,12 @@ class RunConfig:
     """Seed of initial weights, order of images, dropout and unlimited views."""
     img_size: OptionalPositiveInt = None
     """Side in pixels of the student's input; null uses the data's own size up to 64 px, else the model's."""
+    probe_data: str | None = None
+    """Labelled images that score the embedding of a run without labels by its nearest neighbours; the epoch with the
+    highest accuracy on their held-out part is kept. Null keeps the one with the lowest held-out loss."""
+    probe_every: OptionalPositiveInt = None
+    """Epochs between two scores of the embedding by nearest neighbours, on probe_data or on the run's own labelled
+    images (val/knn in the log, and in the report); null scores every epoch with probe_data, else never."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Options of methods that differ from their defaults, by method; see `crossdistill methods NAME`."""
     teacher_training: dict[str, Value] = field(default_factory=dict)
@@ -77,6 +84,8 @@ class RunConfig:
         return self.cache != "off"
 
     def __post_init__(self) -> None:
+        if self.probe_every is not None and self.probe_every > self.epochs:
+            raise UserError(f"probe_every is {self.probe_every}, but there are {self.epochs} epochs; nothing is scored")
         if self.engine.strategy == "fsdp" and self.optim.ema is not None:
             raise UserError("optim.ema keeps a full copy of the student, which engine.strategy fsdp does not allow")
         if self.cached and self.augment.mixes:

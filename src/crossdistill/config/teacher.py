@@ -41,6 +41,7 @@ def teacher_config(config: RunConfig) -> RunConfig:
         teacher_weights=None,
         method="none",
         options={},
+        loader=replace(config.loader, unlabelled=None),
         model=_as_student(config.model, checkpoint),
         optim=replace(config.optim, task_weight=1.0),
     )

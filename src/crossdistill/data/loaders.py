@@ -21,29 +21,46 @@ class Views(Dataset[Any]):
     """Transformed images by (index, view): one gives (image, label, index), a list of keys gives a `Batch`.
 
     The randomness of a view comes from seed, image and view number alone, so that the same view is made by any worker,
-    in any order. Without `seed` the transform has no randomness. `at_least` is that of `Images.read`.
+    in any order. Without `seed` the transform has no randomness. `at_least` is that of `Images.read`. With `teacher`, a
+    transform that draws the same numbers, each view is also rendered for the teacher, at its own size.
     """
 
     def __init__(
-        self, images: Images, transform: Callable[..., Any], seed: int | None = None, at_least: int | None = None
+        self,
+        images: Images,
+        transform: Callable[..., Any],
+        seed: int | None = None,
+        at_least: int | None = None,
+        teacher: Callable[..., Any] | None = None,
     ) -> None:
         self.images = images
         self.transform = transform
         self.seed = seed
         self.at_least = at_least
+        self.teacher = teacher
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: Key) -> tuple[Any, int, int]:
-        index, view = key
-        image = self.images.read(index, self.at_least)
-        with nullcontext() if self.seed is None else _seeded(self.seed, index, view):
-            return self.transform(image), int(self.images.labels[index]), index
+        image = self.images.read(key[0], self.at_least)
+        return self._made(self.transform, image, key), int(self.images.labels[key[0]]), key[0]
+
+    def _made(self, transform: Callable[..., Any], image: Any, key: Key) -> Any:
+        with nullcontext() if self.seed is None else _seeded(self.seed, *key):
+            return transform(image)
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         """Return a batch."""
-        return Batch(*default_collate([self[key] for key in keys]))
+        if self.teacher is None:
+            return Batch(*default_collate([self[key] for key in keys]))
+        made = []
+        for key in keys:
+            image, label = self.images.read(key[0], self.at_least), int(self.images.labels[key[0]])
+            both = (self._made(transform, image, key) for transform in (self.transform, self.teacher))
+            made.append((*both, label, key[0]))
+        images, teacher_images, labels, indices = default_collate(made)
+        return Batch(images, labels, indices, teacher_images=teacher_images)
 
 
 class Stored(Protocol):

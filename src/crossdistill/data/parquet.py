@@ -98,6 +98,9 @@ def parquet_source(folder: Path, tree: Tree, config: LoaderConfig) -> Source:
     roles = _roles(found, folder)
     first = found[roles["train"]][0].features
     image = _column(first, config.image_column, "image", lambda f: isinstance(f, datasets.Image))
+    if config.labels == "none":
+        unlabelled = _unlabelled(found, roles, image)
+        return Source(folder.resolve().name, unlabelled, ("image",), tuple(_left_out(found, roles, tree)))
     label = _column(first, config.label_column, "label", lambda f: isinstance(f, datasets.ClassLabel))
     shards = {role: [_Shard(split, rows, label) for rows in found[split]] for role, split in roles.items()}
     for role in shards:
@@ -109,6 +112,19 @@ def parquet_source(folder: Path, tree: Tree, config: LoaderConfig) -> Source:
         rows = datasets.concatenate_datasets([part.rows.select_columns([image]) for part in parts])
         splits[role] = Table(rows, image, labels, parts[0].split)
     return Source(folder.resolve().name, splits, names, tuple(_left_out(found, roles, tree)))
+
+
+def _unlabelled(found: dict[str, list[Any]], roles: dict[str, str], image: str) -> dict[str, Images]:
+    """Return the images of each split; columns of labels are not read. Raises UserError."""
+    import datasets
+
+    splits: dict[str, Images] = {}
+    for role, split in roles.items():
+        if any(image not in rows.features for rows in found[split]):
+            raise UserError(f"a shard of the {split} split has no column {image!r}")
+        rows = datasets.concatenate_datasets([part.select_columns([image]) for part in found[split]])
+        splits[role] = Table(rows, image, [0] * len(rows), split)
+    return splits
 
 
 def shard_files(tree: Tree) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from PIL import Image
 from crossdistill.config.data import LoaderConfig
 from crossdistill.data.datasets import Arrays, Images, Source
 from crossdistill.data.folder import folder_source, has_class_folders, unlabelled_source
+from crossdistill.data.listed import LISTS, listed_source
 from crossdistill.data.picture import UnreadableError, standard
 from crossdistill.data.split_names import split_role
 from crossdistill.data.tree import Tree, scan
@@ -48,8 +49,13 @@ def load_source(data: str, config: LoaderConfig) -> Source:
     _check_utf8(data)
     if not folder.exists():
         raise UserError(f"data {data!r}: no such folder (and neither 'digits' nor 'torch/<name>')")
+    if folder.is_file() and folder.suffix.lower() in LISTS:
+        return listed_source(folder, config)
     if not folder.is_dir():
-        raise UserError(f"data {data!r} is a file; give the folder that holds the images or the parquet shards")
+        raise UserError(
+            f"data {data!r} is a file; give the folder that holds the images or the parquet shards, or a list of "
+            f"images ({', '.join(LISTS)})"
+        )
     tree = scan(folder)
     if not _is_parquet(tree):
         return unlabelled_source(tree, config) if config.labels == "none" else folder_source(tree, config)

@@ -13,6 +13,7 @@ from crossdistill.config.data import LoaderConfig
 from crossdistill.data.datasets import Images, Part, Source, base_of
 from crossdistill.data.folder import Files
 from crossdistill.data.look import MOST_BYTES, Look, look, place, unreadable_error
+from crossdistill.data.mixed import with_unlabelled
 from crossdistill.data.notes import describe
 from crossdistill.data.sources import load_source
 from crossdistill.data.split_list import Changes, SplitList, divided_by, make_split_list
@@ -110,7 +111,18 @@ def load_data(
         changes=changes,
         unreadable=wrong,
     )
-    return without_labels(loaded) if config.labels == "none" else loaded
+    if config.labels == "none":
+        return without_labels(loaded)
+    if config.unlabelled is None:
+        return loaded
+    others = load_data(config.unlabelled, _all_images(config, loaded.channels))
+    return with_unlabelled(loaded, others, config.unlabelled)
+
+
+def _all_images(config: LoaderConfig, channels: Literal[1, 3]) -> LoaderConfig:
+    """Return the settings that read all images of a set, without labels."""
+    plain = replace(config, labels="none", unlabelled=None, in_chans=channels, max_train=None)
+    return replace(plain, train_dir=None, val_dir=None, test_dir=None, image_column=None, label_column=None)
 
 
 def _looked_at(source: Source, config: LoaderConfig) -> tuple[Source, list[Look], int]:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from timm.data import create_transform
+from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms import functional as F
 
@@ -23,12 +25,16 @@ def padding(img_size: int) -> int:
     return max(1, img_size // 8)
 
 
-def train_transform(config: AugmentConfig, spec: BackboneSpec, img_size: int) -> Callable[..., Any]:
+def train_transform(
+    config: AugmentConfig, spec: BackboneSpec, img_size: int, drawn_size: int | None = None
+) -> Callable[..., Any]:
     """Make the random transform of training images: PIL image in, tensor (C, H, W) normalised for the student out.
 
+    With `drawn_size`, it shows what the transform for that size shows of an image after the same seed, at `img_size`.
     Raises UserError for an augmentation policy that timm does not know.
     """
-    config = config.decided(img_size)
+    drawn_size = drawn_size or img_size
+    config = config.decided(drawn_size)
     try:
         # timm returns its pipeline in three parts: geometry, colour, tensor.
         geometry, colour, tensor = create_transform(
@@ -48,7 +54,10 @@ def train_transform(config: AugmentConfig, spec: BackboneSpec, img_size: int) ->
     except (AssertionError, ValueError) as error:
         raise UserError(f"augment: timm does not accept {config.auto_augment!r} ({first_line(error)})") from error
     if config.crop != "resized" or config.crop_mode == "squash":
-        geometry = _whole_image_geometry(config, img_size)
+        geometry = _whole_image_geometry(config, img_size, drawn_size)
+    if config.erasing and drawn_size != img_size:
+        *steps, erasing = tensor.transforms
+        tensor = T.Compose([*steps, ScaledErasing(erasing, drawn_size)])
     return T.Compose([to_channels(spec.in_chans), geometry, colour, tensor])
 
 
@@ -63,7 +72,7 @@ def sufficient_side(config: AugmentConfig, img_size: int) -> int:
     return math.ceil(img_size * max(2.0, 1 / smallest))
 
 
-def _whole_image_geometry(config: AugmentConfig, img_size: int) -> Callable[..., Any]:
+def _whole_image_geometry(config: AugmentConfig, img_size: int, drawn_size: int) -> Callable[..., Any]:
     """Make the random geometry of images that are squashed to a square, and those that are padded or not cropped."""
     square = (img_size, img_size)
     steps: list[Any] = []
@@ -73,8 +82,10 @@ def _whole_image_geometry(config: AugmentConfig, img_size: int) -> Callable[...,
         steps.append(T.Resize(square, T.InterpolationMode.BICUBIC))
     else:
         steps += [T.Resize(img_size, T.InterpolationMode.BICUBIC), T.CenterCrop(img_size)]
-    if config.crop == "padded":
+    if config.crop == "padded" and drawn_size == img_size:
         steps.append(T.RandomCrop(img_size, padding=padding(img_size)))
+    elif config.crop == "padded":
+        steps.append(ScaledPaddedCrop(img_size, drawn_size))
     if config.hflip > 0:
         steps.append(T.RandomHorizontalFlip(config.hflip))
     return T.Compose(steps)
@@ -92,6 +103,37 @@ class SquashedCrop:
         long = image.width / image.height
         box = T.RandomResizedCrop.get_params(image, self.scale, [long * ratio for ratio in _RATIO])
         return F.resized_crop(image, *box, [self.img_size, self.img_size], T.InterpolationMode.BICUBIC)
+
+
+class ScaledPaddedCrop:
+    """The padded crop of images of another size, at this one: shifted by the same part of a side, to the pixel."""
+
+    def __init__(self, img_size: int, drawn_size: int) -> None:
+        self.img_size = img_size
+        self.drawn_size = drawn_size
+
+    def __call__(self, image: Any) -> Any:
+        """Crop a PIL image after padding it with black."""
+        around = padding(self.drawn_size)
+        # torchvision's RandomCrop draws these numbers.
+        drawn = [int(torch.randint(0, 2 * around + 1, size=(1,))) for _ in range(2)]
+        top, left = (round((number - around) * self.img_size / self.drawn_size) for number in drawn)
+        # Outside of the image F.crop pads with black.
+        return F.crop(image, top, left, self.img_size, self.img_size)
+
+
+class ScaledErasing:
+    """The random erasing of images of another size, at this one: the same part of the image, filled with noise."""
+
+    def __init__(self, erasing: Callable[[Tensor], Tensor], drawn_size: int) -> None:
+        self.erasing = erasing
+        self.drawn_size = drawn_size
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Erase a part of a tensor (C, H, W)."""
+        marked = self.erasing(image.new_zeros(len(image), self.drawn_size, self.drawn_size)).ne(0).any(dim=0)
+        where = F.resize(marked[None].float(), list(image.shape[1:]), T.InterpolationMode.NEAREST)[0].bool()
+        return torch.where(where, torch.randn_like(image), image)
 
 
 def resize_transform(config: AugmentConfig, spec: BackboneSpec, img_size: int) -> Callable[..., Any]:

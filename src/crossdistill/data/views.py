@@ -24,13 +24,31 @@ def training_views(
     seed: int,
     resident: bool,
     device: torch.device | str = "cpu",
+    teacher_size: int | None = None,
+    for_teacher: bool = True,
 ) -> Dataset[Any]:
-    """Make the augmented views of the training images, normalised for the student. Raises UserError."""
+    """Make the augmented views of the training images, normalised for the student. Raises UserError.
+
+    `teacher_size` is the side in pixels of a teacher that sees the same views at its own size; with `for_teacher` they
+    are rendered for it as well.
+    """
     if not resident:
         transform = train_transform(augment, student, img_size)
-        return Views(images, transform, seed, at_least=sufficient_side(augment, img_size))
+        teacher = None
+        if teacher_size is not None and for_teacher:
+            teacher = train_transform(augment, student, teacher_size, img_size)
+        largest = max(img_size, teacher_size or 0)
+        return Views(images, transform, seed, at_least=sufficient_side(augment, largest), teacher=teacher)
     plain = resize_transform(augment, student, img_size)
     return ResidentViews(images, plain, student, augment, seed=seed, device=device)
+
+
+def teacher_training_views(
+    images: Images, augment: AugmentConfig, student: BackboneSpec, img_size: int, teacher_size: int, *, seed: int
+) -> Views:
+    """Make the views of `training_views` at the teacher's size alone."""
+    transform = train_transform(augment, student, teacher_size, img_size)
+    return Views(images, transform, seed, at_least=sufficient_side(augment, max(img_size, teacher_size)))
 
 
 def held_out_views(
@@ -41,11 +59,16 @@ def held_out_views(
     *,
     resident: bool,
     device: torch.device | str = "cpu",
+    teacher_size: int | None = None,
+    for_teacher: bool = True,
 ) -> Dataset[Any]:
-    """Make the one view of each held-out image, normalised for the student."""
+    """Make the one view of each held-out image, normalised for the student, and for a teacher as in training."""
     transform = eval_transform(augment, student, img_size)
     if not resident:
-        return Views(images, transform)
+        teacher = None
+        if teacher_size is not None and for_teacher:
+            teacher = eval_transform(augment.decided(img_size), student, teacher_size)
+        return Views(images, transform, teacher=teacher)
     return ResidentViews(images, transform, student, device=device)
 
 

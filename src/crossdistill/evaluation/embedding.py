@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from crossdistill.backbones import Backbone
 from crossdistill.errors import UserError
+from crossdistill.teacher import Teacher
 
 _NEIGHBOURS = 20
 _TEMPERATURE = 0.07
@@ -33,7 +34,7 @@ class Embedded:
 
 
 @torch.inference_mode()
-def embed(backbone: Backbone, batches: Iterable[Any], device: torch.device | str = "cpu") -> Embedded:
+def embed(backbone: Backbone | Teacher, batches: Iterable[Any], device: torch.device | str = "cpu") -> Embedded:
     """Run a backbone, in eval mode, on batches of (images, targets, ...) and collect its embeddings."""
     features, labels = [], []
     for batch in batches:

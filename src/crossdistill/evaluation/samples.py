@@ -22,11 +22,17 @@ _SIDE = 96
 
 @torch.inference_mode()
 def save_samples(
-    path: Path, student: Backbone, teacher: Teacher | None, data: ImageData, transform: Callable[..., Any]
+    path: Path,
+    student: Backbone,
+    teacher: Teacher | None,
+    data: ImageData,
+    transform: Callable[..., Any],
+    seen: Callable[..., Any] | None = None,
 ) -> None:
     """Write twelve test images as JSON, the student's mistakes first (at most half), with both models' predictions.
 
-    A teacher of other classes, or without a classifier, is left out.
+    A teacher of other classes, or without a classifier, is left out. `seen` is the teacher's transform where it is
+    another one.
     """
     device = next(student.parameters()).device
     chosen = torch.linspace(0, len(data.test) - 1, min(_SAMPLE, len(data.test))).round().long().tolist()
@@ -34,6 +40,8 @@ def save_samples(
     images = torch.stack([transform(original) for original in originals]).to(device)
     answers = {"student": student(images).require_logits().float().softmax(1).cpu()}
     if teacher is not None and has_classes_of(data, [teacher.backbone, *(m.backbone for m in teacher.members)]):
+        if seen is not None:
+            images = torch.stack([seen(original) for original in originals]).to(device)
         answers["teacher"] = teacher(images).require_logits().float().softmax(1).cpu()
     labels = [int(data.test.labels[i]) for i in chosen]
     right = [int(answers["student"][k].argmax()) == label for k, label in enumerate(labels)]

@@ -31,7 +31,7 @@ def write_run_page(folder: Path) -> Path:
         lead=f"{run.metrics['data']}, seed {run.metrics['seed']}, {run.metrics['training']['epochs']} epochs, "
         f"{run.metrics['training']['seconds']:.0f} s of training; training-only parameters, removed afterwards: "
         f"{run.metrics['training']['training_only_parameters']:,}.",
-        tables=[run_table(run), cost_table(run)],
+        tables=[table for table in (run_table(run), neighbours_table(run), cost_table(run)) if table],
         figures=[{"title": "Training", "svg": run_curves(run)}],
         samples=run.samples,
         sampled="",
@@ -74,6 +74,13 @@ def run_table(run: RunRecord) -> TextTable:
     if teacher is not None and "test" in teacher:
         scores[f"teacher ({teacher['name']})"] = teacher["test"]
     return accuracy_table(scores)
+
+
+def neighbours_table(run: RunRecord) -> TextTable | None:
+    """Make the table of what the embeddings know, by nearest neighbours; None where the run has not asked for it."""
+    models = ((run.role, run.metrics["student"]), ("teacher", run.metrics.get("teacher")))
+    rows = [[f"{role} ({m['name']})", f"{m['knn']:.2f}"] for role, m in models if m and "knn" in m]
+    return TextTable("The embedding, by nearest neighbours", ["", "test split, %"], rows) if rows else None
 
 
 def accuracy_table(scores: Mapping[str, Mapping[str, Any]], split: str = "test") -> TextTable:

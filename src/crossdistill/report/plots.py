@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from crossdistill.report.records import Curve, RunRecord
-from crossdistill.tasks import Classification, NoLabels
+from crossdistill.tasks import KNN, Classification, NoLabels
 
 COLOURS = ["#6b7280", "#d97706", "#2563eb", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d"]
 STYLE: Any = {
@@ -42,8 +42,13 @@ def run_curves(run: RunRecord) -> str:
         _finish(axes[0, 0], "unweighted loss terms, training (log scale)")
         labelled = NoLabels.monitor not in run.curves
         held_out = Classification.monitor if labelled else NoLabels.monitor
-        _line(axes[0, 1], run.curves.get(held_out, []), COLOURS[2], None)
-        _finish(axes[0, 1], "top-1 on the held-out split, %" if labelled else "weighted terms, held-out split")
+        neighbours = run.curves.get(KNN, [])
+        if labelled or not neighbours:
+            _line(axes[0, 1], run.curves.get(held_out, []), COLOURS[2], "top-1" if neighbours else None)
+        if neighbours:
+            _line(axes[0, 1], neighbours, COLOURS[3], "nearest neighbours")
+        accuracy = labelled or neighbours
+        _finish(axes[0, 1], "accuracy on held-out images, %" if accuracy else "weighted terms, held-out split")
         _line(axes[1, 0], run.curves.get("train/lr", []), COLOURS[0], None)
         _finish(axes[1, 0], "learning rate")
         _line(axes[1, 1], run.curves.get("train/images_per_second", []), COLOURS[0], None)

@@ -60,6 +60,8 @@ class ScoredModel(ModelRecord):
     """A model with its scores; without them where the data has no labels, or where its classes are not those of it."""
 
     test: NotRequired[Scores]
+    knn: NotRequired[float]
+    """Accuracy of the embedding on the test split by nearest neighbours, percent."""
 
 
 class TrainingRecord(TypedDict):

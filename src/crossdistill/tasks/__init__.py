@@ -3,6 +3,8 @@
 from crossdistill.tasks.classification import Classification as Classification
 from crossdistill.tasks.no_labels import NoLabels as NoLabels
 
+KNN = "val/knn"
+"""The score of the embedding by nearest neighbours, percent, where a run asks for it."""
 Task = Classification | NoLabels
 
 

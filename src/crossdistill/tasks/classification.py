@@ -3,13 +3,14 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossdistill.types import BackboneOutput
+from crossdistill.types import NO_LABEL, BackboneOutput
 
 
 class Classification:
     """Cross entropy of the student's logits, in nats.
 
-    Targets (B,) class numbers, smoothed by `label_smoothing`, or (B, K) probabilities, which are not smoothed.
+    Targets (B,) class numbers, smoothed by `label_smoothing`, or (B, K) probabilities, which are not smoothed. With
+    `partly`, images whose target is -1 have no label, and are left out of the mean.
     """
 
     monitor = "val/top1"
@@ -17,10 +18,14 @@ class Classification:
     mode = "max"
     labelled = True
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(self, label_smoothing: float = 0.0, *, partly: bool = False) -> None:
         self.label_smoothing = label_smoothing
+        self.partly = partly
 
     def loss(self, student: BackboneOutput, targets: Tensor) -> Tensor:
         """Return the task loss, a scalar."""
         smoothing = self.label_smoothing if targets.ndim == 1 else 0.0
-        return F.cross_entropy(student.require_logits().float(), targets, label_smoothing=smoothing)
+        logits = student.require_logits().float()
+        if self.partly:
+            return F.cross_entropy(logits, targets, label_smoothing=smoothing, ignore_index=NO_LABEL)
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)

@@ -27,6 +27,7 @@ from crossdistill.files import write_whole
 from crossdistill.report.records import ScoredModel
 from crossdistill.teacher import Teacher
 from crossdistill.training.engine import local_rank
+from crossdistill.training.inputs import own_size
 from crossdistill.training.run_folder import check_writable
 from crossdistill.types import BackboneOutput, Reads
 
@@ -83,8 +84,9 @@ def prepare_cache(
 ) -> TeacherCache:
     """Find the cache of a run whose settings are decided, write what it lacks, and open it.
 
-    `reads` is what further methods read of the teacher. Processes that call this at once (under torchrun) divide
-    the work. Raises UserError for a folder that holds another cache, a cache that was changed, and a disk without room.
+    `views` is what the teacher sees; `reads` is what further methods read of it. Processes that call this at once
+    (under torchrun) divide the work. Raises UserError for a folder that holds another cache, a cache that was changed,
+    and a disk without room.
     """
     teacher, views_of_each = distiller.teacher, config.loader.views
     assert teacher is not None
@@ -98,6 +100,7 @@ def prepare_cache(
         augment=config.augment,
         view_seed=config.loader.view_seed,
         precision=config.engine.precision,
+        drawn_size=None if own_size(config.augment, teacher) is None else distiller.student.img_size,
     )
     reads = [distiller.needs.teacher, *reads]
     classes = distiller.student.spec.num_classes

@@ -7,21 +7,31 @@ from torch.utils.data import DataLoader, Dataset
 
 from crossdistill.config import LoaderConfig
 from crossdistill.data.loaders import ViewSampler, make_loader
+from crossdistill.data.mixed import MixedSampler
 
 
 class DataModule(L.LightningDataModule):
-    """Loaders of training views and of held-out views; the order of an epoch comes from `seed`."""
+    """Loaders of training views and of held-out views; the order of an epoch comes from `seed`.
 
-    def __init__(self, train: Dataset[Any], val: Dataset[Any], loader: LoaderConfig, *, seed: int) -> None:
+    `labelled` is the number of training images with labels, where others have none.
+    """
+
+    def __init__(
+        self, train: Dataset[Any], val: Dataset[Any], loader: LoaderConfig, *, seed: int, labelled: int | None = None
+    ) -> None:
         super().__init__()
         self.train, self.val, self.seed = train, val, seed
         self.batch_size, self.views = loader.batch_size, loader.views
+        self.labelled, self.part = labelled, loader.labelled_part
         self.workers = 0 if loader.resident else loader.workers
 
     def train_sampler(self, rank: int, world: int) -> ViewSampler:
         """Make the sampler of one process."""
         size = len(self.train)  # type: ignore[arg-type]
-        return ViewSampler(size, self.batch_size, self.seed, rank, world, self.views)
+        common = (size, self.batch_size, self.seed, rank, world, self.views)
+        if self.labelled is None:
+            return ViewSampler(*common)
+        return MixedSampler(self.labelled, self.part, *common)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return seeded views; after a resume, first those that the interrupted epoch has not used."""

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from crossdistill.config import EngineConfig, RunConfig
 from crossdistill.errors import UserError, first_line
-from crossdistill.tasks import Classification, NoLabels, task_class
+from crossdistill.tasks import KNN, task_class
 from crossdistill.training.callbacks import BestCheckpoint, StopOnSignal
 from crossdistill.training.checkpoints import BEST, CHECKPOINTS, LAST, RunCheckpoints
 from crossdistill.training.finite import FiniteCheck
@@ -68,7 +68,7 @@ def make_trainer(
                 finite,
                 log,
                 RunProgress(console, title, log),
-                *_checkpointing(out / CHECKPOINTS, engine.log_every, task_class(config.loader.labels)),
+                *_checkpointing(out / CHECKPOINTS, config),
             ],
             plugins=[RunCheckpoints(identity)],
             profiler=log.wait,
@@ -92,13 +92,17 @@ def _loggers(out: Path) -> list[Logger]:
     return [CSVLogger(out, name="logs", version=str(attempt)), TensorBoardLogger(out, name="logs", version="tb")]
 
 
-def _checkpointing(folder: Path, every: int, task: type[Classification] | type[NoLabels]) -> list[L.Callback]:
+def _checkpointing(folder: Path, config: RunConfig) -> list[L.Callback]:
     """Make the callbacks that write checkpoints: on a signal, the best one, and the last one."""
+    task = task_class(config.loader.labels)
+    chosen: dict[str, Any] = dict(monitor=task.monitor, mode=task.mode)
+    if config.probe_data is not None:
+        chosen = dict(monitor=KNN, mode="max", every_n_epochs=config.probe_every or 1)
     common: dict[str, Any] = dict(dirpath=folder, enable_version_counter=False, auto_insert_metric_name=False)
     best, last = (name.removesuffix(".ckpt") for name in (BEST, LAST))
     return [
-        StopOnSignal(folder, every),
-        BestCheckpoint(**common, filename=best, monitor=task.monitor, mode=task.mode),
+        StopOnSignal(folder, config.engine.log_every),
+        BestCheckpoint(**common, filename=best, **chosen),
         BestCheckpoint(**common, filename=last, save_on_train_epoch_end=True),
     ]
 

@@ -37,7 +37,9 @@ from crossdistill.report.records import (
 from crossdistill.teacher import Teacher
 from crossdistill.training.cached import scored_once
 from crossdistill.training.checkpoints import BEFORE, BEST, CHECKPOINTS, checkpoint_problem
+from crossdistill.training.inputs import own_size
 from crossdistill.training.models import rebuild_teacher
+from crossdistill.training.neighbours import neighbour_score
 from crossdistill.training.run import Run
 
 
@@ -62,14 +64,22 @@ def finish_run(run: Run) -> None:
         collected = Collected()
         metrics["student"]["test"] = _scores(student, batches, data.num_classes, device, collected)
         collected.write(out)
-    teacher = _teacher_of(run)
+    teacher, seen = _teacher_of(run), transform
     if teacher is not None:
+        size = own_size(config.augment, teacher)
+        if size is not None:
+            seen = eval_transform(config.augment, student.spec, size)
+            loader = evaluation_loader(data.test, seen, config.loader.batch_size, workers=config.loader.workers)
         batches = Tracked(loader, run.console, "teacher on the test split")
         score = partial(_score_teacher, teacher.to(device), batches, data, device)
         cache = run.cache
         metrics["teacher"] = score() if cache is None else scored_once(cache, data, config.augment, score)
+    if run.probed is not None:
+        metrics["student"]["knn"] = neighbour_score(student, "test", run.probed, transform, config)
+        if teacher is not None:
+            metrics["teacher"]["knn"] = neighbour_score(teacher, "test", run.probed, seen, config)
     if data.labelled:
-        save_samples(out / SAMPLES_NAME, student, teacher, data, transform)
+        save_samples(out / SAMPLES_NAME, student, teacher, data, transform, seen)
     else:
         write_whole(out / SAMPLES_NAME, "[]")
     # Written after everything but the page: a folder with metrics is a finished run.

@@ -13,6 +13,7 @@ from crossdistill.cache import TeacherCache
 from crossdistill.config import RunConfig
 from crossdistill.data import ImageData, load_data
 from crossdistill.data.loaders import WithTeacher
+from crossdistill.data.mixed import labelled_part
 from crossdistill.data.split_list import read_split_list
 from crossdistill.distiller import Distiller
 from crossdistill.evaluation.cost import count_parameters
@@ -20,9 +21,19 @@ from crossdistill.training.cached import HeldOutOutputs, prepare_cache
 from crossdistill.training.datamodule import DataModule
 from crossdistill.training.engine import make_trainer, set_threads
 from crossdistill.training.finish import finish_run
-from crossdistill.training.inputs import check_counts, check_decoding, decide, digests, make_views, report_data
+from crossdistill.training.inputs import (
+    check_counts,
+    check_decoding,
+    decide,
+    digests,
+    make_teacher_views,
+    make_views,
+    own_size,
+    report_data,
+)
 from crossdistill.training.models import build_models, check_settings, report_teacher_accuracy
 from crossdistill.training.module import DistillModule
+from crossdistill.training.neighbours import Neighbours, read_probe_data
 from crossdistill.training.resume import check_resumed, read_checkpoint
 from crossdistill.training.run import Run
 from crossdistill.training.run_folder import (
@@ -87,7 +98,8 @@ def prepare(
         report_data(data, console)
     config, choice = decide(config, choice, data)
     check_decoding(config, data)
-    inputs = digests(config, data)
+    probed = read_probe_data(config, data)
+    inputs = digests(config, data, None if config.probe_data is None else probed)
     identity = identity_of(config, inputs)
     title = f"{_label(config)} {config.student} s{config.seed}"
     trainer, log = make_trainer(config, out, console, title, identity)
@@ -95,6 +107,9 @@ def prepare(
         check_resumed(config, inputs, out, data, trainer.world_size)
     check_counts(config, data, trainer.world_size)
     distiller = build_models(config, choice, data)
+    if probed is not None:
+        # Before the callbacks that write checkpoints.
+        trainer.callbacks.insert(0, Neighbours(config, probed))  # type: ignore[attr-defined]
     checkpoint = read_checkpoint(out, identity, distiller, console) if resume else None
     check_space(out, count_parameters(distiller))
     _announce(config, data, distiller, console)
@@ -104,21 +119,28 @@ def prepare(
     train, val, cache = _views(config, data, distiller, device, console)
     start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root, files=data.files, lock=lock)
     module = _module(config, distiller)
-    datamodule = DataModule(train, val, config.loader, seed=config.seed)
-    return Run(config, out, console, data, distiller, trainer, log, module, datamodule, cache, identity, checkpoint)
+    labelled = None if config.loader.unlabelled is None else len(labelled_part(data.train))
+    datamodule = DataModule(train, val, config.loader, seed=config.seed, labelled=labelled)
+    return Run(
+        config, out, console, data, distiller, trainer, log, module, datamodule, cache, identity, checkpoint, probed
+    )
 
 
 def _views(
     config: RunConfig, data: ImageData, distiller: Distiller, device: torch.device, console: Console
 ) -> tuple[Dataset[Any], Dataset[Any], TeacherCache | None]:
     """Make training and held-out views; with a cache they bring the teacher's outputs, and the teacher is released."""
-    train, val = make_views(config.loader, config.augment, config.seed, data, distiller.student, device)
-    if not config.cached or distiller.teacher is None:
+    loader, augment, student, teacher = config.loader, config.augment, distiller.student, distiller.teacher
+    size = own_size(augment, teacher)
+    stored = config.cached and teacher is not None
+    train, val = make_views(loader, augment, config.seed, data, student, device, size, stored=stored)
+    if not config.cached or teacher is None:
         return train, val, None
-    cache = prepare_cache(config, data.train, train, distiller, device, console)
+    seen = (train, val) if size is None else make_teacher_views(loader, augment, data, student, size)
+    cache = prepare_cache(config, data.train, seen[0], distiller, device, console)
     if not data.labelled:
         stages = bool(distiller.needs.teacher.stages)
-        val = WithTeacher(val, HeldOutOutputs(distiller.teacher, val, config.loader.batch_size, stages))
+        val = WithTeacher(val, HeldOutOutputs(teacher, seen[1], loader.batch_size, stages))
     distiller.release_teacher()
     gc.collect()
     return WithTeacher(train, cache), val, cache

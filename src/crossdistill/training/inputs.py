@@ -12,15 +12,19 @@ from rich.console import Console
 from torch.utils.data import Dataset
 
 from crossdistill.backbones import Backbone
-from crossdistill.backbones.args import WEIGHTS_FILE
+from crossdistill.backbones.args import WEIGHTS_FILE, read_args
 from crossdistill.backbones.build import own_img_size
 from crossdistill.config import AugmentConfig, LoaderConfig, RunConfig
 from crossdistill.config.resolve import resolve
 from crossdistill.data import ImageData
+from crossdistill.data.loaders import Views
 from crossdistill.data.look import bytes_of, look, place, unreadable_error
-from crossdistill.data.views import held_out_views, training_views
+from crossdistill.data.mixed import Joined
+from crossdistill.data.transforms import eval_transform
+from crossdistill.data.views import held_out_views, teacher_training_views, training_views
 from crossdistill.errors import UserError, first_line
 from crossdistill.methods import MethodChoice
+from crossdistill.teacher import Teacher
 from crossdistill.training.engine import is_first_process
 
 _MOST_BYTES_DECODED = 2**28
@@ -33,7 +37,12 @@ def decide(config: RunConfig, choice: MethodChoice, data: ImageData) -> tuple[Ru
     classes = config.model.teacher_classes
     if isinstance(classes, str):
         config = replace(config, model=replace(config.model, teacher_classes=_read_names(classes)))
-    return replace(resolve(config, data, own_img_size), options=choice.plain), choice
+    return replace(resolve(config, data, own_img_size, _run_size), options=choice.plain), choice
+
+
+def _run_size(folder: str) -> int:
+    args = read_args(folder)
+    return args.img_size or own_img_size(args.name)
 
 
 def _read_names(file: str) -> list[str]:
@@ -60,7 +69,8 @@ def check_decoding(config: RunConfig, data: ImageData) -> None:
     """
     if config.loader.resident or config.loader.on_bad_image == "skip":
         return
-    parts = (data.train, data.val, data.test)
+    train = data.train.parts if isinstance(data.train, Joined) else (data.train,)
+    parts = (*train, data.val, data.test)
     if sum(bytes_of(images) or 0 for images in parts) > _MOST_BYTES_DECODED:
         return
     for images in parts:
@@ -77,22 +87,56 @@ def check_counts(config: RunConfig, data: ImageData, processes: int) -> None:
         raise UserError(f"mixup and CutMix pair the images of a batch; the one batch of {len(data.train)} is odd")
 
 
+def own_size(augment: AugmentConfig, teacher: Teacher | None) -> int | None:
+    """Return the side in pixels at which views are rendered for the teacher; None where it sees the student's."""
+    return teacher.img_size if augment.teacher_view == "own" and teacher is not None else None
+
+
 def make_views(
-    loader: LoaderConfig, augment: AugmentConfig, seed: int, data: ImageData, student: Backbone, device: torch.device
+    loader: LoaderConfig,
+    augment: AugmentConfig,
+    seed: int,
+    data: ImageData,
+    student: Backbone,
+    device: torch.device,
+    teacher_size: int | None = None,
+    *,
+    stored: bool = False,
 ) -> tuple[Dataset[Any], Dataset[Any]]:
-    """Make the data sets of training and held-out views. Raises UserError."""
+    """Make the data sets of training and held-out views. Raises UserError.
+
+    With `teacher_size` (of `own_size`) they render each view for the teacher as well, unless its output is stored.
+    """
     assert loader.resident is not None
     seed = seed if loader.views is None else loader.view_seed
-    common: dict[str, Any] = dict(resident=loader.resident, device=device)
+    common: dict[str, Any] = dict(
+        resident=loader.resident, device=device, teacher_size=teacher_size, for_teacher=not stored
+    )
     train = training_views(data.train, augment, student.spec, student.img_size, seed=seed, **common)
     return train, held_out_views(data.val, augment, student.spec, student.img_size, **common)
 
 
-def digests(config: RunConfig, data: ImageData) -> dict[str, str]:
-    """Return digests of what a run starts from: classes and labels of every split, and its checkpoints."""
+def make_teacher_views(
+    loader: LoaderConfig, augment: AugmentConfig, data: ImageData, student: Backbone, teacher_size: int
+) -> tuple[Dataset[Any], Dataset[Any]]:
+    """Make the views of `make_views` as the teacher sees them, at its own size, normalised for the student."""
+    train = teacher_training_views(
+        data.train, augment, student.spec, student.img_size, teacher_size, seed=loader.view_seed
+    )
+    return train, Views(data.val, eval_transform(augment, student.spec, teacher_size))
+
+
+def digests(config: RunConfig, data: ImageData, probed: ImageData | None = None) -> dict[str, str]:
+    """Return digests of what a run starts from: classes and labels of every split, and its checkpoints.
+
+    `probed` holds the images of probe_data.
+    """
     found = {"class names": _digest("\n".join([*data.class_names]).encode())}
     for name, split in (("training", data.train), ("validation", data.val), ("test", data.test)):
         found[f"{name} labels"] = _digest(np.asarray(split.labels, dtype=np.int64).tobytes())
+    if probed is not None:
+        labels = [np.asarray(part.labels, dtype=np.int64).tobytes() for part in (probed.train, probed.val)]
+        found["probe_data labels"] = _digest(b"|".join(labels))
     for setting, checkpoint in _checkpoints(config):
         path = Path(checkpoint)
         path = path / WEIGHTS_FILE if path.is_dir() else path

@@ -12,6 +12,7 @@ from timm.optim import get_optimizer_info, list_optimizers
 from crossdistill.backbones import Backbone, create_backbone, load_backbone
 from crossdistill.backbones.args import read_args
 from crossdistill.backbones.build import classes_of_weights
+from crossdistill.backbones.transformers_network import is_transformers
 from crossdistill.config import ModelConfig, RunConfig
 from crossdistill.data import ImageData
 from crossdistill.data.classes import has_classes_of, match_classes
@@ -40,6 +41,11 @@ def check_settings(config: RunConfig, methods: Sequence[str] = ()) -> MethodChoi
 
     `methods` names further methods whose options the settings may hold.
     """
+    if config.role == "student" and is_transformers(config.student):
+        raise UserError(
+            f"student {config.student!r} is a transformers model, which can only teach: the student is a model of timm "
+            "or torchvision, or your own (package.module:factory)"
+        )
     choice = choose_method(config.method, options_for(config.method, config.options))
     others = check_option_keys(config.options, [config.method, *methods])
     for key, options in config.options.items():
@@ -50,6 +56,10 @@ def check_settings(config: RunConfig, methods: Sequence[str] = ()) -> MethodChoi
             raise UserError(f"method {part.name!r} has no forward(student, teacher, targets)")
     if config.loader.labels == "none":
         _check_without_labels(config, choice)
+    elif config.probe_data is not None:
+        raise UserError("probe_data is for runs without labels (loader.labels none); the labels choose the best epoch")
+    if config.loader.unlabelled is not None:
+        _check_partly(config, choice)
     if choice.needs.index and config.augment.mixes:
         raise UserError(f"method {config.method!r} stores images by number, so they cannot be mixed: turn mixup off")
     if choice.needs.teacher and not config.teachers:
@@ -66,9 +76,24 @@ def _check_without_labels(config: RunConfig, choice: MethodChoice) -> None:
             f"method {config.method!r} learns from labels, but loader.labels is 'none': use a method that reads none "
             f"({', '.join(methods_without_labels())})"
         )
+    if config.probe_every is not None and config.probe_data is None:
+        raise UserError("probe_every needs labelled images: give --probe-data")
     for name, given in (("optim.ema", config.optim.ema), ("mixup and CutMix", config.augment.mixes)):
         if given:
             raise UserError(f"{name} cannot be used with loader.labels 'none'; leave it out")
+
+
+def _check_partly(config: RunConfig, choice: MethodChoice) -> None:
+    """Raise UserError for what cannot be trained on images of which some have no labels."""
+    if config.loader.labels == "none":
+        raise UserError("loader.unlabelled is for runs with labels; with loader.labels 'none' put all images in --data")
+    if choice.needs.labels:
+        raise UserError(
+            f"method {config.method!r} learns from the label of every image, but loader.unlabelled has none: use a "
+            f"method that reads none ({', '.join(methods_without_labels())})"
+        )
+    if config.augment.mixes:
+        raise UserError("mixup and CutMix cannot be used with loader.unlabelled; leave one of the two out")
 
 
 def _check_optimiser(name: str) -> None:
@@ -93,6 +118,7 @@ def build_models(config: RunConfig, choice: MethodChoice, data: ImageData) -> Di
         label_smoothing=config.optim.label_smoothing,
         balance=config.optim.balance,
         labelled=data.labelled,
+        partly=config.loader.unlabelled is not None,
     )
 
 
@@ -131,7 +157,7 @@ def build_student(
         pretrained=model.student_pretrained,
         checkpoint=model.student_checkpoint,
         checkpoint_key=model.student_checkpoint_key,
-        small_images=model.stem == "small",
+        small_images=model.stem == "small" and not is_transformers(name),
         stages=model.student_stages,
         new_head=model.new_head,
         **model.student_args,
@@ -215,12 +241,12 @@ def _build_teacher(
         img_size=img_size,
         checkpoint=checkpoint,
         checkpoint_key=model.teacher_checkpoint_key,
-        small_images=model.teacher_stem == "small",
+        small_images=model.teacher_stem == "small" and not is_transformers(name),
         stages=model.teacher_stages,
         **model.teacher_args,
     )
     classes = _number_of_classes(model)
-    if classes is None and (model.teacher_pretrained or checkpoint is not None):
+    if classes is None and (model.teacher_pretrained or checkpoint is not None or is_transformers(name)):
         # A classifier of other classes would be new, and teach noise.
         classes = classes_of_weights(name, **built)
     if classes is None and not data.labelled:
@@ -251,11 +277,15 @@ def report_teacher_accuracy(
         return
     _report_trained_on(config, data, console)
     student = distiller.student
-    loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, student.img_size, config.loader)
+    own = config.augment.teacher_view == "own"
     plain: dict[str, Any] = dict(highlight=False, markup=False, soft_wrap=True)
     for member in distiller.teacher.members:
         name = member.spec.name
+        size = member.backbone.img_size if own else student.img_size
+        loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, size, config.loader)
         check_finite(member.to(device), next(iter(loader))[0])
+        if member.backbone.note:
+            console.print(f"teacher {name}: {member.backbone.note}", **plain)
         if not data.labelled:
             continue
         if member.backbone.weights_part:

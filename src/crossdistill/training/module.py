@@ -24,6 +24,7 @@ from crossdistill.config import AugmentConfig, EngineConfig, OptimConfig
 from crossdistill.data.loaders import mix_seed
 from crossdistill.distiller import Distiller
 from crossdistill.tasks import Classification, NoLabels
+from crossdistill.training.mixing import mix_both
 from crossdistill.training.sharding import shard_teachers, shard_trained
 from crossdistill.types import Batch
 
@@ -86,6 +87,9 @@ class DistillModule(L.LightningModule):
     def _in_layout(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=torch.channels_last) if self.engine.channels_last is True else images
 
+    def _for_teacher(self, batch: Batch) -> Tensor | None:
+        return None if batch.teacher_images is None else self._in_layout(batch.teacher_images)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout, stochastic depth and mixup from the step, so that a resumed run draws the same numbers."""
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx
@@ -94,9 +98,12 @@ class DistillModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Run one batch; returns the loss, and the terms for the log."""
         images, targets = self._in_layout(batch.images), batch.targets
-        if self.mixup is not None:
+        seen = self._for_teacher(batch)
+        if self.mixup is not None and seen is not None:
+            images, seen, targets = mix_both(self.mixup, images, seen, targets)
+        elif self.mixup is not None:
             images, targets = self.mixup(images, targets)
-        step = self.distiller(images, targets, batch.teacher, batch.index)
+        step = self.distiller(images, targets, batch.teacher, batch.index, seen)
         terms = {"loss": step.loss, **step.terms}
         return {"loss": step.loss, "terms": {name: value.detach() for name, value in terms.items()}}
 
@@ -123,7 +130,7 @@ class DistillModule(L.LightningModule):
         """Score one batch of the held-out split."""
         images, targets = self._in_layout(batch.images), batch.targets
         if not self.distiller.task.labelled:
-            step = self.distiller(images, targets, batch.teacher, batch.index)
+            step = self.distiller(images, targets, batch.teacher, batch.index, self._for_teacher(batch))
             self.val_loss.update(step.loss, weight=len(images))
             return
         logits = self.deployed(images).require_logits().float()

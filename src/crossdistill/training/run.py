@@ -33,3 +33,5 @@ class Run:
     """A digest of what the run computes, which its checkpoints carry."""
     checkpoint: Path | None
     """The checkpoint that an interrupted run continues from."""
+    probed: ImageData | None = None
+    """The labelled images that score the embedding; None where the run does not ask for it."""

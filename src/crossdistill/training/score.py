@@ -90,7 +90,7 @@ def _load_run(
 ) -> tuple[Backbone, ImageData, AugmentConfig, SplitList | None]:
     """Return the model of a run, the data, how images are fitted, and the run's list where the data is another."""
     backbone = load_backbone(model, trust_code=config.trust_code)
-    loader = replace(config.loader, in_chans=1 if backbone.spec.in_chans == 1 else 3)
+    loader = replace(config.loader, in_chans=1 if backbone.spec.in_chans == 1 else 3, unlabelled=None)
     listed = read_split_list(model)
     stored = read_config(Path(model))
     # The list of a run without labels does not say which class a file has.

@@ -12,7 +12,14 @@ from crossdistill.errors import UserError
 from crossdistill.methods import MethodChoice
 from crossdistill.training.cached import prepare_cache
 from crossdistill.training.engine import choose_device, set_threads
-from crossdistill.training.inputs import check_decoding, decide, make_views, report_data
+from crossdistill.training.inputs import (
+    check_decoding,
+    decide,
+    make_teacher_views,
+    make_views,
+    own_size,
+    report_data,
+)
 from crossdistill.training.models import build_models, check_settings, report_teacher_accuracy
 
 
@@ -45,5 +52,9 @@ def write_cache(
     assert distiller.teacher is not None
     student, teacher = distiller.student, distiller.teacher.backbone
     reads = [other.needs_for(student, teacher).teacher for other in others]
-    views, _ = make_views(config.loader, config.augment, config.seed, data, student, device)
+    size = own_size(config.augment, distiller.teacher)
+    if size is None:
+        views, _ = make_views(config.loader, config.augment, config.seed, data, student, device)
+    else:
+        views, _ = make_teacher_views(config.loader, config.augment, data, student, size)
     return prepare_cache(config, data.train, views, distiller, device, console, reads)

@@ -1,0 +1,108 @@
+"""Any image model of Hugging Face transformers, read through its hidden states."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossdistill.backbones._probe import evaluating, probe_images
+from crossdistill.backbones.base import Backbone, read_spec
+from crossdistill.backbones.stages import choose_stages
+from crossdistill.backbones.transformers_network import VisionNetwork
+from crossdistill.errors import UserError, kind_and_line
+from crossdistill.types import BackboneOutput
+
+
+class TransformersBackbone(Backbone):
+    """A transformers model as a `Backbone`.
+
+    The embedding is the classifier's input; without a classifier, the model's pooled output, or the mean of its patch
+    tokens where it has no pooler (`note` says which). Stages are hidden states as transformers returns them: of plain
+    transformers those after the blocks in the proportion 2-2-6-2, without the tokens before the patches; of others the
+    last one of each of the four largest strides (Swin's come after the merging of patches).
+    """
+
+    model: VisionNetwork
+
+    def __init__(self, model: VisionNetwork, name: str, img_size: int, in_chans: int) -> None:
+        super().__init__()
+        self.model = model
+        self.img_size = img_size
+        self._seen: list[Tensor] = []
+        self._recording = False
+        self._taps: tuple[int, ...] = ()
+        classifier = model.get_classifier()
+        if classifier is not None:
+            classifier.register_forward_pre_hook(self._keep_input)
+        with evaluating(self):
+            images = probe_images(model, in_chans, img_size)
+            self._choose(images)
+            probed = self(images, stages=self.stage_problem is None)
+            self._one_head = self._classifies(probed)
+        self.spec = read_spec(model, probed, name, img_size, in_chans)
+        pooled = "its pooled output" if model.pools else "the mean of its patches, since it has no pooler"
+        self.note = f"the embedding is {'the input of its classifier' if model.headed else pooled}"
+
+    @property
+    def classifies_embedding(self) -> bool:
+        """Whether the logits are the classifier's output for the embedding."""
+        return self.model.classifier_name is not None and self._one_head
+
+    def _classifies(self, output: BackboneOutput) -> bool:
+        classifier = self.model.get_classifier()
+        if classifier is None or output.logits is None:
+            return False
+        logits = classifier(output.embedding)
+        return logits.shape == output.logits.shape and torch.allclose(logits, output.logits, rtol=1e-3, atol=1e-5)
+
+    # A bound method, not a closure: a deep copy gets its own.
+    def _keep_input(self, module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if not self._recording:
+            return None
+        self._seen.append(inputs[0])
+        return None if self.before_classifier is None else (self.before_classifier(inputs[0]), *inputs[1:])
+
+    def _choose(self, images: Tensor) -> None:
+        """Choose the hidden states that are the stages, or say why there are none."""
+        try:
+            maps = self._maps(self.model.run(images, hidden=True)[1], images)
+        except UserError as error:
+            self.stage_problem = str(error)
+            return
+        except Exception as error:  # the code of a model can raise anything
+            self.stage_problem = f"its hidden states failed with {kind_and_line(error)}"
+            return
+        self._taps = choose_stages([round(images.shape[2] / one.shape[2]) for one in maps])
+
+    def _maps(self, output: Any, images: Tensor) -> list[Tensor]:
+        """Return all hidden states as maps (B, C, H, W); of plain transformers those after the first block."""
+        states = output.get("reshaped_hidden_states") or output.get("hidden_states")
+        if not states:
+            raise UserError("it returns no hidden states")
+        if all(state.ndim == 4 for state in states):
+            return list(states)
+        patch = self.model.patch
+        if patch is None or not all(state.ndim == 3 for state in states):
+            raise UserError("its hidden states are neither maps nor tokens of one patch size")
+        grid = (images.shape[2] // patch, images.shape[3] // patch)
+        # The first is the input of the first block.
+        return [state[:, self.model.prefix_tokens :].transpose(1, 2).unflatten(2, grid) for state in states[1:]]
+
+    def forward(self, images: Tensor, stages: bool = False) -> BackboneOutput:
+        """Run images (B, C, H, W), normalised as `spec` says."""
+        if stages:
+            self.require_stages()
+        self._recording = True
+        try:
+            result, output = self.model.run(images, hidden=stages)
+            headed = self.model.classifier_name is not None
+            embedding = self._seen[-1] if headed else result
+        finally:
+            # No tensor of a forward pass is kept after it.
+            self._recording = False
+            self._seen.clear()
+        maps: tuple[Tensor, ...] | None = None
+        if stages:
+            every = self._maps(output, images)
+            maps = tuple(every[tap] for tap in self._taps)
+        return BackboneOutput(result if headed else None, embedding, maps)

@@ -1,0 +1,125 @@
+"""A text or CSV file that lists images: their paths, and for a CSV file their labels and splits as well.
+
+Paths are relative to the folder of the file. In a text file every line is a path. A CSV or TSV file begins with the
+names of its columns; those of the path, the label and the split are found by their usual names.
+"""
+
+import csv
+import os
+from pathlib import Path
+
+from crossdistill.config.data import LoaderConfig
+from crossdistill.data.datasets import Images, Source
+from crossdistill.data.folder import ROLES, Files
+from crossdistill.data.split_names import split_role
+from crossdistill.errors import UserError, first_line
+
+LISTS = (".txt", ".csv", ".tsv")
+_PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
+_LABELS = ("label", "class", "class_name", "category", "target")
+_SPLITS = ("split", "set", "subset", "partition")
+
+_Row = tuple[int, str, str | None, str]
+"""Number of the line, path, label, role."""
+
+
+def listed_source(file: Path, config: LoaderConfig) -> Source:
+    """Open a list of images. Raises UserError for one that cannot be read, or that states no labels to learn."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data {str(file)!r} cannot be read as text in UTF-8: {first_line(error)}") from error
+    rows = _lines(text) if file.suffix.lower() == ".txt" else _table(file, text, config)
+    if not rows:
+        raise UserError(f"data {str(file)!r} lists no images")
+    _check_once(file, rows)
+    names: tuple[str, ...] = ("image",)
+    if config.labels == "classes":
+        names = _class_names(file, rows)
+    number = {name: place for place, name in enumerate(names)}
+    labels = config.labels == "classes"
+    splits: dict[str, Images] = {}
+    for role in ROLES:
+        chosen = [row for row in rows if row[3] == role]
+        if chosen:
+            numbers = [number[str(label)] if labels else 0 for _, _, label, _ in chosen]
+            splits[role] = Files(file.resolve().parent, [path for _, path, _, _ in chosen], numbers)
+    if "train" not in splits:
+        raise UserError(f"data {str(file)!r} lists no images of the training split")
+    return Source(file.stem, splits, names)
+
+
+def _lines(text: str) -> list[_Row]:
+    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
+    return [(number, _key(line), None, "train") for number, line in lines if line]
+
+
+def _table(file: Path, text: str, config: LoaderConfig) -> list[_Row]:
+    lines = text.splitlines()
+    reader = csv.DictReader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
+    columns = [name.strip() for name in reader.fieldnames or ()]
+    reader.fieldnames = columns
+    path = _column(file, columns, config.image_column, _PATHS, "image")
+    label = None
+    if config.labels == "classes":
+        label = _column(file, columns, config.label_column, _LABELS, "label")
+    split = next((name for name in columns if name.lower() in _SPLITS), None)
+    rows = []
+    for row in reader:
+        values = {name: (value or "").strip() for name, value in row.items() if isinstance(value, str | None)}
+        line = reader.line_num
+        if not values[path] or (label is not None and not values[label]):
+            missing = path if not values[path] else label
+            raise UserError(f"line {line} of {str(file)!r} has no value in the column {missing!r}")
+        role = "train" if split is None else split_role(values[split])
+        if role is None:
+            raise UserError(
+                f"line {line} of {str(file)!r} has the split {values[split or '']!r}; it must be train, val or test"
+            )
+        rows.append((line, _key(values[path]), None if label is None else values[label], role))
+    return rows
+
+
+def _key(path: str) -> str:
+    return os.path.normpath(path).replace(os.sep, "/")
+
+
+def _column(file: Path, columns: list[str], named: str | None, known: tuple[str, ...], kind: str) -> str:
+    found = named if named in columns else None
+    if named is None:
+        found = next((name for name in columns if name.lower() in known), None)
+    if found is None:
+        raise UserError(
+            f"{str(file)!r} has no column {named or ' or '.join(known[:3])!r} in its first line "
+            f"({', '.join(columns[:6])}); name it with --loader.{kind}-column"
+            + ("" if kind == "image" else ", or train without labels (--loader.labels none)")
+        )
+    return found
+
+
+def _check_once(file: Path, rows: list[_Row]) -> None:
+    lines: dict[str, int] = {}
+    for line, path, _, _ in rows:
+        whole = os.path.join(file.resolve().parent, path)
+        if whole in lines:
+            raise UserError(f"{str(file)!r} lists {path!r} twice, in lines {lines[whole]} and {line}")
+        lines[whole] = line
+
+
+def _class_names(file: Path, rows: list[_Row]) -> tuple[str, ...]:
+    """Return the classes of the training images: whole numbers by value, text by code point. Raises UserError."""
+    if any(label is None for _, _, label, _ in rows):
+        raise UserError(
+            f"{str(file)!r} states no labels; list them in a CSV file with the columns path and label, or train "
+            "without labels (--loader.labels none)"
+        )
+    found = {str(label) for _, _, label, role in rows if role == "train"}
+    for line, _, label, role in rows:
+        if label not in found and found:
+            raise UserError(
+                f"line {line} of {str(file)!r} ({role}) has the label {label!r}, which no training image has"
+            )
+    if len(found) < 2:
+        raise UserError(f"{str(file)!r} lists images of {len(found)} class; a classifier needs at least 2")
+    numbers = all(name.isascii() and name.isdigit() for name in found)
+    return tuple(sorted(found, key=lambda name: (int(name), name)) if numbers else sorted(found))

@@ -1,0 +1,51 @@
+import json
+
+import pytest
+
+from tests.backbones.transformers_folders import save
+from tests.commands.running import TINY, run
+
+COLOUR = ("--loader.in-chans", "3", "--method", "rsd")
+
+
+@pytest.mark.parametrize("cache", ["off", "auto"])
+def test_fit_with_a_headless_teacher(tmp_path, capsys, monkeypatch, cache):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "dinov2", "dinov2")
+    words = (*TINY, *COLOUR, "--cache", cache)
+    code, _, err = run(capsys, "fit", *words, "--teacher", f"hf:{tmp_path / 'dinov2'}", "--out", "run")
+    assert code == 0, err
+    assert "the embedding is its pooled output" in err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert "test" not in metrics["teacher"]
+    assert metrics["teacher"]["img_size"] == 32
+
+
+def test_classes_are_matched_by_name(tmp_path, capsys):
+    other = [str(9 - number) for number in range(10)]
+    save(tmp_path / "vit", "vit", other)
+    words = ("--teacher", f"hf:{tmp_path / 'vit'}", "--method", "kd", "--trust-teacher", "true", "--epochs", "1")
+    code, _, err = run(capsys, "fit", *TINY, *COLOUR, *words, "--out", tmp_path / "run")
+    assert code == 0, err
+    save(tmp_path / "vit", "vit", [f"digit {number}" for number in range(10)])
+    code, _, err = run(capsys, "fit", *TINY, *COLOUR, *words, "--out", tmp_path / "other")
+    assert code == 2
+    assert "'digit 0'" in err
+
+
+def test_a_probed_teacher_is_a_run(tmp_path, capsys):
+    save(tmp_path / "siglip", "siglip")
+    name = f"hf:{tmp_path / 'siglip'}"
+    words = (*TINY, "--loader.in-chans", "3")
+    code, _, err = run(capsys, "teacher", *words, "--teacher", name, "--probe", "--out", tmp_path / "probed")
+    assert code == 0, err
+    words = (*words, "--teacher-checkpoint", tmp_path / "probed", "--method", "kd", "--trust-teacher", "true")
+    code, _, err = run(capsys, "fit", *words, "--epochs", "1", "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "test" in json.loads((tmp_path / "run" / "metrics.json").read_text())["teacher"]
+
+
+def test_a_student_is_refused(tmp_path, capsys):
+    code, _, err = run(capsys, "fit", "--data", "digits", "--student", "hf:x", "--method", "none", "--out", tmp_path)
+    assert code == 2
+    assert "can only teach" in err

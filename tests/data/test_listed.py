@@ -1,0 +1,97 @@
+import json
+
+import pytest
+
+from crossdistill import UserError
+from crossdistill.config import LoaderConfig
+from crossdistill.data import load_data
+from crossdistill.data.datasets import base_of
+from tests.commands.running import TINY, run
+from tests.data.pictures import noise, put
+
+
+@pytest.fixture
+def images(tmp_path):
+    for number in range(24):
+        put(noise(number), tmp_path / "all" / f"{number}.png")
+    return [f"all/{number}.png" for number in range(24)]
+
+
+def write(file, *lines):
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(file)
+
+
+def load(file, **config):
+    return load_data(file, LoaderConfig(**config))
+
+
+def by_path(images):
+    base, chosen = base_of(images)
+    return {base.keys[index]: label for index, label in zip(chosen, images.labels, strict=True)}
+
+
+def test_a_csv_file_states_paths_labels_and_splits(tmp_path, images):
+    splits = ["train"] * 16 + ["valid"] * 4 + ["Test"] * 4
+    lines = [
+        f"{('dog', 'cat')[i % 2]},{path},{split}" for i, (path, split) in enumerate(zip(images, splits, strict=True))
+    ]
+    data = load(write(tmp_path / "list.csv", "label,path,split", *lines))
+    assert data.class_names == ("cat", "dog")
+    assert by_path(data.train) == {path: 1 - i % 2 for i, path in enumerate(images[:16])}
+    assert list(by_path(data.val)) == images[16:20]
+    assert list(by_path(data.test)) == images[20:]
+    assert data.name == "list"
+    assert data.files is not None
+
+
+def test_numbers_are_classes_by_value_and_columns_may_have_any_name(tmp_path, images):
+    lines = [f"{path}\t{(2, 10, 9)[i % 3]}" for i, path in enumerate(images)]
+    file = write(tmp_path / "list.tsv", "where\twhat", *lines)
+    data = load(file, image_column="where", label_column="what")
+    assert data.class_names == ("2", "9", "10")
+    assert all(label == (0, 2, 1)[int(path[4:-4]) % 3] for path, label in by_path(data.train).items())
+    with pytest.raises(UserError, match="image-column"):
+        load(file)
+
+
+def test_a_text_file_of_paths_has_no_labels(tmp_path, images):
+    (tmp_path / "all" / "a b, c.png").write_bytes((tmp_path / images[0]).read_bytes())
+    file = write(tmp_path / "list.txt", *images, "", "all/a b, c.png")
+    data = load(file, labels="none")
+    assert data.class_names == ()
+    parts = [by_path(part) for part in (data.train, data.val, data.test)]
+    assert sum(len(part) for part in parts) == 25
+    assert any("all/a b, c.png" in part for part in parts)
+    with pytest.raises(UserError, match=r"states no labels.*--loader\.labels none"):
+        load(file)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["path,label", "all/0.png,a", "all/1.png,"], "line 3 of .* no value in the column 'label'"),
+        (["path,label", "all/0.png,a", "all/./0.png,b"], "lists 'all/0.png' twice, in lines 2 and 3"),
+        (["path,label", "all/0.png,a", "all/1.png,a"], "1 class"),
+        (["path,label,split", "all/0.png,a,train", "all/1.png,b,train", "all/2.png,c,test"], "the label 'c'"),
+        (["path,label,split", "all/0.png,a,first"], "the split 'first'"),
+        (["path,colour", "all/0.png,a"], "--loader.label-column"),
+        (["path,label"], "lists no images"),
+        (["path,label", "all/0.png,a", "all/gone.png,b", *(f"all/{i}.png,b" for i in range(1, 9))], "gone.png"),
+    ],
+)
+def test_lists_that_are_not_clear_are_refused(tmp_path, images, lines, message):
+    with pytest.raises(UserError, match=message):
+        load(write(tmp_path / "list.csv", *lines))
+
+
+def test_a_list_is_trained_on_and_resumed_by_the_command_line(tmp_path, capsys, images):
+    file = write(tmp_path / "list.csv", "path,label", *(f"{path},{i % 2}" for i, path in enumerate(images)))
+    words = [*TINY, "--data", file, "--loader.batch-size", "8", "--method", "none", "--epochs", "1"]
+    code, _, err = run(capsys, "fit", *words, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "list" in json.loads((tmp_path / "run" / "metrics.json").read_text())["data"]
+    code, _, err = run(capsys, "eval", tmp_path / "run", "--json")
+    assert code == 0, err
+    code, _, err = run(capsys, "check", file)
+    assert code == 0, err
