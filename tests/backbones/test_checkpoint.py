@@ -200,3 +200,28 @@ def test_names_of_older_timm_versions_are_converted(tmp_path):
     torch.save(weights, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"does not fit the model"):
         create_backbone("swin_tiny_patch4_window7_224", 5, 32, checkpoint=tmp_path / "other.pth", **args)
+
+
+def test_weights_that_are_no_plain_arrays_are_refused(source, tmp_path):
+    path, weights = tmp_path / "weights.pth", source.model.state_dict()
+    whole = weights["fc.weight"]
+    changed = {
+        "sparse": whole.to_sparse(),
+        "quantised": torch.quantize_per_tensor(whole, 0.1, 0, torch.qint8),
+        "nested": torch.nested.nested_tensor([whole[0], whole[1, :3]]),
+    }
+    for kind, value in changed.items():
+        torch.save({**weights, "fc.weight": value}, path)
+        refused(path, rf"'fc\.weight' is a {kind} tensor")
+    for dtype in (torch.int8, torch.complex64):
+        torch.save({**weights, "fc.weight": whole.to(dtype)}, path)
+        refused(path, rf"no numbers of floating point: fc\.weight is {dtype}")
+    torch.save({name: value.half() if value.is_floating_point() else value for name, value in weights.items()}, path)
+    create_backbone("test_resnet", 5, 32, checkpoint=path)
+
+
+def test_a_tensor_of_many_dimensions_takes_no_memory_before_it_is_refused(source, tmp_path):
+    path = tmp_path / "weights.pth"
+    # A stored number, seen as 2^40 of them.
+    torch.save({**source.model.state_dict(), "fc.weight": torch.zeros(1, 1).expand(2**20, 2**20)}, path)
+    refused(path, r"fc\.weight is \(1048576, 1048576\)")

@@ -103,6 +103,17 @@ def test_two_damaged_checkpoints_and_a_damaged_best_one_are_refused(config, cut)
                 resume(config, cut)
 
 
+def test_an_older_best_checkpoint_of_the_run_is_refused(config, cut):
+    best = cut / "checkpoints" / "best.ckpt"
+    stored = torch.load(best, weights_only=True)
+    for key, state in stored["callbacks"].items():
+        if "best_model_score" in state and state["monitor"]:
+            stored["callbacks"][key] = {**state, "best_model_score": state["best_model_score"] - 1}
+    torch.save(stored, best)
+    with pytest.raises(UserError, match="is not the best checkpoint of the run, but an older one"):
+        resume(config, cut)
+
+
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(quick, silent, tmp_path, monkeypatch):
     """A folder in the place of the file: also the superuser cannot write there."""
     out = tmp_path / "run"

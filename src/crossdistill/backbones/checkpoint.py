@@ -116,7 +116,23 @@ def _groups(loaded: Any, path: Path) -> dict[tuple[str, ...], dict[str, Tensor]]
     groups = groups_of(loaded)
     if not groups:
         raise UserError(f"checkpoint {str(path)!r} holds no weights")
+    for group in groups.values():
+        for name, value in group.items():
+            if kind := _special(value):
+                raise UserError(
+                    f"checkpoint {str(path)!r}: {name!r} is a {kind} tensor; save plain weights, before they are "
+                    "converted"
+                )
     return groups
+
+
+def _special(tensor: Tensor) -> str | None:
+    """Name the kind of a tensor that is not a plain array; None for one that is."""
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.is_nested:
+        return "nested"
+    return None if tensor.layout == torch.strided else "sparse"
 
 
 def _inside(name: str, modules: Sequence[str]) -> bool:
@@ -182,7 +198,7 @@ def _different(candidates: list[_Candidate], expected: dict[str, Tensor]) -> lis
 
 
 def _check_fit(found: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
-    """Raise UserError for weights that are missing, not expected or of another shape."""
+    """Raise UserError for weights that are missing, not expected, of another shape, or converted to whole numbers."""
     missing = [name for name in expected if name not in found and not name.endswith(_OPTIONAL)]
     surplus = [name for name in found if name not in expected and not name.endswith(_OPTIONAL)]
     shapes = [
@@ -190,9 +206,19 @@ def _check_fit(found: dict[str, Tensor], expected: dict[str, Tensor], path: Path
         for name, value in expected.items()
         if name in found and found[name].shape != value.shape
     ]
+    kinds = [
+        f"{name} is {found[name].dtype}, the model's is {value.dtype}"
+        for name, value in expected.items()
+        if name in found and value.is_floating_point() and not found[name].is_floating_point()
+    ]
     problems = [
         f"{what}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}"
-        for what, keys in (("missing", missing), ("not expected", surplus), ("other shape", shapes))
+        for what, keys in (
+            ("missing", missing),
+            ("not expected", surplus),
+            ("other shape", shapes),
+            ("no numbers of floating point", kinds),
+        )
         if keys
     ]
     if problems:

@@ -147,3 +147,25 @@ def checkpoint_problem(path: Path, identity: str, expected: Mapping[str, Tensor]
         if surplus := [name for name in weights if name.startswith("distiller.") and name not in expected]:
             return f"{str(path)!r} is damaged (the run has no weight {surplus[0]!r})"
     return None
+
+
+def best_problem(folder: Path, identity: str) -> str | None:
+    """Return what is wrong with the best checkpoint of a run, also where it is an older one of the run."""
+    best, last = folder / BEST, folder / LAST
+    if problem := checkpoint_problem(best, identity):
+        return problem
+    if last.exists() and checkpoint_problem(last, identity) is None:
+        found, recorded = _best_score(best), _best_score(last)
+        if found is not None and recorded is not None and found < recorded:
+            return f"{str(best)!r} is not the best checkpoint of the run, but an older one"
+    return None
+
+
+def _best_score(path: Path) -> float | None:
+    """Return the best score that a checkpoint knows of, so that larger is better; None where it states none."""
+    stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    for key, state in stored["callbacks"].items():
+        if "BestCheckpoint" in key and state.get("monitor") and state.get("best_model_score") is not None:
+            sign = -1 if "'mode': 'min'" in key else 1
+            return sign * float(state["best_model_score"])
+    return None

@@ -36,7 +36,7 @@ from crossdistill.report.records import (
 )
 from crossdistill.teacher import Teacher
 from crossdistill.training.cached import scored_once
-from crossdistill.training.checkpoints import BEFORE, BEST, CHECKPOINTS, checkpoint_problem
+from crossdistill.training.checkpoints import BEFORE, BEST, CHECKPOINTS, best_problem
 from crossdistill.training.inputs import own_size
 from crossdistill.training.models import rebuild_teacher
 from crossdistill.training.neighbours import neighbour_score
@@ -130,7 +130,7 @@ def _scores(
 def best_student(run: Run) -> Backbone:
     """Build the student once more, with the weights of the best checkpoint. Raises UserError for a damaged one."""
     best = run.out / CHECKPOINTS / BEST
-    if problem := checkpoint_problem(best, run.identity):
+    if problem := best_problem(best.parent, run.identity):
         raise UserError(f"{problem}: delete the folder {str(best.parent)!r} to train the run from its start")
     student = from_args(run.distiller.student.args)
     load_weights(student.model, best, prefix=run.module.deployed_prefix)

@@ -8,7 +8,7 @@ from crossdistill.config import RunConfig
 from crossdistill.data import ImageData
 from crossdistill.distiller import Distiller
 from crossdistill.errors import UserError
-from crossdistill.training.checkpoints import BEFORE, BEST, CHECKPOINTS, LAST, checkpoint_problem, find_checkpoint
+from crossdistill.training.checkpoints import BEFORE, BEST, CHECKPOINTS, LAST, best_problem, find_checkpoint
 from crossdistill.training.inputs import decide
 from crossdistill.training.models import check_settings
 from crossdistill.training.run_folder import (
@@ -36,6 +36,6 @@ def read_checkpoint(out: Path, identity: str, distiller: Distiller, console: Con
     trained = {f"distiller.{name}": value for name, value in distiller.state_dict().items()}
     checkpoint = find_checkpoint(out, identity, trained, console)
     best = out / CHECKPOINTS / BEST
-    if checkpoint is not None and best.exists() and (problem := checkpoint_problem(best, identity)):
+    if checkpoint is not None and best.exists() and (problem := best_problem(best.parent, identity)):
         raise UserError(f"{problem}: delete the folder {str(best.parent)!r} to train the run from its start")
     return checkpoint
