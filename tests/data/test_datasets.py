@@ -86,7 +86,7 @@ def test_bad_folders_are_answered(tmp_path):
     refused("no such folder", tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     refused("no images in", tmp_path / "empty")
-    file = tmp_path / "file.txt"
+    file = tmp_path / "file.bin"
     file.write_text("x")
     refused("is a file", file)
     refused("1 class folder", write_folder(tmp_path / "one", classes=("cat",)))

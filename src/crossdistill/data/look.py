@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,12 +19,17 @@ from crossdistill.errors import UserError
 
 _THREADS = 8
 """Files that are opened at the same time."""
+_AT_ONCE = 64
+"""Files that a thread reads in one task."""
 MOST_BYTES = 2**30
 """Bytes that are read at the start of a command to compare the contents of files, or the headers in parquet rows."""
 _SAMPLED = 20_000
 """Parquet rows whose header is read where all rows are more than MOST_BYTES."""
 _FEW = 64
 """Images of a torchvision set that are looked at; such a set is of one kind."""
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,9 @@ def look(images: Images, *, decode: bool) -> Look:
     """Read the header of every image of a split; `decode` reads all of each."""
     base, chosen = base_of(images)
     if isinstance(base, Files):
-        return _collect(range(len(chosen)), _in_threads(_reader(decode), [base.paths[i] for i in chosen]))
+        return _collect(
+            range(len(chosen)), in_threads(partial(_tried, _reader(decode)), [base.paths[i] for i in chosen])
+        )
     if isinstance(base, Table):
         whole = decode or base.dataset.data.nbytes <= MOST_BYTES
         numbers = range(len(chosen)) if whole else _spread(len(chosen), _SAMPLED)
@@ -111,8 +119,7 @@ def _digests(images: Images, numbers: Sequence[int]) -> list[str]:
         cells = base.cells([int(chosen[number]) for number in numbers])
         return [hashlib.sha256(cell["bytes"] or b"" if cell else b"").hexdigest() for cell in cells]
     assert isinstance(base, Files)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(file_digest, [base.paths[chosen[number]] for number in numbers]))
+    return in_threads(file_digest, [base.paths[chosen[number]] for number in numbers])
 
 
 def file_digest(path: str) -> str:
@@ -147,9 +154,12 @@ def _tried(read: Callable[[Any], Header], file: Any) -> Header | str:
         return str(error)
 
 
-def _in_threads(read: Callable[[Any], Header], paths: Sequence[str]) -> Iterable[Header | str]:
+def in_threads(read: Callable[[str], _T], paths: Sequence[str]) -> list[_T]:
+    """Call a function that reads a file for many files, in order."""
+    parts = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
+    # A task for each file would cost more than small files take to read.
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(lambda path: _tried(read, path), paths))
+        return [result for part in pool.map(lambda part: [read(path) for path in part], parts) for result in part]
 
 
 def _collect(numbers: Iterable[int], results: Iterable[Header | str]) -> Look:

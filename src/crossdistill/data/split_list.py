@@ -1,8 +1,10 @@
 """The images of each split of a run, as it was started: what is scored later was never trained on."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from crossdistill.data.datasets import Images, Part, Source, base_of
 from crossdistill.data.folder import ROLES, Files
-from crossdistill.data.look import bytes_of, file_digest
+from crossdistill.data.look import bytes_of, file_digest, in_threads
 from crossdistill.errors import UserError, first_line
 
 SPLIT_NAME = "split.json"
@@ -69,7 +71,8 @@ def make_split_list(parts: Mapping[str, Images], source: Source) -> SplitList | 
     for role, images in parts.items():
         base, chosen = base_of(images)
         assert isinstance(base, Files)
-        listed[role] = {base.keys[i]: _mark(base.paths[i], contents) for i in chosen}
+        marks = in_threads(partial(_mark, contents=contents), [base.paths[i] for i in chosen])
+        listed[role] = dict(zip([base.keys[i] for i in chosen], marks, strict=True))
     used = {key for marks in listed.values() for key in marks}
     listed[UNUSED] = {
         key: _mark(path, contents)
@@ -152,7 +155,7 @@ def trained_in(images: Images, listed: SplitList) -> list[int]:
 
 def _mark(path: str, contents: bool) -> str:
     try:
-        size = Path(path).stat().st_size
+        size = os.stat(path).st_size
     except OSError:
         return "unreadable"
     return f"{size}:{file_digest(path)[:16]}" if contents else str(size)
