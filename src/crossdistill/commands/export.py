@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from crossdistill.commands._parser import check_positive
 from crossdistill.commands._run import RunParser
 from crossdistill.commands._show import consoles
 from crossdistill.commands.evaluate import LAYOUT, run_settings
-from crossdistill.config.validation import OptionalPositiveInt, PositiveInt
 
 if TYPE_CHECKING:
     from crossdistill.report.tables import TextTable
@@ -22,6 +22,7 @@ def run(argv: Sequence[str]) -> int:
     """Export a run."""
     parser = _parser()
     _, made = parser.read_run(argv, again=True)
+    check_positive(made, ("calibration", "images"))
     config, made = _parser().read_run(argv, run_settings(made.exported, parser.given(argv)))
     from crossdistill.export.hub import check_name, push, uploads
     from crossdistill.report.tables import show
@@ -69,8 +70,8 @@ def _parser() -> RunParser:
         "any size, which the graph resizes and normalises.",
     )
     add("--int8", action="store_true", help="Also write the ONNX file with 8-bit weights and activations.")
-    add("--calibration", type=PositiveInt, default=256, help="Most validation images to calibrate --int8 on.")
-    add("--images", type=OptionalPositiveInt, default=2000, help="Most test images to check on; null for all.")
+    add("--calibration", type=int, default=256, help="Most validation images to calibrate --int8 on.")
+    add("--images", type=int | None, default=2000, help="Most test images to check on; null for all.")
     add("--latency", action="store_true", help="Time teacher, student and export on this machine, at batch 1 and 32.")
     add("--push_to_hub", metavar="NAME", type=str | None, default=None, help="Upload the folder as this repository.")
     add("--public", action="store_true", help="Make a new repository public; it is private without this.")

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from crossdistill.commands._parser import Parser
+from crossdistill.commands._parser import Parser, check_positive
 from crossdistill.commands._show import consoles
-from crossdistill.config.validation import OptionalPositiveInt, PositiveInt
 from crossdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ SKIPPED = 3
 def run(argv: Sequence[str]) -> int:
     """Predict. Returns 0, or 3 where files were skipped."""
     made = _parser().read(argv)
+    check_positive(made, ("top_k", "batch_size", "workers", "threads"))
     from crossdistill.export.predict import Predictions, found_files, predict
 
     _, progress = consoles()
@@ -53,7 +53,7 @@ def _parser() -> Parser:
         help="Files, folders (at any depth), patterns such as 'photos/**/*.jpg', or - for a list of these in the lines "
         "of stdin.",
     )
-    add("--top_k", type=PositiveInt, default=5, help="Classes for each image, the most probable first.")
+    add("--top_k", type=int, default=5, help="Classes for each image, the most probable first.")
     add(
         "--format",
         type=Literal["table", "jsonl", "csv"],
@@ -67,9 +67,9 @@ def _parser() -> Parser:
         default=None,
         help="Write the embeddings: .npy or .parquet.",
     )
-    add("--batch_size", type=PositiveInt, default=32, help="Images in one forward pass.")
-    add("--workers", type=PositiveInt, default=4, help="Threads that decode images.")
-    add("--threads", type=OptionalPositiveInt, default=None, help="CPU threads of the model; null for its default.")
+    add("--batch_size", type=int, default=32, help="Images in one forward pass.")
+    add("--workers", type=int, default=4, help="Threads that decode images.")
+    add("--threads", type=int | None, default=None, help="CPU threads of the model; null for its default.")
     add("--accelerator", type=Literal["auto", "cpu", "gpu"], default="auto", help="Where a run's student is run.")
     add("--trust_code", type=bool, default=False, help="Import code that a run's files name (see docs/security.md).")
     return parser
@@ -77,6 +77,7 @@ def _parser() -> Parser:
 
 def _load(made: Any) -> "Model":
     """Open the model. Raises UserError."""
+    from crossdistill.export.about import PROGRAM_FILE
     from crossdistill.export.onnx_session import OnnxModel, find_onnx
 
     path = find_onnx(made.model)
@@ -84,6 +85,10 @@ def _load(made: Any) -> "Model":
         return OnnxModel(path, made.threads)
     if not Path(made.model).is_dir():
         raise UserError(f"{made.model!r} is neither the folder of a run nor an ONNX file")
+    if (Path(made.model) / PROGRAM_FILE).is_file():
+        raise UserError(
+            f"{made.model!r} holds a program of torch.export; predict reads runs, and exports to onnx and timm"
+        )
     from crossdistill.export.load import load_exported
 
     return load_exported(made.model, made.threads, gpu=made.accelerator != "cpu", trust_code=made.trust_code)

@@ -9,6 +9,7 @@ from crossdistill.data.picture import RULES
 from crossdistill.data.preprocessing import Preprocessing
 from crossdistill.errors import UserError
 
+PROGRAM_FILE = "student.pt2"
 METADATA = "crossdistill"
 """Key of the description (JSON) in the metadata of an ONNX file and in the extra files of a torch.export archive."""
 

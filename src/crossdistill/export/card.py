@@ -10,8 +10,8 @@ from typing import Any
 from crossdistill.backbones.small_stem import SMALL_STEM
 from crossdistill.config.files import read_yaml
 from crossdistill.data.preprocessing import Preprocessing
+from crossdistill.export.about import PROGRAM_FILE
 from crossdistill.export.onnx_session import ONNX_FILE
-from crossdistill.export.program import PROGRAM_FILE
 from crossdistill.files import write_whole
 from crossdistill.report.records import CONFIG_NAME, METRICS_NAME, Metrics, ScoredModel, read_record
 

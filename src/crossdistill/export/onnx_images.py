@@ -19,7 +19,9 @@ def with_images(model: Any, look: Preprocessing) -> Any:
     from onnx import compose
 
     graph = preprocessing_model(look, model.opset_import[0].version, model.ir_version)
-    merged = compose.merge_models(graph, model, io_map=[("tensor", model.graph.input[0].name)])
+    # The names of the network's own values may be the same.
+    graph = compose.add_prefix(graph, "preprocessing.", rename_inputs=False)
+    merged = compose.merge_models(graph, model, io_map=[("preprocessing.tensor", model.graph.input[0].name)])
     merged.graph.name = "student"
     return merged
 

@@ -17,8 +17,6 @@ from crossdistill.backbones import Backbone
 from crossdistill.errors import UserError, kind_and_line
 from crossdistill.export.about import METADATA, About
 
-PROGRAM_FILE = "student.pt2"
-
 
 class Outputs(nn.Module):
     """A backbone that returns plain tensors: logits (B, K), where it has a classifier, and embedding (B, D)."""

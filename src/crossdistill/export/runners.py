@@ -1,5 +1,6 @@
 """Ways to run a student, which all answer for images as they are decoded."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,7 +77,9 @@ class ProgramModel:
     """A program of torch.export, read back from its file."""
 
     def __init__(self, path: Path, look: Preprocessing, classified: bool) -> None:
-        self._module = torch.export.load(path).module()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about buffers that are not written to
+            self._module = torch.export.load(path).module()
         self.preprocessing = look
         self._classified = classified
 

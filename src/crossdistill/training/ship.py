@@ -22,13 +22,13 @@ from crossdistill.config.code import check_named_code, code_of
 from crossdistill.data.datasets import Images
 from crossdistill.data.preprocessing import Preprocessing, read_preprocessing
 from crossdistill.errors import UserError
-from crossdistill.export.about import describe, require_packages
+from crossdistill.export.about import PROGRAM_FILE, describe, require_packages
 from crossdistill.export.agreement import Agreement, check_difference, compare, evenly
 from crossdistill.export.card import write_card
 from crossdistill.export.latency import latency
 from crossdistill.export.onnx_images import preprocessing_model, with_images
 from crossdistill.export.onnx_session import INT8_FILE, ONNX_FILE, OnnxModel
-from crossdistill.export.program import PROGRAM_FILE, export_program, make_onnx, save_onnx, save_program
+from crossdistill.export.program import export_program, make_onnx, save_onnx, save_program
 from crossdistill.export.quantise import quantise
 from crossdistill.export.runners import ProgramModel, Runner, TimmModel, TorchModel, check_finite_weights
 from crossdistill.export.timm_folder import save_student
