@@ -8,6 +8,8 @@ from crossdistill.commands._parser import check_positive
 from crossdistill.commands._run import RunParser
 from crossdistill.commands._show import consoles
 from crossdistill.commands.evaluate import LAYOUT, run_settings
+from crossdistill.errors import UserError
+from crossdistill.report.records import CONFIG_NAME, METRICS_NAME
 
 if TYPE_CHECKING:
     from crossdistill.report.tables import TextTable
@@ -23,6 +25,9 @@ def run(argv: Sequence[str]) -> int:
     parser = _parser()
     _, made = parser.read_run(argv, again=True)
     check_positive(made, ("calibration", "images"))
+    for name in (CONFIG_NAME, METRICS_NAME):
+        if not (Path(made.exported) / name).is_file():
+            raise UserError(f"{made.exported!r} is not a finished run: {name} is missing")
     config, made = _parser().read_run(argv, run_settings(made.exported, parser.given(argv)))
     from crossdistill.export.hub import check_name, push, uploads
     from crossdistill.report.tables import show

@@ -31,7 +31,7 @@ def write_card(
         _origin(metrics, settings),
         _scores(run, metrics, settings),
         _checks(report),
-        f"## How to load\n\n{_loading(report['target'], folder)}",
+        f"## How to load\n\n{_loading(report['target'], folder, look.input_size[0])}",
         "## Input\n\nImages are read with their EXIF orientation applied, transparent parts on white, 16-bit grey "
         f"scaled to 8 bits, then:\n\n```json\n{json.dumps(asdict(look))}\n```",
         f"## Classes\n\n{len(class_names)}, in the order of the logits:\n\n```json\n"
@@ -121,7 +121,7 @@ def _checks(report: dict[str, Any]) -> str:
     return "## This export\n\n" + "\n".join(lines)
 
 
-def _loading(target: str, folder: Path) -> str:
+def _loading(target: str, folder: Path, channels: int) -> str:
     if target == "onnx":
         return (
             f"```sh\npip install 'crossdistill[onnx]'\ncrossdistill predict {ONNX_FILE} photos/\n```\n\nWithout "
@@ -139,7 +139,8 @@ def _loading(target: str, folder: Path) -> str:
     )
     return (
         f'```python\n{first}import timm\n\nmodel = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()\n'
-        "data = timm.data.resolve_model_data_config(model)\ntransform = timm.data.create_transform(**data)\n```\n\n"
+        "data = timm.data.resolve_model_data_config(model)\ntransform = timm.data.create_transform(**data)  "
+        f'# of image.convert("{"RGB" if channels == 3 else "L"}")\n```\n\n'
         "From a hub: `hf-hub:OWNER/NAME` instead of `local-dir:THIS_FOLDER`."
     )
 

@@ -60,11 +60,13 @@ class TimmModel:
 
     def __init__(self, folder: Path) -> None:
         self._model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        self._transform = create_transform(**resolve_model_data_config(self._model), is_training=False)
+        data = resolve_model_data_config(self._model)
+        self._transform = create_transform(**data, is_training=False)
+        self._mode = "RGB" if data["input_size"][0] == 3 else "L"
 
     def prepare(self, image: Image.Image) -> Any:
-        """Return an image as timm's own transform makes it."""
-        return self._transform(image)
+        """Return an image as timm's own transform makes it, from the channels that the model has."""
+        return self._transform(image.convert(self._mode))
 
     @torch.inference_mode()
     def run(self, inputs: list[Any]) -> tuple[Any, Any]:
