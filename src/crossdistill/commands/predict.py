@@ -1,5 +1,7 @@
 """`crossdistill predict`. An ONNX file is run without importing torch."""
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +35,14 @@ def run(argv: Sequence[str]) -> int:
             "--embedding FILE.npy, or train a classifier (crossdistill fit --model.new-head true)"
         )
     target = None if made.embedding is None else Path(made.embedding)
-    with Predictions(made.format, names, made.top_k, target, sys.stdout) as written:
-        skipped = predict(model, files, made.batch_size, made.workers, written.add, progress)
+    try:
+        with Predictions(made.format, names, made.top_k, target, sys.stdout) as written:
+            skipped = predict(model, files, made.batch_size, made.workers, written.add, progress)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has what it asked for; Python would complain once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     if skipped:
         text = f"crossdistill: {skipped:,} of {len(files):,} files could not be read and were skipped"
         progress.print(text, highlight=False, markup=False, soft_wrap=True)

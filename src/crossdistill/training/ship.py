@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -130,20 +131,18 @@ def _check_plan(plan: Plan) -> None:
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """Make a folder under another name, which replaces `out` where nothing fails."""
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    """Make a folder in another place, which replaces `out` where nothing fails."""
+    above = next(path for path in out.absolute().parents if path.exists())
+    aside = Path(tempfile.mkdtemp(prefix=".export-", dir=above))
     try:
-        yield partial
-        old = out.with_name(out.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
+        (aside / "new").mkdir()
+        yield aside / "new"
+        out.parent.mkdir(parents=True, exist_ok=True)
         if out.exists():
-            out.rename(old)
-        partial.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
+            out.rename(aside / "old")
+        (aside / "new").rename(out)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write(
