@@ -18,8 +18,10 @@ from crossdistill import UserError
 from crossdistill.backbones.args import weights_digest
 from crossdistill.config import LoaderConfig
 from crossdistill.data import load_data
+from crossdistill.data.preprocessing import Preprocessing
 from crossdistill.export.about import require_packages
 from crossdistill.export.agreement import Agreement, check_difference
+from crossdistill.export.card import write_card
 from crossdistill.export.runners import TimmModel
 from tests.commands.running import run
 
@@ -219,3 +221,26 @@ def test_a_run_without_its_data_is_checked_on_noise(teacher_run, tmp_path, capsy
     assert report["agreement"]["torch.export"]["top1"] is not None
     program = torch.export.load(tmp_path / "moved" / "export" / "torch-export" / "student.pt2").module()
     assert program(torch.zeros(3, 1, 32, 32))[0].shape == (3, 10)
+
+
+def test_the_card_has_the_spread_over_seeds_and_every_name(teacher_run, tmp_path):
+    for seed, top1 in ((0, 90.0), (1, 94.0)):
+        folder = tmp_path / f"s{seed}"
+        folder.mkdir()
+        settings = (teacher_run / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(settings.replace("\nseed: 0\n", f"\nseed: {seed}\n"))
+        metrics = json.loads((teacher_run / "metrics.json").read_text())
+        metrics["student"]["test"]["top1"] = top1
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    # A run with other settings is not counted.
+    shutil.copytree(tmp_path / "s1", tmp_path / "longer")
+    text = (tmp_path / "longer" / "config.yaml").read_text()
+    (tmp_path / "longer" / "config.yaml").write_text(text.replace("\nepochs: 6\n", "\nepochs: 7\n"))
+    look = Preprocessing(input_size=(1, 32, 32), mean=(0.5,), std=(0.5,), crop_pct=1.0, crop_mode="squash")
+    report = {"target": "onnx", "images": "10 of 10 test images", "agreement": {}, "latency": {}, "machine": {}}
+    names = ["```\n# x", 'é"', "\n"]
+    write_card(tmp_path / "s0", tmp_path, names, look, report)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "Over 2 seeds: 92.00 ± 2.83" in card
+    block = card[card.index("## Classes") :].split("```")[1].removeprefix("json")
+    assert json.loads(block) == names

@@ -34,8 +34,7 @@ def write_card(
         f"## How to load\n\n{_loading(report['target'], folder, look.input_size[0])}",
         "## Input\n\nImages are read with their EXIF orientation applied, transparent parts on white, 16-bit grey "
         f"scaled to 8 bits, then:\n\n```json\n{json.dumps(asdict(look))}\n```",
-        f"## Classes\n\n{len(class_names)}, in the order of the logits:\n\n```json\n"
-        f"{json.dumps(list(class_names), ensure_ascii=True)}\n```",
+        f"## Classes\n\n{len(class_names)}, in the order of the logits:\n\n```json\n{_names(class_names)}\n```",
         _licences(metrics, settings),
         f"## Intended use and limits\n\n{_TO_FILL}",
     ]
@@ -118,6 +117,8 @@ def _checks(report: dict[str, Any]) -> str:
         )
     for name, times in report["latency"].items():
         lines += ["", *(f"- {name}, batch {size}: {time:.2f} ms" for size, time in times.items())]
+    if report["latency"]:
+        lines += ["", "Machine: " + ", ".join(f"{name} {value}" for name, value in report["machine"].items())]
     return "## This export\n\n" + "\n".join(lines)
 
 
@@ -153,6 +154,11 @@ def _licences(metrics: Metrics, settings: dict[str, Any]) -> str:
         f"- of the student's initial weights: {_initial(settings)}",
     ]
     return "## Licences\n\n" + "\n".join(lines)
+
+
+def _names(class_names: Sequence[str]) -> str:
+    """Return names as JSON in ASCII, without what would end the block that they stand in."""
+    return json.dumps(list(class_names), ensure_ascii=True).replace("`", "\\u0060")
 
 
 def _initial(settings: dict[str, Any]) -> str:
