@@ -43,7 +43,9 @@ def test_a_model_that_a_file_names_is_not_imported(strange, mark, capsys, tmp_pa
     with pytest.raises(UserError, match=rf"config\.json' names code, '{NAME}'.*trust_code=True"):
         load_backbone(strange)
     teacher = ["fit", *TINY, "--epochs", "1", "--method", "rsd", "--teacher-checkpoint", strange]
-    for words in (["eval", strange], [*teacher, "--out", tmp_path / "s"]):
+    predict, export = ["predict", strange, strange], ["export", strange, "--to", "onnx", "--out", tmp_path / "x"]
+    (strange / "image.png").write_bytes(b"")
+    for words in (["eval", strange], predict, export, [*teacher, "--out", tmp_path / "s"]):
         code, _, err = run(capsys, *words)
         assert (code, f"names code, '{NAME}'" in err, "--trust-code true" in err) == (2, True, True), err
     assert not mark.exists()

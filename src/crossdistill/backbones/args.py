@@ -11,6 +11,8 @@ from crossdistill.errors import UserError, first_line
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "student.safetensors"
+HUB_WEIGHTS_FILE = "model.safetensors"
+"""Name of the weights in a folder that is exported for timm, which expects this one in a repository of a hub."""
 
 
 @settings
@@ -29,7 +31,7 @@ class BackboneArgs:
 
 def read_args(folder: str | Path) -> BackboneArgs:
     """Read the arguments that the student of a finished run was built with. Raises UserError."""
-    stored = _read_export(folder).get("crossdistill")
+    stored = read_stored(folder).get("crossdistill")
     owner = f"{str(Path(folder) / CONFIG_FILE)!r} was not written by crossdistill, or is damaged: "
     args: BackboneArgs = validated(BackboneArgs, stored, owner)
     return args
@@ -37,28 +39,36 @@ def read_args(folder: str | Path) -> BackboneArgs:
 
 def read_class_names(folder: str | Path) -> tuple[str, ...] | None:
     """Read the class names of a finished run, in the order of its logits; None where it has none. Raises UserError."""
-    stored = _read_export(folder).get("label_names")
+    stored = read_stored(folder).get("label_names")
     names = validated(list[str] | None, stored, f"{str(Path(folder) / CONFIG_FILE)!r} is damaged: label_names: ")
     return None if names is None else tuple(names)
 
 
+def weights_path(folder: str | Path) -> Path:
+    """Return the exported weights in a folder: those of a run, or of an export for timm."""
+    path = Path(folder) / WEIGHTS_FILE
+    other = Path(folder) / HUB_WEIGHTS_FILE
+    return other if other.is_file() and not path.is_file() else path
+
+
 def weights_digest(folder: str | Path) -> str:
     """Return the SHA-256 of a run's exported weights."""
-    with (Path(folder) / WEIGHTS_FILE).open("rb") as file:
+    with weights_path(folder).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_export(folder: str | Path) -> None:
     """Raise UserError where the exported weights are not those that the run wrote."""
-    stated = _read_export(folder).get("weights_sha256")
-    path = Path(folder) / WEIGHTS_FILE
+    stated = read_stored(folder).get("weights_sha256")
+    path = weights_path(folder)
     if stated is not None and path.is_file() and weights_digest(folder) != stated:
         raise UserError(
             f"{str(path)!r} was changed after it was written (its checksum differs); restore it from a copy"
         )
 
 
-def _read_export(folder: str | Path) -> dict[str, Any]:
+def read_stored(folder: str | Path) -> dict[str, Any]:
+    """Read the `config.json` of a finished run. Raises UserError where it is missing or damaged."""
     path = Path(folder) / CONFIG_FILE
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))

@@ -14,11 +14,11 @@ from torch import nn
 
 from crossdistill.backbones.args import (
     CONFIG_FILE,
-    WEIGHTS_FILE,
     BackboneArgs,
     check_export,
     read_args,
     read_class_names,
+    weights_path,
 )
 from crossdistill.backbones.base import Backbone
 from crossdistill.backbones.checkpoint import load_weights
@@ -117,7 +117,7 @@ def _load(
     if path.is_dir():
         _check_args(args, path)
         check_export(path)
-        path = path / WEIGHTS_FILE
+        path = weights_path(path)
     heads: tuple[str, ...] = ()
     if new_head and args.num_classes:
         heads = classifier_names(model, args.name, args.num_classes, args.in_chans, size)

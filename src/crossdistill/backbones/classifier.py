@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.backbones._probe import record_probe
-from crossdistill.backbones.args import WEIGHTS_FILE
+from crossdistill.backbones.args import weights_path
 from crossdistill.backbones.checkpoint import stored_weights
 from crossdistill.backbones.structure import is_classifier
 from crossdistill.errors import UserError
@@ -53,7 +53,7 @@ def stored_classes(
     path = Path(checkpoint)
     heads = classifier_names(model, name, 1, in_chans, img_size)
     body = {weight: value for weight, value in model.state_dict().items() if weight.rpartition(".")[0] not in heads}
-    stored = stored_weights(path / WEIGHTS_FILE if path.is_dir() else path, body, model, key)
+    stored = stored_weights(weights_path(path) if path.is_dir() else path, body, model, key)
     return max(_rows(stored, head) for head in heads)
 
 

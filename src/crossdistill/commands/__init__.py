@@ -9,6 +9,8 @@ COMMANDS: dict[str, str] = {
     "compare": "crossdistill.commands.compare",
     "report": "crossdistill.commands.report",
     "eval": "crossdistill.commands.evaluate",
+    "export": "crossdistill.commands.export",
+    "predict": "crossdistill.commands.predict",
     "models": "crossdistill.commands.models",
     "methods": "crossdistill.commands.methods",
 }

@@ -85,3 +85,10 @@ def given_value(argv: Sequence[str], name: str) -> str | None:
         if option == name:
             return value if equals else argv[place + 1] if place + 1 < len(argv) else None
     return None
+
+
+def check_positive(made: Namespace, names: Sequence[str]) -> None:
+    """Raise UserError where a number of the command line is below 1; None is accepted."""
+    for name in names:
+        if made[name] is not None and made[name] < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {made[name]}; it must be at least 1")

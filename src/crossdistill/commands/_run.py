@@ -80,10 +80,19 @@ class RunParser(Parser):
     def _add_options(self, names: Sequence[str], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Add the options of all methods, with `given` values, and return their defaults by key. Raises UserError."""
         # Imports torch, which the help does not need.
-        from crossdistill.methods import METHODS, check_option_keys, choose_method, find_method, options_key
+        from crossdistill.methods import (
+            METHODS,
+            check_option_keys,
+            choose_method,
+            find_method,
+            options_key,
+            usable_methods,
+        )
 
         named = [one for name in names for one in name.split("+")]
-        methods = {options_key(name): name for name in (*METHODS, *named) if find_method(name) is not None}
+        methods = {
+            options_key(name): name for name in (*METHODS, *usable_methods(), *named) if find_method(name) is not None
+        }
         for key in check_option_keys(given, named):
             print(f"note: the recipe's options of {key!r} are not read: that method is not used", file=sys.stderr)
         defaults = {}

@@ -12,11 +12,11 @@ from crossdistill.errors import UserError
 
 ABOUT = "Score a finished run, or a model by name with a checkpoint, on a split of its data or of another set."
 _LOADER = ("batch_size", "workers", "val_fraction", "split_seed", "max_train", "root", "labels")
-_LAYOUT = ("image_column", "label_column", "on_bad_image", "train_dir", "val_dir", "test_dir", "download", "in_chans")
+LAYOUT = ("image_column", "label_column", "on_bad_image", "train_dir", "val_dir", "test_dir", "download", "in_chans")
 _READS = [
     *("data", "trust_code", "img_size", "model.stem", "model.student_args", "model.student_checkpoint_key"),
     *("augment.crop_pct", "augment.crop_mode"),
-    *(f"loader.{name}" for name in (*_LOADER, *_LAYOUT)),
+    *(f"loader.{name}" for name in (*_LOADER, *LAYOUT)),
     *("engine.accelerator", "engine.threads"),
 ]
 _BY_NAME = ("recipe", "checkpoint", "img_size", "model")
@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
     parser = _parser()
     _, made = parser.read_run(argv, again=True)
     # A run is scored with its own settings: the same data, the same held-out split.
-    base = _run_settings(made.scored, parser.given(argv)) if Path(made.scored).is_dir() else None
+    base = run_settings(made.scored, parser.given(argv)) if Path(made.scored).is_dir() else None
     config, made = _parser().read_run(argv, base)
     from crossdistill.report.page import accuracy_table
     from crossdistill.report.tables import show
@@ -57,7 +57,7 @@ def _parser() -> RunParser:
     return parser
 
 
-def _run_settings(folder: str, given: Sequence[str]) -> RunConfig:
+def run_settings(folder: str, given: Sequence[str]) -> RunConfig:
     """Read the settings of a run. Raises UserError for options that its folder decides."""
     from crossdistill.training.run_folder import read_config
 

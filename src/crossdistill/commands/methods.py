@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from crossdistill.commands._parser import Parser
 from crossdistill.commands._show import consoles
+from crossdistill.errors import UserError
 
 if TYPE_CHECKING:
     from crossdistill.types import Reads
@@ -33,12 +34,28 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _list_methods() -> None:
-    from crossdistill.methods import METHODS, NONE
+    from crossdistill.methods import METHODS, NONE, choose_method
+    from crossdistill.methods.installed import installed_methods, package_of
     from crossdistill.report.tables import show, text_table
 
     rows = [[NONE, "Train on the labels alone, as the baseline for every method.", "nothing", "-"]]
     rows += [[name, m.idea, _reads(m.needs.teacher), m.paper] for name, m in METHODS.items()]
+    problems = []
+    for name, point in installed_methods().items():
+        if name in METHODS:
+            problems.append(
+                f"{name}: the package {package_of(point)!r} names a method as a built-in one; it is not used"
+            )
+            continue
+        try:
+            method = choose_method(name).parts[0].method
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            rows.append([f"{name} ({package_of(point)})", method.idea, _reads(method.needs.teacher), method.paper])
     show(text_table(["method", "idea", "reads of the teacher", "paper"], rows), consoles()[0])
+    for problem in problems:
+        consoles()[1].print(f"note: {problem}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _reads(reads: "Reads") -> str:

@@ -18,7 +18,11 @@ from crossdistill.errors import UserError, first_line
 
 
 def save_student(
-    backbone: Backbone, folder: Path, class_names: tuple[str, ...], look: dict[str, Any] | None = None
+    backbone: Backbone,
+    folder: Path,
+    class_names: tuple[str, ...],
+    look: dict[str, Any] | None = None,
+    weights_file: str = WEIGHTS_FILE,
 ) -> None:
     """Write weights and config.json into `folder`. Raises UserError where they cannot be written.
 
@@ -29,9 +33,9 @@ def save_student(
     """
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in backbone.model.state_dict().items()}
     try:
-        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(tensors, folder / weights_file, metadata={"format": "pt"})
     except SafetensorError as error:  # a full disk, among others
-        raise UserError(f"cannot write {str(folder / WEIGHTS_FILE)!r}: {first_line(error)}") from error
+        raise UserError(f"cannot write {str(folder / weights_file)!r}: {first_line(error)}") from error
     spec, path = backbone.spec, folder / CONFIG_FILE
     look = look or preprocessing(AugmentConfig(), spec, backbone.img_size)
     about = {

@@ -1,5 +1,6 @@
 """The methods by name. Adding one requires its file and one line here."""
 
+import contextlib
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
@@ -20,6 +21,7 @@ from crossdistill.methods.dkd import DKD
 from crossdistill.methods.fbt import FBT
 from crossdistill.methods.fitnet import FitNet
 from crossdistill.methods.hcd import HCD
+from crossdistill.methods.installed import installed_methods, load_installed
 from crossdistill.methods.kd import KD
 from crossdistill.methods.ofa import OFA
 from crossdistill.methods.rkd import RKD
@@ -47,21 +49,46 @@ NONE = "none"
 
 def list_methods() -> list[str]:
     """Return the names that `create_distiller` and `--method` accept."""
-    return [NONE, *METHODS]
+    return [NONE, *METHODS, *(name for name in installed_methods() if name not in METHODS)]
+
+
+def usable_methods() -> list[str]:
+    """Return the names of the methods of installed packages that can be imported, and are not those of built-in ones.
+
+    One that cannot must not stop a run that does not use it; `find_method` says why.
+    """
+    found = []
+    for name in installed_methods():
+        if name in METHODS:
+            continue
+        with contextlib.suppress(UserError):
+            choose_method(name)
+            found.append(name)
+    return found
 
 
 def find_method(name: str) -> type[Method] | None:
-    """Look up a method by its name, or import "package.module:Class"; None for "none". Raises UserError."""
+    """Look up a method by its name, built in or of an installed package, or import "package.module:Class".
+
+    None for "none". Raises UserError.
+    """
     if name == NONE:
         return None
     if name in METHODS:
         return METHODS[name]
     if ":" not in name:
-        raise unknown("method", name, list_methods())
+        if name not in installed_methods():
+            raise unknown("method", name, list_methods())
+        return _checked(name, load_installed(name))
     try:
         found = pkgutil.resolve_name(name)
     except Exception as error:  # the code of a module can raise anything
         raise UserError(f"method {name!r} cannot be imported ({kind_and_line(error)})") from error
+    return _checked(name, found)
+
+
+def _checked(name: str, found: Any) -> type[Method]:
+    """Return what a name has led to. Raises UserError where it is not a method."""
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"method {name!r} is not a subclass of crossdistill.Method")
     if options_key(name) in METHODS:
@@ -136,7 +163,7 @@ def _built(part: Part, student: Backbone, teacher: Backbone | None) -> Method:
     except UserError:
         raise
     except Exception as error:
-        if ":" not in part.name:
+        if part.name in METHODS:
             raise
         raise UserError(f"method {part.name!r} cannot be built ({kind_and_line(error)})") from error
 
@@ -191,7 +218,7 @@ def check_option_keys(options: Iterable[str], names: Iterable[str]) -> list[str]
     They may belong to a method of the user's that is not used now. Raises UserError for a key that resembles a known
     one.
     """
-    known = {*METHODS, *(options_key(part) for name in names for part in name.split("+"))}
+    known = {*METHODS, *installed_methods(), *(options_key(part) for name in names for part in name.split("+"))}
     others = [key for key in options if key not in known]
     for key in others:
         if get_close_matches(key, known):

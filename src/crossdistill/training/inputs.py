@@ -12,7 +12,7 @@ from rich.console import Console
 from torch.utils.data import Dataset
 
 from crossdistill.backbones import Backbone
-from crossdistill.backbones.args import WEIGHTS_FILE, read_args
+from crossdistill.backbones.args import read_args, weights_path
 from crossdistill.backbones.build import own_img_size
 from crossdistill.config import AugmentConfig, LoaderConfig, RunConfig
 from crossdistill.config.resolve import resolve
@@ -139,7 +139,7 @@ def digests(config: RunConfig, data: ImageData, probed: ImageData | None = None)
         found["probe_data labels"] = _digest(b"|".join(labels))
     for setting, checkpoint in _checkpoints(config):
         path = Path(checkpoint)
-        path = path / WEIGHTS_FILE if path.is_dir() else path
+        path = weights_path(path) if path.is_dir() else path
         if path.is_file():
             with path.open("rb") as file:
                 found[f"{setting} {path.name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]

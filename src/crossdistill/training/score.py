@@ -55,7 +55,7 @@ def score(
         raise UserError(f"the model has {backbone.spec.num_classes} classes, {config.data!r} has {data.num_classes}")
     splits = {"train": data.train, "val": data.val, "test": data.test}
     if other is not None and split != "train":
-        splits[split] = _without_trained(splits[split], other, model, console)
+        splits[split] = without_trained(splits[split], other, model, console)
     transform = eval_transform(augment, backbone.spec, backbone.img_size)
     device = choose_device(config.engine)
     backbone.to(device).eval()
@@ -90,16 +90,24 @@ def _load_run(
 ) -> tuple[Backbone, ImageData, AugmentConfig, SplitList | None]:
     """Return the model of a run, the data, how images are fitted, and the run's list where the data is another."""
     backbone = load_backbone(model, trust_code=config.trust_code)
-    loader = replace(config.loader, in_chans=1 if backbone.spec.in_chans == 1 else 3, unlabelled=None)
-    listed = read_split_list(model)
-    stored = read_config(Path(model))
+    data, other = data_of_run(model, config, backbone.spec.in_chans)
+    if not probes:
+        match_classes(backbone, model, data)
+    return backbone, data, config.augment, other
+
+
+def data_of_run(run: str, config: RunConfig, in_chans: int) -> tuple[ImageData, SplitList | None]:
+    """Return the data of the settings, divided as the run has divided it; with the run's list where it is another set.
+
+    Raises UserError.
+    """
+    listed = read_split_list(run)
+    stored = read_config(Path(run))
     # The list of a run without labels does not say which class a file has.
     same_labels = stored.loader.labels == config.loader.labels
     same = same_labels and Path(stored.data).resolve() == Path(config.data).resolve()
-    data = load_data(config.data, loader, listed if same else None)
-    if not probes:
-        match_classes(backbone, model, data)
-    return backbone, data, config.augment, None if same else listed
+    loader = replace(config.loader, in_chans=1 if in_chans == 1 else 3, unlabelled=None)
+    return load_data(config.data, loader, listed if same else None), None if same else listed
 
 
 def _load_named(
@@ -123,7 +131,7 @@ def _load_named(
     return backbone, data, decided.augment, None
 
 
-def _without_trained(images: Images, listed: SplitList, model: str, console: Console) -> Images:
+def without_trained(images: Images, listed: SplitList, model: str, console: Console) -> Images:
     """Leave out what the run has trained on. Raises UserError where nothing is left."""
     trained = set(trained_in(images, listed))
     if not trained:

@@ -1,0 +1,72 @@
+"""One image as the array that a network reads, without torch: equal to timm's evaluation transform."""
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from crossdistill.config.validation import settings, validated
+from crossdistill.errors import UserError
+
+_FIELDS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+
+
+@settings
+class Preprocessing:
+    """How evaluation makes an array of an image, in the terms of timm's `create_transform`."""
+
+    input_size: tuple[int, int, int]
+    """Channels (1 or 3), height and width in pixels; height and width are equal."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    crop_mode: Literal["center", "squash"]
+    interpolation: Literal["bicubic"] = "bicubic"
+
+    def __post_init__(self) -> None:
+        channels, height, width = self.input_size
+        if channels not in (1, 3) or height != width or height < 1 or not len(self.mean) == len(self.std) == channels:
+            raise UserError(
+                f"preprocessing: the input of {self.input_size} with {len(self.mean)} means is not an image"
+            )
+        if not 0.1 <= self.crop_pct <= 1:
+            raise UserError(f"preprocessing: crop_pct is {self.crop_pct}; it must lie between 0.1 and 1")
+
+    @property
+    def resized(self) -> int:
+        """Side in pixels to which an image is resized before its centre is cut out."""
+        return math.floor(self.input_size[1] / self.crop_pct)
+
+    def pixels(self, image: Image.Image) -> Any:
+        """Return an image (mode L or RGB) as uint8 (H, W, C), of any size, with the channels of the network."""
+        values = np.asarray(image.convert("RGB" if self.input_size[0] == 3 else "L"))
+        return values if values.ndim == 3 else values[:, :, None]
+
+    def __call__(self, image: Image.Image) -> Any:
+        """Return an image (mode L or RGB) as float32 (C, H, W), resized, cut and normalised."""
+        image = image.convert("RGB" if self.input_size[0] == 3 else "L")
+        size = (self.resized, self.resized)
+        if self.crop_mode == "center":
+            short = min(image.size)
+            size = (int(self.resized * image.width / short), int(self.resized * image.height / short))
+        image = image.resize(size, Image.Resampling.BICUBIC)
+        side = self.input_size[1]
+        left, top = round((image.width - side) / 2), round((image.height - side) / 2)
+        values = np.asarray(image.crop((left, top, left + side, top + side)), dtype=np.float32) / np.float32(255)
+        values = values.reshape(side, side, -1).transpose(2, 0, 1)
+        mean, std = (np.asarray(v, dtype=np.float32).reshape(-1, 1, 1) for v in (self.mean, self.std))
+        return np.ascontiguousarray((values - mean) / std)
+
+
+def read_preprocessing(stored: Any, owner: str) -> Preprocessing:
+    """Read the preprocessing from an exported student's `config.json`, or from its part. Raises UserError.
+
+    `owner` begins the message of an error.
+    """
+    found = stored
+    for key in ("pretrained_cfg", "preprocessing"):
+        if isinstance(stored, dict) and isinstance(stored.get(key), dict):
+            found = {name: value for name, value in stored[key].items() if name in _FIELDS}
+    made: Preprocessing = validated(Preprocessing, found, owner)
+    return made

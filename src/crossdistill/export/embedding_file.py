@@ -1,0 +1,76 @@
+"""Embeddings of many images in a file, written while they are computed."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossdistill.errors import UserError
+
+
+class EmbeddingFile:
+    """A .npy file (N, D) float32, with the files' names beside it in .txt; or .parquet with columns file, embedding.
+
+    The rows are the images that were read, in order. Raises UserError for another suffix, and without pyarrow.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.suffix not in (".npy", ".parquet"):
+            raise UserError(f"--embedding {str(path)!r}: give a name that ends in .npy or .parquet")
+        self.path = path
+        self._partial = path.with_name(path.name + ".partial")
+        self._count = self._width = 0
+        self._writer: Any = None
+        if path.suffix == ".parquet":
+            try:
+                import pyarrow.parquet  # noqa: F401
+            except ImportError as error:
+                raise UserError("a .parquet file needs pyarrow: pip install 'crossdistill[parquet]'") from error
+        self._file = self._partial.open("wb")
+        self._names = None if path.suffix == ".parquet" else path.with_suffix(".txt").open("w", encoding="utf-8")
+
+    def add(self, files: Sequence[str], embeddings: Any) -> None:
+        """Write the embeddings (B, D) of a batch."""
+        values = np.ascontiguousarray(embeddings, dtype=np.float32)
+        self._count, self._width = self._count + len(values), values.shape[1]
+        if self._names is None:
+            self._add_parquet(files, values)
+            return
+        self._file.write(values.tobytes())
+        self._names.writelines(name.replace("\n", "\\n") + "\n" for name in files)
+
+    def _add_parquet(self, files: Sequence[str], values: Any) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+        table = pa.table({"file": list(files), "embedding": rows})
+        self._writer = self._writer or pq.ParquetWriter(self._file, table.schema)
+        self._writer.write_table(table)
+
+    def close(self, *, whole: bool) -> None:
+        """Complete the file; where the work has failed, nothing is left."""
+        if self._writer is not None:
+            self._writer.close()
+        self._file.close()
+        if self._names is not None:
+            self._names.close()
+        if whole and self._names is not None:
+            self._add_header()
+        elif whole and self._count:
+            os.replace(self._partial, self.path)
+        self._partial.unlink(missing_ok=True)
+        if not whole and self._names is not None:
+            self.path.with_suffix(".txt").unlink(missing_ok=True)
+
+    def _add_header(self) -> None:
+        """Put the header, which holds the number of rows, before them."""
+        finished = self.path.with_name(self.path.name + ".whole")
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self._count, self._width)}
+        with finished.open("wb") as target, self._partial.open("rb") as rows:
+            np.lib.format.write_array_header_1_0(target, header)
+            shutil.copyfileobj(rows, target)
+        os.replace(finished, self.path)

@@ -1,0 +1,112 @@
+"""Resize, crop and normalisation as the first nodes of an ONNX graph."""
+
+from typing import Any
+
+import numpy as np
+
+from crossdistill.data.preprocessing import Preprocessing
+
+_CUBIC = -0.5
+"""Coefficient of the cubic kernel, as Pillow's."""
+
+
+def with_images(model: Any, look: Preprocessing) -> Any:
+    """Return a model that reads images as uint8 (batch, height, width, channels), all of one size, instead of tensors.
+
+    Pixels are those of Pillow, but for one level of 255; a few of them differ by more where an image is resized to
+    nearly its own size, as onnxruntime computes it.
+    """
+    from onnx import compose
+
+    graph = preprocessing_model(look, model.opset_import[0].version, model.ir_version)
+    # The names of the network's own values may be the same.
+    graph = compose.add_prefix(graph, "preprocessing.", rename_inputs=False)
+    merged = compose.merge_models(graph, model, io_map=[("preprocessing.tensor", model.graph.input[0].name)])
+    merged.graph.name = "student"
+    return merged
+
+
+def preprocessing_model(look: Preprocessing, opset: int, ir_version: int) -> Any:
+    """Return the preprocessing alone as an ONNX model, from `image` to `tensor`."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    side, channels = look.input_size[1], look.input_size[0]
+    numbers = {
+        "two": np.float32(2),
+        "low": np.float32(0),
+        "high": np.float32(255),
+        "mean": np.asarray(look.mean, np.float32).reshape(1, -1, 1, 1),
+        "std": np.asarray(look.std, np.float32).reshape(1, -1, 1, 1),
+        "resized": np.array([look.resized]),
+        "sides": np.array([look.resized, look.resized]),
+        "side": np.array([side, side]),
+        "first": np.array([0]),
+        "second": np.array([1]),
+        "third": np.array([2]),
+        "end": np.array([4]),
+        "axes": np.array([2, 3]),
+    }
+    node = helper.make_node
+    nodes = [
+        node("Transpose", ["image"], ["planes"], perm=[0, 3, 1, 2]),
+        node("Cast", ["planes"], ["values"], to=TensorProto.FLOAT),
+        node("Shape", ["values"], ["shape"]),
+        node("Slice", ["shape", "first", "third"], ["outer"]),
+        node("Slice", ["shape", "third", "end"], ["inner"]),
+    ]
+    if look.crop_mode == "center":
+        nodes += [
+            node("ReduceMin", ["inner"], ["short"], keepdims=1),
+            node("Mul", ["inner", "resized"], ["scaled"]),
+            node("Div", ["scaled", "short"], ["new"]),
+        ]
+    else:
+        nodes.append(node("Identity", ["sides"], ["new"]))
+    # Pillow resizes the rows, then the columns, and rounds to bytes each time.
+    nodes += [
+        node("Slice", ["inner", "first", "second"], ["height"]),
+        node("Slice", ["new", "second", "third"], ["new_width"]),
+        node("Concat", ["outer", "height", "new_width"], ["row_sizes"], axis=0),
+        *_resize("values", "row_sizes", "rows"),
+        node("Concat", ["outer", "new"], ["sizes"], axis=0),
+        *_resize("rows", "sizes", "bytes"),
+        node("Sub", ["new", "side"], ["excess"]),
+        node("Cast", ["excess"], ["excess_float"], to=TensorProto.FLOAT),
+        node("Div", ["excess_float", "two"], ["half"]),
+        node("Round", ["half"], ["half_whole"]),
+        node("Cast", ["half_whole"], ["begin"], to=TensorProto.INT64),
+        node("Add", ["begin", "side"], ["stop"]),
+        node("Slice", ["bytes", "begin", "stop", "axes"], ["cut"]),
+        node("Div", ["cut", "high"], ["unit"]),
+        node("Sub", ["unit", "mean"], ["centred"]),
+        node("Div", ["centred", "std"], ["tensor"]),
+    ]
+    used = {name for one in nodes for name in one.input}
+    graph = helper.make_graph(
+        nodes,
+        "preprocessing",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", "height", "width", channels])],
+        [helper.make_tensor_value_info("tensor", TensorProto.FLOAT, ["batch", channels, side, side])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in numbers.items() if name in used],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+
+
+def _resize(source: str, sizes: str, target: str) -> list[Any]:
+    """Return the nodes that resize to `sizes` and round to bytes."""
+    from onnx import helper
+
+    return [
+        helper.make_node(
+            "Resize",
+            [source, "", "", sizes],
+            [f"{target}_smooth"],
+            mode="cubic",
+            antialias=1,
+            cubic_coeff_a=_CUBIC,
+            coordinate_transformation_mode="half_pixel",
+            exclude_outside=1,
+        ),
+        helper.make_node("Round", [f"{target}_smooth"], [f"{target}_whole"]),
+        helper.make_node("Clip", [f"{target}_whole", "low", "high"], [target]),
+    ]
