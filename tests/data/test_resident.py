@@ -45,7 +45,7 @@ def test_the_numbers_are_those_of_splitmix64_and_look_random():
 
 def test_without_augmentation_it_is_the_transform():
     views = resident(None)
-    images, labels, indices, _ = views.__getitems__([(i, 0) for i in (3, 0, 39)])
+    images, labels, indices, *_ = views.__getitems__([(i, 0) for i in (3, 0, 39)])
     expected = torch.stack([train_transform(PLAIN, SPEC, 32)(DATA.train.read(i)) for i in (3, 0, 39)])
     torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
     assert labels.tolist() == [DATA.train.labels[i] for i in (3, 0, 39)]
