@@ -33,12 +33,16 @@ def test_classes_are_matched_by_name(tmp_path, capsys):
     assert "'digit 0'" in err
 
 
-def test_a_probed_teacher_is_a_run(tmp_path, capsys):
+def test_a_probed_teacher_is_a_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     save(tmp_path / "siglip", "siglip")
-    name = f"hf:{tmp_path / 'siglip'}"
+    name = "hf:siglip"
     words = (*TINY, "--loader.in-chans", "3")
     code, _, err = run(capsys, "teacher", *words, "--teacher", name, "--probe", "--out", tmp_path / "probed")
     assert code == 0, err
+    # It is found from another working folder.
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     words = (*words, "--teacher-checkpoint", tmp_path / "probed", "--method", "kd", "--trust-teacher", "true")
     code, _, err = run(capsys, "fit", *words, "--epochs", "1", "--out", tmp_path / "run")
     assert code == 0, err

@@ -8,6 +8,7 @@ from PIL import Image
 from timm.data import Mixup
 
 from crossdistill import UserError, create_backbone
+from crossdistill.cache import fingerprint
 from crossdistill.config import AugmentConfig, LoaderConfig, RunConfig
 from crossdistill.config.resolve import resolve
 from crossdistill.data.datasets import Arrays
@@ -146,3 +147,18 @@ def test_both_models_see_the_same_mixture(mixup, cutmix):
 
 def larger(images):
     return F.interpolate(images, scale_factor=3, mode="nearest")
+
+
+def test_one_cache_serves_students_of_all_sizes_where_the_views_do_not_depend_on_it():
+    images = smooth_images()
+    teacher = Teacher(create_backbone("test_resnet", 3, img_size=LARGE), SPEC)
+
+    def record(size, **augment):
+        config = AugmentConfig(crop_mode="center", crop_pct=0.875, teacher_view="own", **augment)
+        views = teacher_training_views(images, config, SPEC, size, LARGE, seed=0)
+        common = dict(augment=config, view_seed=0, precision="32", drawn_size=size)
+        return fingerprint(teacher, images, views, SPEC, **common)
+
+    assert record(32, crop="resized") == record(48, crop="resized")
+    assert record(32, crop="padded") != record(48, crop="padded")
+    assert record(32, crop="resized", erasing=0.5) != record(48, crop="resized", erasing=0.5)

@@ -29,6 +29,7 @@ from crossdistill.backbones.timm_backbone import TimmBackbone
 from crossdistill.backbones.transformers_backbone import TransformersBackbone
 from crossdistill.backbones.transformers_network import (
     VisionNetwork,
+    absolute_name,
     build_transformers,
     is_transformers,
     transformers_classes,
@@ -66,6 +67,7 @@ def create_backbone(
     weights of the checkpoint but those of the classifier, which is trained anew; `model_args` go to the model's
     constructor. Raises UserError for an unknown name and for a model or checkpoint that does not fit.
     """
+    name = absolute_name(name)
     given = dict(
         name=name,
         num_classes=num_classes,

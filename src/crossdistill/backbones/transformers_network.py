@@ -1,6 +1,7 @@
 """Build the vision part of a Hugging Face transformers model, from a name on the hub or a local folder."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +74,12 @@ class VisionNetwork(nn.Module):
 def is_transformers(name: str) -> bool:
     """Return whether a name is that of a transformers model."""
     return name.startswith(PREFIX)
+
+
+def absolute_name(name: str) -> str:
+    """Return a name in which a local folder has its whole path, so that it holds in every working folder."""
+    place = Path(name.removeprefix(PREFIX))
+    return f"{PREFIX}{place.resolve()}" if is_transformers(name) and place.is_dir() else name
 
 
 def transformers_classes(name: str) -> int:

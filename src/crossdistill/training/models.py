@@ -12,7 +12,7 @@ from timm.optim import get_optimizer_info, list_optimizers
 from crossdistill.backbones import Backbone, create_backbone, load_backbone
 from crossdistill.backbones.args import read_args
 from crossdistill.backbones.build import classes_of_weights
-from crossdistill.backbones.transformers_network import is_transformers
+from crossdistill.backbones.transformers_network import absolute_name, is_transformers
 from crossdistill.config import ModelConfig, RunConfig
 from crossdistill.data import ImageData
 from crossdistill.data.classes import has_classes_of, match_classes
@@ -220,7 +220,7 @@ def _load_teacher(name: str | None, run: str, img_size: int | None, model: Model
     ):
         if given is not None and given != stored:
             raise UserError(f"model.{field} is {given!r}, but the run {run!r} has {stored!r}; leave it out")
-    if name not in (None, teacher.spec.name):
+    if name is not None and absolute_name(name) != teacher.spec.name:
         raise UserError(f"{run!r} holds a {teacher.spec.name!r}, but --teacher is {name!r}")
     return teacher
 
