@@ -41,7 +41,7 @@ $(ENV)/ready:
 	touch $@
 
 # Resolve the newest versions that pyproject.toml allows; for requirements.lock torch stays at the oldest supported one.
-COMPILE = $(ENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra parquet --extra onnx --group dev --no-header
+COMPILE = $(ENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra parquet --extra hf --extra onnx --group dev --no-header
 lock: $(ENV)/ready
 	$(COMPILE) --constraint constraints.txt pyproject.toml --output-file requirements.lock
 	$(COMPILE) pyproject.toml --output-file requirements-newest.lock
