@@ -50,7 +50,7 @@ class CRDOptions:
     momentum: Fraction = 0.5
     """Share of the old embedding when one in the memory is updated; in [0, 1]."""
     weight: NonNegative = 0.8
-    """Factor of the term beside the task loss; >= 0."""
+    """Factor of the term beside the task loss; >= 0. Unused where optim.balance finds the factor."""
 
 
 class CRD(Method):
@@ -68,6 +68,8 @@ class CRD(Method):
     idea: ClassVar[str] = "Tell the embedding of the same image in the other network from those of other images."
     paper: ClassVar[str] = "CRD, ICLR 2020, arXiv 1910.10699"
     needs = Needs(student=Reads(embedding=True), teacher=Reads(embedding=True), index=True, labels=True)
+    # Digits, CNN to ViT, three seeds: 64.0% with the published weight, 87.6% balanced, 90.9% without a teacher.
+    balance: ClassVar[float | None] = 1.0
 
     def __init__(self, options: CRDOptions, student: Backbone, teacher: Backbone) -> None:
         super().__init__(options, student, teacher)
