@@ -1,3 +1,4 @@
+import unicodedata
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from crossdistill.backbones.classes import reorder_classes
 from crossdistill.config import LoaderConfig
 from crossdistill.data import load_data
 from crossdistill.data.classes import has_classes_of, match_classes
+from tests.data.pictures import fill
 
 MODELS = {
     "test_resnet": {},
@@ -77,3 +79,24 @@ def test_names_are_matched():
     assert not has_classes_of(data, [backbone])
     with pytest.raises(UserError, match="'run' knows other classes than 'digits': only the model has 'X'; only"):
         match_classes(backbone, "run", data)
+
+
+def test_names_in_another_form_of_unicode_are_the_same_names(tmp_path):
+    composed, apart = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    data = load_data(str(fill(tmp_path / "data", (apart, "bee"))), LoaderConfig())
+    backbone = create_backbone("test_resnet", 2, 32)
+    backbone.class_names = (composed, "bee")
+    weight = backbone.model.fc.weight.detach().clone()
+    match_classes(backbone, "a run", data)
+    assert backbone.class_names == data.class_names == ("bee", apart)
+    assert torch.equal(backbone.model.fc.weight, weight.flip(0))
+    both = load_data(str(fill(tmp_path / "both", (apart, composed))), LoaderConfig())
+    assert "one name in different forms of Unicode" in " ".join(both.about)
+    with pytest.raises(UserError, match="knows other classes"):
+        match_classes(create_named(composed, "bee"), "a run", both)
+
+
+def create_named(*names):
+    backbone = create_backbone("test_resnet", len(names), 32)
+    backbone.class_names = names
+    return backbone

@@ -109,3 +109,13 @@ def test_damaged_lists_are_named(tmp_path):
         load(tmp_path / "a", listed)
     with pytest.raises(UserError, match="is not a folder of image files"):
         load("digits", listed)
+
+
+def test_held_out_files_that_become_training_images_are_not_scored(tmp_path):
+    first = load(fill(tmp_path, ("bee", "cow"), 30))
+    train, test = (sorted(files(first)[role]) for role in ("train", "test"))
+    shutil.copy(tmp_path / train[0], tmp_path / test[0])
+    now = load(tmp_path, first.files)
+    assert now.changes.copied == (test[0],)
+    assert files(now)["test"] == files(first)["test"] - {test[0]}
+    assert f"1 image ({test[0]}) held out by the run now have the content" in " ".join(now.changes.phrases())

@@ -1,5 +1,6 @@
 """Lists of class names, compared."""
 
+import unicodedata
 from collections.abc import Sequence
 
 _SHOWN = 5
@@ -13,3 +14,8 @@ def name_difference(owner: str, names: Sequence[str], other: str, others: Sequen
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def canonical_name(name: str) -> str:
+    """Return a class name in one form of Unicode, NFC."""
+    return unicodedata.normalize("NFC", name)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from crossdistill.backbones.base import Backbone
 from crossdistill.backbones.classes import reorder_classes
-from crossdistill.data.class_names import name_difference
+from crossdistill.data.class_names import canonical_name, name_difference
 from crossdistill.data.splits import ImageData
 from crossdistill.errors import UserError
 
@@ -17,11 +17,13 @@ def match_classes(backbone: Backbone, owner: str, data: ImageData) -> None:
     names = backbone.class_names
     if names is None or names == data.class_names:
         return
-    if len(names) != len(set(names)) or set(names) != set(data.class_names):
+    # The same name can be stored in two forms of Unicode: systems differ in the form of their files' names.
+    number = {canonical_name(name): place for place, name in enumerate(names)}
+    wanted = [canonical_name(name) for name in data.class_names]
+    if len(number) < len(names) or len(set(wanted)) < len(wanted) or set(number) != set(wanted):
         difference = name_difference("the model", names, "the data", data.class_names)
         raise UserError(f"the model in {owner!r} knows other classes than {data.name!r}: {difference}")
-    number = {name: place for place, name in enumerate(names)}
-    reorder_classes(backbone, [number[name] for name in data.class_names])
+    reorder_classes(backbone, [number[name] for name in wanted])
     backbone.class_names = data.class_names
 
 

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from crossdistill.config.data import SMALL_IMAGE
+from crossdistill.data.class_names import canonical_name
 from crossdistill.data.datasets import Images, Source
 from crossdistill.data.folder import Files
 from crossdistill.data.look import copies, place
@@ -77,6 +78,9 @@ def _oddities(
             "small images; --img-size decides"
         )
     tiny = [f"{source.class_names[k]!r} ({count})" for k, count in enumerate(counts) if count < _TINY]
+    alike = Counter(map(canonical_name, source.class_names))
+    if twins := [repr(name) for name, count in alike.items() if count > 1]:
+        found.append(f"several classes have one name in different forms of Unicode: {_few(twins)}")
     if tiny:
         found.append(f"fewer than {_TINY} training images: {_few(tiny)}")
     for role in ("val", "test"):

@@ -46,6 +46,8 @@ class Changes:
     came: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
+    """Held-out files that have become copies of training images."""
 
     def phrases(self) -> list[str]:
         """Say in sentences what has changed since the run began."""
@@ -53,6 +55,7 @@ class Changes:
             (self.came, "came into the data after the run began; they are not used"),
             (self.gone, "of the run are not in the data any more"),
             (self.changed, "of the run have other contents than when it began"),
+            (self.copied, "held out by the run now have the content of its training images; they are not scored"),
         )
         return [
             f"{len(keys):,} image{'s' * (len(keys) > 1)} ({keys[0]}{', ...' * (len(keys) > 1)}) {text}"
@@ -111,6 +114,7 @@ def divided_by(listed: SplitList, source: Source) -> tuple[Source, dict[str, Ima
     """
     number = {name: place for place, name in enumerate(listed.class_names)}
     roles = listed.roles()
+    copied = _became_training_images(listed, source)
     parts: dict[str, Images] = {}
     splits: dict[str, Images] = {}
     seen: dict[str, str] = {}
@@ -122,7 +126,11 @@ def divided_by(listed: SplitList, source: Source) -> tuple[Source, dict[str, Ima
         splits[split] = known
         seen |= dict(zip(known.keys, known.paths, strict=True))
         for role in ROLES:
-            chosen = [i for i, key in enumerate(known.keys) if roles.get(key) == role and known.labels[i] >= 0]
+            chosen = [
+                i
+                for i, key in enumerate(known.keys)
+                if roles.get(key) == role and known.labels[i] >= 0 and key not in copied
+            ]
             if chosen:
                 parts[role] = Part(known, np.array(chosen))
     marks = {key: mark for role in ROLES for key, mark in listed.images.get(role, {}).items()}
@@ -132,8 +140,26 @@ def divided_by(listed: SplitList, source: Source) -> tuple[Source, dict[str, Ima
         changed=tuple(
             sorted(key for key, mark in marks.items() if key in seen and _mark(seen[key], listed.contents) != mark)
         ),
+        copied=tuple(sorted(copied)),
     )
     return Source(source.name, splits, tuple(listed.class_names), source.left_out, source.unreadable), parts, changes
+
+
+def _became_training_images(listed: SplitList, source: Source) -> set[str]:
+    """Return the held-out files that now have the content of an image that the run has trained on."""
+    if not listed.contents:
+        return set()
+    trained = set(listed.images.get("train", {}).values())
+    before = {key: mark for role in ROLES if role != "train" for key, mark in listed.images.get(role, {}).items()}
+    files = {
+        key: path
+        for images in source.splits.values()
+        if isinstance(images, Files)
+        for key, path in zip(images.keys, images.paths, strict=True)
+        if key in before
+    }
+    marks = in_threads(partial(_mark, contents=True), list(files.values()))
+    return {key for key, mark in zip(files, marks, strict=True) if mark != before[key] and mark in trained}
 
 
 def trained_in(images: Images, listed: SplitList) -> list[int]:
