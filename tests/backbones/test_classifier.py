@@ -65,5 +65,8 @@ def test_headless_weights(tmp_path):
 def test_classes_of_pretrained_weights():
     assert pretrained_classes("resnet50.a1_in1k") == 1000
     assert pretrained_classes("vit_small_patch14_dinov2.lvd142m") == 0
+    assert pretrained_classes("vit_base_patch32_clip_224.openai") == 0
+    assert pretrained_classes("convnext_base.clip_laion2b_augreg_ft_in12k") == 11821
+    assert pretrained_classes("mvitv2_base_cls.fb_inw21k") == 19168
     assert pretrained_classes("torchvision:resnet18") == 1000
     assert pretrained_classes("package.module:factory") is None

@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.data import infer_imagenet_subset
 from torch import Tensor, nn
 
 from crossdistill.backbones._probe import record_probe
@@ -14,6 +15,8 @@ from crossdistill.backbones.checkpoint import stored_weights
 from crossdistill.backbones.structure import is_classifier
 from crossdistill.errors import UserError
 
+_LEAST_UNKNOWN = 2000
+"""Outputs from which weights are those of a classifier, though timm does not know its set of classes."""
 _TORCHVISION_CLASSES = 1000
 
 
@@ -40,7 +43,11 @@ def pretrained_classes(name: str) -> int | None:
         with torch.device("meta"):
             return int(timm.create_model(name).num_classes)
     cfg: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    return None if cfg is None else int(cfg.num_classes)
+    if cfg is None:
+        return None
+    # timm states the width of CLIP's projection as the number of classes.
+    projected = cfg.num_classes < _LEAST_UNKNOWN and infer_imagenet_subset(cfg.to_dict()) is None
+    return 0 if projected else int(cfg.num_classes)
 
 
 def stored_classes(
