@@ -33,7 +33,7 @@ from crossdistill.types import BackboneOutput, Reads
 
 _ROOT = Path("runs") / "cache"
 SCORES = "teacher-scores.json"
-_OURS = (LOCKS, ".gitignore")
+_OURS = (LOCKS, ".gitignore", f"{MANIFEST}.partial")
 """What a cache that has no manifest yet may hold."""
 _SHARD_BYTES = 256 * 2**20
 _LEAST_IMAGES, _MOST_IMAGES = 64, 8192
