@@ -171,6 +171,14 @@ class Kept:
     [
         ({"classes": list("abcde")}, tuple("abcde")),
         ({"class_to_idx": {"x": 1, "y": 0, "z": 2, "v": 4, "w": 3}}, tuple("yxzwv")),
+        ({"idx_to_class": {0: "x", 1: "y", 2: "z", 3: "v", 4: "w"}}, tuple("xyzvw")),
+        ({"config": {"id2label": {"1": "y", "0": "x", "2": "z", "3": "v", "4": "w"}}}, tuple("xyzvw")),
+        ({"hyper_parameters": {"data": {"class_names": list("abcde")}}}, tuple("abcde")),
+        ({"meta": {"CLASSES": tuple("abcde")}}, tuple("abcde")),
+        (
+            {"class_to_idx": {n: torch.tensor(i) for i, n in enumerate("abcde")}, "classes": list("abcde")},
+            tuple("abcde"),
+        ),
         ({"class_names": list("abc")}, None),
         ({"class_to_idx": {"x": 1, "y": 5}}, None),
     ],
@@ -225,3 +233,54 @@ def test_a_tensor_of_many_dimensions_takes_no_memory_before_it_is_refused(source
     # A stored number, seen as 2^40 of them.
     torch.save({**source.model.state_dict(), "fc.weight": torch.zeros(1, 1).expand(2**20, 2**20)}, path)
     refused(path, r"fc\.weight is \(1048576, 1048576\)")
+
+
+def test_two_orders_of_the_classes_are_refused(source, tmp_path):
+    path, weights = tmp_path / "weights.pth", source.model.state_dict()
+    beside = {"classes": list("abcde"), "class_to_idx": {name: i for i, name in enumerate("badce")}}
+    torch.save({"state_dict": weights, **beside}, path)
+    refused(path, r"states its classes twice, as \['a', 'b'.* and as \['b', 'a'")
+
+
+def other_weights(source):
+    return {
+        name: value + 1 if value.is_floating_point() else value for name, value in source.model.state_dict().items()
+    }
+
+
+def test_a_key_means_the_network_right_under_it(source, tmp_path):
+    path = tmp_path / "weights.pth"
+    for names in (("model", "ema.model"), ("net", "best.net"), ("state_dict.model", "state_dict.ema.model")):
+        content = {}
+        for name, weights in zip(names, (source.model.state_dict(), other_weights(source)), strict=True):
+            place = content
+            for part in name.split(".")[:-1]:
+                place = place.setdefault(part, {})
+            place.setdefault(name.split(".")[-1], {}).update(weights)
+        torch.save(content, path)
+        assert same(
+            source, create_backbone("test_resnet", 5, 32, checkpoint=path, checkpoint_key=names[0].split(".")[-1])
+        )
+
+
+def test_the_state_of_an_optimiser_is_no_network(source, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"net": source.model.state_dict(), "opt": {"averages": other_weights(source)}}, path)
+    assert same(source, create_backbone("test_resnet", 5, 32, checkpoint=path))
+
+
+def test_names_stored_twice_and_numbers_that_are_not_finite_are_refused(source, tmp_path):
+    path, weights = tmp_path / "weights.pth", source.model.state_dict()
+    torch.save({**weights, **{f"_orig_mod.{name}": value + 1 for name, value in weights.items()}}, path)
+    refused(path, r"holds '_orig_mod\.conv1\.\S+' both with and without '_orig_mod\.'")
+    for number in (float("nan"), float("inf")):
+        torch.save({**weights, "fc.bias": torch.full((5,), number)}, path)
+        refused(path, r"numbers that are not finite, in 'fc\.bias'")
+
+
+def test_the_kind_of_a_file_is_read_from_its_content(source, tmp_path):
+    weights = source.model.state_dict()
+    save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "weights.pt")
+    torch.save(weights, tmp_path / "weights.safetensors")
+    for path in tmp_path.iterdir():
+        assert same(source, create_backbone("test_resnet", 5, 32, checkpoint=path))

@@ -23,6 +23,9 @@ _OPTIONAL = "num_batches_tracked"
 """A counter of batch norms that evaluation does not use, and that old files do not have."""
 _AVERAGED = re.compile(r"(^|[._])(ema|swa|averag\w*)([._]|$)", re.IGNORECASE)
 
+_OPTIMISER = re.compile(r"(^|[._])(opt|optim|optimi[sz]ers?)([._]|$)", re.IGNORECASE)
+"""Keys of an optimiser's state, which may have the names of the weights."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -69,6 +72,7 @@ def load_weights(
     found = {name: value for name, value in chosen.weights.items() if not _inside(name, without)}
     _check_fit(found, expected, path)
     kept = {name: value for name, value in state.items() if name not in expected or name.endswith(_OPTIONAL)}
+    _check_finite(found, [name for name, _ in model.named_parameters()], path)
     model.load_state_dict({**kept, **{name: found[name] for name in expected if name in found}})
     return Loaded(chosen.part, names_in(loaded))
 
@@ -113,7 +117,7 @@ def _converted(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor
 
 
 def _groups(loaded: Any, path: Path) -> dict[tuple[str, ...], dict[str, Tensor]]:
-    groups = groups_of(loaded)
+    groups = {keys: group for keys, group in groups_of(loaded).items() if not _OPTIMISER.search(".".join(keys))}
     if not groups:
         raise UserError(f"checkpoint {str(path)!r} holds no weights")
     for group in groups.values():
@@ -142,6 +146,9 @@ def _inside(name: str, modules: Sequence[str]) -> bool:
 def _candidates(keys: str, group: dict[str, Tensor], expected: dict[str, Tensor]) -> list[_Candidate]:
     """Return the parts of a mapping that share names with the model, one for each prefix."""
     cleaned = {name.replace("_orig_mod.", ""): value for name, value in group.items()}
+    if len(cleaned) < len(group):
+        twice = next(name for name in group if "_orig_mod." in name and name.replace("_orig_mod.", "") in group)
+        raise UserError(f"the checkpoint holds {twice!r} both with and without '_orig_mod.'; remove one of them")
     matching: dict[str, int] = defaultdict(int)
     for name in cleaned:
         places = [0, *(place.end() for place in re.finditer(r"\.", name))]
@@ -162,7 +169,9 @@ def _choose(found: list[_Candidate], expected: dict[str, Tensor], path: Path, ke
         if not named:
             parts = ", ".join(repr(one.part) for one in found[:4]) or "none"
             raise UserError(f"checkpoint {str(path)!r} has no network under {key!r}; parts that share names: {parts}")
-        found = named
+        # Of `model` and `ema.model` the key model means the first.
+        shortest = min(one.part.count(".") for one in named)
+        found = [one for one in named if one.part.count(".") == shortest]
     whole = [one for one in found if _fits(one, expected)]
     if not whole:
         return max(found, key=lambda one: (one.matching, one.averaged, -len(one.part)), default=_Candidate("", {}, 0))
@@ -195,6 +204,12 @@ def _different(candidates: list[_Candidate], expected: dict[str, Tensor]) -> lis
         ):
             kept.append(one)
     return kept
+
+
+def _check_finite(found: dict[str, Tensor], parameters: Sequence[str], path: Path) -> None:
+    for name in parameters:
+        if name in found and not found[name].isfinite().all():
+            raise UserError(f"checkpoint {str(path)!r} holds numbers that are not finite, in {name!r}")
 
 
 def _check_fit(found: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,12 @@ from torch import Tensor, nn
 from crossdistill.errors import UserError, first_line
 
 _PLAIN_DTYPES = (bool, np.int8, np.int16, np.int32, np.int64, np.uint8, np.float16, np.float32, np.float64)
-_CLASS_NAMES = ("label_names", "class_names", "classes")
-"""Keys under which training scripts keep the names of the classes."""
+_DEPTH = 3
+"""Mappings within mappings that are looked into."""
+_LISTS = ("label_names", "class_names", "classes", "CLASSES")
+_NUMBERS = ("class_to_idx", "label2id")
+_BY_NUMBER = ("idx_to_class", "id2label")
+"""Keys under which training scripts keep the names of the classes: as a list, numbers by name, and names by number."""
 
 
 def _plain_types() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
@@ -41,12 +45,19 @@ def read_file(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"checkpoint {str(path)!r} does not exist")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             return load_file(path)
         with torch.serialization.safe_globals(_plain_types()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is no checkpoint can raise anything
         raise UserError(f"checkpoint {str(path)!r} cannot be read; {_reason(error, path)}") from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Return whether a file begins as safetensors does, whatever its name: a length of eight bytes, then JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" or (path.suffix == ".safetensors" and not start.startswith(b"PK"))
 
 
 def _reason(error: Exception, path: Path) -> str:
@@ -78,7 +89,7 @@ def _holds_module(path: Path, found: str) -> bool:
     return any(name.startswith("torch.nn.modules.") for name in names)
 
 
-def groups_of(loaded: Any, path: tuple[str, ...] = (), depth: int = 3) -> dict[tuple[str, ...], dict[str, Tensor]]:
+def groups_of(loaded: Any, path: tuple[str, ...] = (), depth: int = _DEPTH) -> dict[tuple[str, ...], dict[str, Tensor]]:
     """Return all mappings of names to tensors in the content of a file, by the keys that lead to each."""
     if isinstance(loaded, nn.Module) or not isinstance(loaded, Mapping):
         return {}
@@ -92,14 +103,36 @@ def groups_of(loaded: Any, path: tuple[str, ...] = (), depth: int = 3) -> dict[t
 
 
 def names_in(loaded: Any) -> tuple[str, ...] | None:
-    """Return the class names that a file states beside its weights, in the order of the logits; None without any."""
+    """Return the class names that a file states beside its weights, in the order of the logits; None without any.
+
+    Raises UserError where a file states two different orders.
+    """
+    found = list(dict.fromkeys(_stated_names(loaded, _DEPTH)))
+    if len(found) > 1:
+        raise UserError(f"the checkpoint states its classes twice, as {list(found[0])} and as {list(found[1])}")
+    return found[0] if found else None
+
+
+def _stated_names(loaded: Any, depth: int) -> Iterator[tuple[str, ...]]:
     if not isinstance(loaded, Mapping):
-        return None
-    for key in _CLASS_NAMES:
-        names = loaded.get(key)
+        return
+    for key, value in loaded.items():
+        names: Any = None
+        if key in _LISTS:
+            names = value
+        elif isinstance(value, Mapping) and key in (*_NUMBERS, *_BY_NUMBER):
+            pairs = [(name, number) if key in _NUMBERS else (number, name) for name, number in value.items()]
+            numbers = {_whole(number): str(name) for name, number in pairs}
+            if numbers.keys() == set(range(len(value))):
+                names = [numbers[number] for number in range(len(numbers))]
+        elif depth:
+            yield from _stated_names(value, depth - 1)
         if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
-            return tuple(names)
-    numbers = loaded.get("class_to_idx")
-    if isinstance(numbers, Mapping) and sorted(map(str, numbers.values())) == sorted(map(str, range(len(numbers)))):
-        return tuple(str(name) for name, _ in sorted(numbers.items(), key=lambda item: int(item[1])))
-    return None
+            yield tuple(names)
+
+
+def _whole(number: Any) -> int | None:
+    try:
+        return int(number)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None
