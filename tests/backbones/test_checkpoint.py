@@ -220,7 +220,8 @@ def test_weights_that_are_no_plain_arrays_are_refused(source, tmp_path):
     }
     for kind, value in changed.items():
         torch.save({**weights, "fc.weight": value}, path)
-        refused(path, rf"'fc\.weight' is a {kind} tensor")
+        # Newer versions of torch do not read some kinds at all.
+        refused(path, rf"'fc\.weight' is a {kind} tensor|object of type torch\.\S+")
     for dtype in (torch.int8, torch.complex64):
         torch.save({**weights, "fc.weight": whole.to(dtype)}, path)
         refused(path, rf"no numbers of floating point: fc\.weight is {dtype}")

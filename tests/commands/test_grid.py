@@ -63,6 +63,8 @@ def test_a_grid_with_a_pair_that_does_not_fit(capsys, tmp_path, teacher_folder):
     [
         (["--students", "a,a"], "named twice"),
         (["--students", "test_vit{patch_size"], "write a name, or name{argument=value,...}"),
+        (["--students", "test_vit{={}"], "'{' is not a value"),
+        (["--sweep", "optim.lr={"], "'{' is not a value"),
         (["--sweep", "optim.lr"], "write a setting and its values"),
         (["--sweep", "optim.rate=1,2"], "rate"),
         (["--sweep", "seed=1,2"], "it cannot be varied so"),

@@ -77,3 +77,12 @@ def test_arguments_that_a_setting_decides_are_refused():
     for name in ("num_classes", "img_size", "pretrained"):
         with pytest.raises(UserError, match=f"'{name}' is not for the constructor"):
             ModelConfig(student_args={name: 3})
+
+
+def test_the_place_of_a_problem_is_one_line(tmp_path):
+    from crossdistill.cache.store import read_manifest
+
+    (tmp_path / "cache.json").write_text('{"format": {}, "fingerprint": {"a\\nb": null}}', encoding="utf-8")
+    with pytest.raises(UserError) as refused:
+        read_manifest(tmp_path)
+    assert "\n" not in str(refused.value)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
@@ -110,7 +111,9 @@ def _sweep(text: str) -> "Sweep":
     if not equals:
         raise UserError(f"--sweep is {text!r}; write a setting and its values: options.kd.temperature=1,2,4")
     name = name.strip().replace("-", "_")
-    return Sweep(name, tuple(load_yaml(value) for value in re.split(r",(?![^\[]*\])", values) if value.strip()))
+    return Sweep(
+        name, tuple(_value(f"--sweep {name}", value) for value in re.split(r",(?![^\[]*\])", values) if value.strip())
+    )
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -150,8 +153,15 @@ def _options(what: str, changes: str) -> dict[str, Any]:
         if change and not equals:
             raise UserError(f"{what}: {change!r} is not option=value")
         if change:
-            options[option.strip()] = load_yaml(value.strip())
+            options[option.strip()] = _value(what, value)
     return options
+
+
+def _value(what: str, text: str) -> Any:
+    try:
+        return load_yaml(text.strip())
+    except yaml.YAMLError:
+        raise UserError(f"{what}: {text!r} is not a value") from None
 
 
 def _whole_numbers(text: str) -> list[int]:

@@ -81,7 +81,7 @@ def validated(kind: Any, value: Any, owner: str, noun: str = "setting") -> Any:
 def first_problem(error: ValidationError) -> str:
     """Return where in a file's content the first wrong value is, and what is wrong with it."""
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
+    place = ".".join(" ".join(str(part).split()) for part in first["loc"])
     return f"{place}: {first['msg']}" if place else first["msg"]
 
 
