@@ -17,8 +17,9 @@ def resident_mib():
 
 @pytest.mark.slow
 def test_ten_thousand_steps_take_no_more_memory_than_two_thousand(quick, silent, tmp_path):
-    # 3 steps of 64 images in an epoch.
-    config = replace(quick, method="none", teacher_checkpoint=None, epochs=3400, out=str(tmp_path / "run"))
+    # 70 steps in an epoch.
+    loader = replace(quick.loader, max_train=None, batch_size=16)
+    config = replace(quick, method="none", loader=loader, epochs=143, out=str(tmp_path / "run"))
     sizes, finished = [], threading.Event()
 
     def sample():
