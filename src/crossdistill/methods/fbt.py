@@ -37,8 +37,8 @@ class FBTOptions:
     fusion_weight: NonNegative = 1.0
     """Factor of L(teacher, fused); >= 0. Without it the fused network teaches noise (the paper's ablation)."""
     transfer_weight: NonNegative = 1.0
-    """Factor of L(fused, student); >= 0. From a ViT to a small CNN at 32 px the fused network lowers the result: 28.99% with
-    it, 30.44 without (`fusion_weight=0`, `transfer_weight=0`), 27.10 without a teacher (CIFAR-100, one seed)."""
+    """Factor of L(fused, student); >= 0. From a ViT to a small CNN at 32 px the fused network lowers the result: 28.99%
+    with it, 30.44 without (`fusion_weight=0`, `transfer_weight=0`), 27.10 without a teacher (CIFAR-100, one seed)."""
     info_nce: bool = True
     """Whether InfoNCE on embeddings is part of each L."""
     ofa: bool = True
@@ -59,7 +59,7 @@ class FBTOptions:
     ramp: NonNegativeInt = 0
     """Training steps over which the factor of L(fused, student) rises from 0 to its value; 0 starts with it."""
     fused_task_weight: NonNegative = 0.0
-    """Factor of the cross entropy of the fused network's logits with the labels; >= 0. No gain with 1 (28.88%, as above)."""
+    """Factor of the cross entropy of the fused network's logits with the labels; >= 0. No gain with 1: 28.88%, as above."""
     swin_block: bool = True
     """Whether a Swin block follows the patch embedding of the projector (L2G)."""
 
