@@ -59,7 +59,7 @@ class FBTOptions:
     ramp: NonNegativeInt = 0
     """Training steps over which the factor of L(fused, student) rises from 0 to its value; 0 starts with it."""
     fused_task_weight: NonNegative = 0.0
-    """Factor of the cross entropy of the fused network's logits with the labels; >= 0. No gain with 1: 28.88%, as above."""
+    """Factor of the cross entropy of the fused network's logits with the labels; >= 0. No gain with 1: 28.88%."""
     swin_block: bool = True
     """Whether a Swin block follows the patch embedding of the projector (L2G)."""
 
