@@ -88,7 +88,7 @@ def plain_division(keys, classes):
     return roles
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(CLASSES, st.lists(PICTURE, min_size=3, max_size=7), STRAYS, st.integers(0, 1000))
 def test_folders_are_read_as_a_plain_reader_reads_them(classes, pictures, strays, seed):
     if set(classes) <= {"train", "val"}:
