@@ -118,10 +118,10 @@ def test_a_picture_cut_short_is_named_when_it_is_read(tmp_path):
         data.train.read(index)
 
 
-def write_parquet(root, count=12, label="label", named=True, **files):
+def write_parquet(root, count=12, label="label", named=True, seed=1, **files):
     datasets = pytest.importorskip("datasets")
     for split in ("train", "test"):
-        rng = np.random.default_rng(1)
+        rng = np.random.default_rng(seed)
         images = [Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)) for _ in range(count)]
         kind = datasets.ClassLabel(names=["a", "b", "c"]) if named else datasets.Value("string")
         labels = [i % 3 if named else "abc"[i % 3] for i in range(count)]
@@ -135,6 +135,20 @@ def test_parquet_columns_are_found_from_the_schema(tmp_path):
     data = load_data(str(write_parquet(tmp_path)), LoaderConfig(val_fraction=0.25))
     assert (data.class_names, data.channels, data.size) == (("a", "b", "c"), 3, (16, 16))
     assert [len(part) for part in (data.train, data.val, data.test)] == [9, 3, 12]
+
+
+def test_other_images_in_the_rows_are_another_input_of_a_run(tmp_path):
+    from crossdistill.config import RunConfig
+    from crossdistill.training.inputs import digests
+
+    def found(root, seed):
+        root.mkdir()
+        return digests(RunConfig(), load_data(str(write_parquet(root, seed=seed)), LoaderConfig(val_fraction=0.25)))
+
+    one, same, other = found(tmp_path / "1", 1), found(tmp_path / "2", 1), found(tmp_path / "3", 2)
+    assert one == same
+    changed = {name for name in one if one[name] != other[name]}
+    assert changed == {"training images", "validation images", "test images"}
 
 
 def test_parquet_columns_can_be_named(tmp_path):

@@ -25,6 +25,8 @@ MOST_BYTES = 2**30
 """Bytes that are read at the start of a command to compare the contents of files, or the headers in parquet rows."""
 _SAMPLED = 20_000
 """Parquet rows whose header is read where all rows are more than MOST_BYTES."""
+_DIGESTED = 256
+"""Parquet rows that stand for all where a run is continued."""
 _FEW = 64
 """Images of a torchvision set that are looked at; such a set is of one kind."""
 
@@ -58,6 +60,13 @@ def look(images: Images, *, decode: bool) -> Look:
         return Look((Header("L" if len(shape) == 3 else "RGB", shape[2], shape[1]),) * len(chosen), {})
     few = [images.read(index) for index in _spread(len(images), _FEW)]
     return Look(tuple(Header(image.mode, *image.size) for image in few), {})
+
+
+def sampled_rows(images: Images) -> bytes | None:
+    """Return the digests of 256 stored images spread over a split of parquet rows; None for data of another kind."""
+    if not isinstance(base_of(images)[0], Table):
+        return None
+    return "".join(_digests(images, _spread(len(images), _DIGESTED))).encode()
 
 
 def place(images: Images, index: int) -> str:

@@ -18,7 +18,7 @@ from crossdistill.config import AugmentConfig, LoaderConfig, RunConfig
 from crossdistill.config.resolve import resolve
 from crossdistill.data import ImageData
 from crossdistill.data.loaders import Views
-from crossdistill.data.look import bytes_of, look, place, unreadable_error
+from crossdistill.data.look import bytes_of, look, place, sampled_rows, unreadable_error
 from crossdistill.data.mixed import Joined
 from crossdistill.data.transforms import eval_transform
 from crossdistill.data.views import held_out_views, teacher_training_views, training_views
@@ -127,13 +127,16 @@ def make_teacher_views(
 
 
 def digests(config: RunConfig, data: ImageData, probed: ImageData | None = None) -> dict[str, str]:
-    """Return digests of what a run starts from: classes and labels of every split, and its checkpoints.
+    """Return digests of what a run starts from: classes, labels and parquet rows of every split, and its checkpoints.
 
     `probed` holds the images of probe_data.
     """
     found = {"class names": _digest("\n".join([*data.class_names]).encode())}
     for name, split in (("training", data.train), ("validation", data.val), ("test", data.test)):
         found[f"{name} labels"] = _digest(np.asarray(split.labels, dtype=np.int64).tobytes())
+        # Files have a list of their own (split.json).
+        if (rows := sampled_rows(split)) is not None:
+            found[f"{name} images"] = _digest(rows)
     if probed is not None:
         labels = [np.asarray(part.labels, dtype=np.int64).tobytes() for part in (probed.train, probed.val)]
         found["probe_data labels"] = _digest(b"|".join(labels))
