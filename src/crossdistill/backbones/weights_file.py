@@ -47,8 +47,9 @@ def read_file(path: Path) -> Any:
     try:
         if _is_safetensors(path):
             return load_file(path)
-        with torch.serialization.safe_globals(_plain_types()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # As an open file: newer versions of torch decide by the suffix of a path.
+        with torch.serialization.safe_globals(_plain_types()), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is no checkpoint can raise anything
         raise UserError(f"checkpoint {str(path)!r} cannot be read; {_reason(error, path)}") from error
 
