@@ -151,6 +151,17 @@ def test_other_images_in_the_rows_are_another_input_of_a_run(tmp_path):
     assert changed == {"training images", "validation images", "test images"}
 
 
+@pytest.mark.parametrize("stems", [("mnist_train", "mnist_test"), ("train0", "test0"), ("my-train-0", "my-test-0")])
+def test_shards_whose_names_contain_a_split(tmp_path, stems):
+    write_parquet(tmp_path)
+    for split, stem in zip(("train", "test"), stems, strict=True):
+        (tmp_path / f"{split}-00000-of-00001.parquet").rename(tmp_path / f"{stem}.parquet")
+    data = load_data(str(tmp_path), LoaderConfig(val_fraction=0.25))
+    assert [len(part) for part in (data.train, data.val, data.test)] == [9, 3, 12]
+    (tmp_path / f"{stems[0]}.parquet").rename(tmp_path / "train_and_test.parquet")
+    refused("names several splits", tmp_path)
+
+
 def test_parquet_columns_can_be_named(tmp_path):
     write_parquet(tmp_path, label="kind", named=False)
     refused("no label column", tmp_path)

@@ -253,3 +253,29 @@ def test_paths_with_markup(tmp_path, capsys):
     fill(tmp_path / "[bold]x", ("[red]a", "<b>&amp;"), 4)
     assert main(["check", str(tmp_path / "[bold]x")]) == 0
     assert "data [bold]x: 2 classes (fewest training images: '<b>&amp;', 2)" in capsys.readouterr().out
+
+
+def test_folders_that_are_splits_of_other_names_are_refused(tmp_path):
+    # As archives hold them, with the folder's name twice.
+    for name in ("seg_train", "seg_test"):
+        fill(tmp_path / "twice" / name / name)
+    refused(
+        "give --loader.train-dir seg_train/seg_train --loader.test-dir seg_test/seg_test",
+        tmp_path / "twice",
+    )
+    config = LoaderConfig(train_dir="seg_train/seg_train", test_dir="seg_test/seg_test")
+    assert load_data(str(tmp_path / "twice"), config).class_names == ("ant", "bee")
+    fill(tmp_path / "folds" / "fold1", ("ant", "bee", "cow"))
+    fill(tmp_path / "folds" / "fold2", ("ant", "bee"))
+    refused("'fold1' and 'fold2' in .* have the same folders", tmp_path / "folds")
+    for split in ("train", "test"):
+        for year in ("2021", "2022"):
+            fill(tmp_path / "years" / split / year)
+    refused(r"'2021' and '2022' in .*train' have the same folders", tmp_path / "years")
+    fill(tmp_path / "mixed" / "ant", ("train", "test"))
+    fill(tmp_path / "mixed" / "bee", ("train",))
+    refused("are inside the class folders", tmp_path / "mixed")
+
+
+def test_a_class_that_no_image_is_left_of_is_refused(tmp_path):
+    refused("loader.max_train 2 leaves no image of class", fill(tmp_path, ("ant", "bee", "cow")), max_train=2)

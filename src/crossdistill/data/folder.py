@@ -14,7 +14,7 @@ from PIL import Image
 from crossdistill.config.data import LoaderConfig
 from crossdistill.data.datasets import Images, Source
 from crossdistill.data.picture import UnreadableError, read_picture
-from crossdistill.data.split_names import split_role
+from crossdistill.data.split_names import roles_in, split_role
 from crossdistill.data.tree import Tree, join
 from crossdistill.errors import UserError
 
@@ -136,7 +136,7 @@ def _found_splits(tree: Tree) -> dict[str, str]:
             raise UserError(
                 f"{sorted(named)} in {str(tree.root)!r} are named as splits, but hold no class folders; {_AS_CLASSES}"
             )
-        _check_first_level(tree, filled, direct)
+        _check_first_level(tree, "")
         return {"train": ""}
     for role in ROLES:
         if len(same := sorted(name for name, one in splits.items() if one == role)) > 1:
@@ -154,24 +154,38 @@ def _found_splits(tree: Tree) -> dict[str, str]:
             f"{str(tree.root)!r} has {found['train']!r}, the name of a split, beside {others[0]!r}: give "
             f"--loader.train-dir {found['train']} if it is the training split, or --loader.train-dir . if it is a class"
         )
+    _check_first_level(tree, found["train"])
     return {role: found[role] for role in ROLES if role in found}
 
 
-def _check_first_level(tree: Tree, filled: list[str], direct: set[str]) -> None:
-    """Raise UserError where the first folders look like splits of other names, or the second ones like splits."""
-    inner = [_filled(tree, name) for name in filled]
-    if len(filled) < 2 or direct or len(inner[0]) < 2 or any(names != inner[0] for names in inner):
-        return
-    shared = inner[0]
-    if all(split_role(name) for name in shared):
+def _check_first_level(tree: Tree, folder: str) -> None:
+    """Raise UserError where the folders in a folder look like splits of other names, or those in them like splits."""
+    filled = [name for name in _filled(tree, folder) if not tree.direct[join(folder, name)]]
+    inner = {name: _filled(tree, join(folder, name)) for name in filled}
+    where = str(tree.root / folder)
+    for name, names in inner.items():
+        if names and all(split_role(one) for one in names):
+            raise UserError(
+                f"in {where!r} the splits {names} are inside the class folders ({name!r}); a folder for each split, "
+                f"with class folders in it, is needed ({_AS_CLASSES})"
+            )
+    roles = {role: name for name in reversed(filled) for role in roles_in(name) if len(roles_in(name)) == 1}
+    if not folder and "train" in roles and len(roles) > 1:
+        # Archives often hold a folder of the same name again.
+        given = [
+            f"--loader.{role}-dir {name}{f'/{name}' if inner[name] == [name] else ''}" for role, name in roles.items()
+        ]
         raise UserError(
-            f"in {str(tree.root)!r} the splits {shared} are inside the class folders; a folder for each split, with "
-            f"class folders in it, is needed ({_AS_CLASSES})"
+            f"{sorted(roles.values())} in {where!r} are named as splits: give {' '.join(given)}; {_AS_CLASSES}"
         )
-    raise UserError(
-        f"{filled[:3]} in {str(tree.root)!r} have the same folders ({shared[0]!r}, {shared[1]!r}, ...) in them: if "
-        f"they are splits, name them with --loader.train-dir {filled[0]} and --loader.test-dir; {_AS_CLASSES}"
-    )
+    for name in filled:
+        for other in filled[: filled.index(name)]:
+            if len(shared := [one for one in inner[name] if one in inner[other]]) > 1:
+                raise UserError(
+                    f"{other!r} and {name!r} in {where!r} have the same folders ({shared[0]!r}, {shared[1]!r}, ...) in "
+                    f"them: if they are splits, name them with --loader.train-dir {join(folder, other)} and "
+                    f"--loader.test-dir; {_AS_CLASSES}"
+                )
 
 
 def _filled(tree: Tree, folder: str) -> list[str]:

@@ -68,6 +68,8 @@ def _table(file: Path, text: str, config: LoaderConfig) -> list[_Row]:
     for row in reader:
         values = {name: (value or "").strip() for name, value in row.items() if isinstance(value, str | None)}
         line = reader.line_num
+        if None in row:
+            raise UserError(f"line {line} of {str(file)!r} has more values than the first line has columns")
         if not values[path] or (label is not None and not values[label]):
             missing = path if not values[path] else label
             raise UserError(f"line {line} of {str(file)!r} has no value in the column {missing!r}")

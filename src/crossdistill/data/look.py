@@ -69,6 +69,15 @@ def sampled_rows(images: Images) -> bytes | None:
     return "".join(_digests(images, _spread(len(images), _DIGESTED))).encode()
 
 
+def row_marks(images: Images) -> list[str] | None:
+    """Return size and digest of each stored image of parquet rows, as a list of files has them; None for other data."""
+    base, chosen = base_of(images)
+    if not isinstance(base, Table):
+        return None
+    cells = [(cell or {}).get("bytes") or b"" for cell in base.cells([int(index) for index in chosen])]
+    return [f"{len(cell)}:{hashlib.sha256(cell).hexdigest()[:16]}" for cell in cells]
+
+
 def place(images: Images, index: int) -> str:
     """Name one image: the path of its file, or its row."""
     base, chosen = base_of(images)

@@ -13,7 +13,7 @@ from crossdistill.config.data import LoaderConfig
 from crossdistill.data.class_names import name_difference
 from crossdistill.data.datasets import Images, Source
 from crossdistill.data.picture import UnreadableError, read_picture
-from crossdistill.data.split_names import split_role
+from crossdistill.data.split_names import roles_in, split_role
 from crossdistill.data.tree import Tree
 from crossdistill.errors import UserError
 
@@ -127,6 +127,14 @@ def _unlabelled(found: dict[str, list[Any]], roles: dict[str, str], image: str) 
     return splits
 
 
+def _stated(path: str, name: str) -> str | None:
+    """Return the split that the words of a file's name state. Raises UserError for several."""
+    roles = sorted(roles_in(name.removesuffix(".parquet")))
+    if len(roles) > 1:
+        raise UserError(f"{path!r} names several splits ({', '.join(roles)}); rename it, or put it into a folder")
+    return roles[0] if roles else None
+
+
 def shard_files(tree: Tree) -> dict[str, list[str]]:
     """Return the shards of each split, by its name: what the file's name begins with, or the folder it is in.
 
@@ -136,7 +144,7 @@ def shard_files(tree: Tree) -> dict[str, list[str]]:
     for path in tree.parquet:
         parts = PurePosixPath(path).parts
         named = [re.split(r"[-.]", parts[-1])[0], *reversed(parts[:-1])]
-        split = next((name for name in named if split_role(name)), named[0])
+        split = next((name for name in named if split_role(name)), None) or _stated(path, parts[-1]) or named[0]
         same = [other for other in found.get(split, []) if PurePosixPath(other).name == parts[-1]]
         if same and "-of-" in path:
             raise UserError(f"{same[0]!r} and {path!r} are shards of two sets; give the folder of one of them")

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from crossdistill.data.datasets import Images, Part, Source, base_of
 from crossdistill.data.folder import ROLES, Files
-from crossdistill.data.look import bytes_of, file_digest, in_threads
+from crossdistill.data.look import bytes_of, file_digest, in_threads, row_marks
 from crossdistill.errors import UserError, first_line
 
 SPLIT_NAME = "split.json"
@@ -166,7 +166,9 @@ def trained_in(images: Images, listed: SplitList) -> list[int]:
     """Return the numbers of the images that a run has trained on: those with the same content, or path and size."""
     base, chosen = base_of(images)
     if not isinstance(base, Files):
-        return []
+        marks = row_marks(images) if listed.contents else None
+        known = set(listed.images.get("train", {}).values())
+        return [] if marks is None else [number for number, mark in enumerate(marks) if mark in known]
     trained = listed.images.get("train", {})
     contents = set(trained.values())
 

@@ -17,3 +17,8 @@ def split_role(name: str) -> str | None:
         if any(plain == f"{known}{ending}" for known in names for ending in _ENDINGS):
             return role
     return None
+
+
+def roles_in(name: str) -> set[str]:
+    """Return the splits that the words of a name state: train for mnist_train, train0 and my-train-2."""
+    return {role for word in re.findall(r"[^\W\d_]+", name) if (role := split_role(word)) is not None}

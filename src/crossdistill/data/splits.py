@@ -169,6 +169,12 @@ def _divided(source: Source, config: LoaderConfig) -> dict[str, Images]:
     if config.max_train is not None and config.max_train < len(train):
         chosen = np.random.default_rng(config.split_seed).permutation(len(train))[: config.max_train]
         train = Part(train, np.sort(chosen))
+        absent = sorted(set(range(len(source.class_names))) - set(train.labels))
+        if isinstance(base_of(train)[0], Files) and absent:
+            raise UserError(
+                f"loader.max_train {config.max_train} leaves no image of class {source.class_names[absent[0]]!r} to "
+                "train on; take more"
+            )
     return {"train": train, "val": val, "test": test}
 
 

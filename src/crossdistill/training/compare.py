@@ -28,6 +28,7 @@ from crossdistill.training.inputs import decide, digests, report_data
 from crossdistill.training.models import build_models, build_student, check_settings
 from crossdistill.training.results import Failures, write_results
 from crossdistill.training.run_folder import (
+    check_files,
     check_inputs,
     check_unchanged,
     check_writable,
@@ -122,7 +123,9 @@ class _Comparison:
         """Return the data of a run, read once for all that read it in the same way."""
         key = repr((config.data, config.loader))
         if key not in self.loaded:
-            self.loaded[key] = load_data(config.data, config.loader, _earlier_list(config, self.out))
+            found = load_data(config.data, config.loader, _earlier_list(config, self.out))
+            check_files(self.out, found.changes)
+            self.loaded[key] = found
             if len(self.loaded) == 1:
                 report_data(self.loaded[key], self.console)
         return self.loaded[key]

@@ -131,12 +131,7 @@ def digests(config: RunConfig, data: ImageData, probed: ImageData | None = None)
 
     `probed` holds the images of probe_data.
     """
-    found = {"class names": _digest("\n".join([*data.class_names]).encode())}
-    for name, split in (("training", data.train), ("validation", data.val), ("test", data.test)):
-        found[f"{name} labels"] = _digest(np.asarray(split.labels, dtype=np.int64).tobytes())
-        # Files have a list of their own (split.json).
-        if (rows := sampled_rows(split)) is not None:
-            found[f"{name} images"] = _digest(rows)
+    found = data_digests(data)
     if probed is not None:
         labels = [np.asarray(part.labels, dtype=np.int64).tobytes() for part in (probed.train, probed.val)]
         found["probe_data labels"] = _digest(b"|".join(labels))
@@ -146,6 +141,17 @@ def digests(config: RunConfig, data: ImageData, probed: ImageData | None = None)
         if path.is_file():
             with path.open("rb") as file:
                 found[f"{setting} {path.name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return found
+
+
+def data_digests(data: ImageData) -> dict[str, str]:
+    """Return digests of the classes, labels and parquet rows of every split."""
+    found = {"class names": _digest("\n".join([*data.class_names]).encode())}
+    for name, split in (("training", data.train), ("validation", data.val), ("test", data.test)):
+        found[f"{name} labels"] = _digest(np.asarray(split.labels, dtype=np.int64).tobytes())
+        # Files have a list of their own (split.json).
+        if (rows := sampled_rows(split)) is not None:
+            found[f"{name} images"] = _digest(rows)
     return found
 
 

@@ -21,9 +21,10 @@ from crossdistill.evaluation.accuracy import evaluate
 from crossdistill.evaluation.embedding import embed, fit_probe, knn_accuracy
 from crossdistill.methods import NONE, choose_method
 from crossdistill.progress import Tracked
+from crossdistill.report.records import read_environment
 from crossdistill.training.engine import choose_device, set_threads
-from crossdistill.training.inputs import decide, report_data
-from crossdistill.training.run_folder import read_config
+from crossdistill.training.inputs import data_digests, decide, report_data
+from crossdistill.training.run_folder import check_inputs, read_config
 
 
 def score(
@@ -107,7 +108,11 @@ def data_of_run(run: str, config: RunConfig, in_chans: int) -> tuple[ImageData, 
     same_labels = stored.loader.labels == config.loader.labels
     same = same_labels and Path(stored.data).resolve() == Path(config.data).resolve()
     loader = replace(config.loader, in_chans=1 if in_chans == 1 else 3, unlabelled=None)
-    return load_data(config.data, loader, listed if same else None), None if same else listed
+    data = load_data(config.data, loader, listed if same else None)
+    if same and listed is None:
+        # Without a list of files nothing else tells which images the run has trained on.
+        check_inputs(Path(run), {**read_environment(Path(run)).inputs, **data_digests(data)})
+    return data, None if same else listed
 
 
 def _load_named(
