@@ -81,7 +81,8 @@ def _full_row(group: Group) -> list[str]:
     if plain:
         found = gain(group.runs, plain)
         cells += [f"{found.mean:+.2f}", "" if found.half_width is None else f"{found.half_width:.2f}"]
-        cells.append("" if found.p_value is None else f"{found.p_value:.3f}")
+        small = found.p_value is not None and found.p_value < 0.001
+        cells.append("" if found.p_value is None else "< 0.001" if small else f"{found.p_value:.3f}")
     else:
         cells += ["", "", ""]
     top5 = [test["top5"] for test in tests if "top5" in test]
