@@ -231,3 +231,19 @@ def test_torchvision_sets(tmp_path, monkeypatch):
 def test_unknown_torchvision_set(tmp_path):
     refused("Unknown torchvision dataset", "torch/cifar1000", root=str(tmp_path))
     refused("could not be downloaded|not found", "torch/cifar10", root=str(tmp_path), download=False)
+
+
+def test_what_a_name_or_a_schema_leaves_open_is_said(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    refused("data is empty", " ")
+    images = [Image.fromarray(np.full((8, 8), i, np.uint8)) for i in range(12)]
+    kinds = {"coarse": datasets.ClassLabel(names=["x", "y"]), "fine": datasets.ClassLabel(names=["a", "b"])}
+    values = {"image": images, "coarse": [i % 2 for i in range(12)], "fine": [i // 6 for i in range(12)]}
+    table = datasets.Dataset.from_dict(values, features=datasets.Features({"image": datasets.Image(), **kinds}))
+    table.to_parquet(tmp_path / "train.parquet")
+    data = load_data(str(tmp_path), LoaderConfig(val_fraction=0.25))
+    assert data.class_names == ("x", "y")
+    assert "left out: the classes in 'fine'; those in 'coarse' are read (--loader.label-column)" in data.about
+    folder = write_folder(tmp_path / "folder", splits=("train", "test"))
+    (folder / "val").mkdir()
+    assert "left out: the folder 'val', which holds no images" in load_data(str(folder), LoaderConfig()).about

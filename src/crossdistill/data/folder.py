@@ -62,7 +62,7 @@ def folder_source(tree: Tree, config: LoaderConfig) -> Source:
         _check_classes(tree, splits[role], members, number)
         pairs = [(key, number[name]) for name in sorted(members) for key in members[name]]
         read[role] = Files(tree.root, [key for key, _ in pairs], [label for _, label in pairs])
-    left_out = [*tree.left_out(), *_outside(tree, splits)]
+    left_out = [*tree.left_out(), *_outside(tree, splits), *_empty_splits(tree, splits)]
     if tree.parquet:
         left_out.append(f"parquet files ({tree.parquet[0]}, ...), since there are class folders with images")
     return Source(tree.root.resolve().name, read, tuple(names), tuple(left_out), _twins(tree))
@@ -219,6 +219,12 @@ def _check_names(names: Sequence[str]) -> None:
             name.encode("utf-8")
         except UnicodeEncodeError:
             raise UserError(f"the name of class folder {os.fsencode(name)!r} is not UTF-8: rename it") from None
+
+
+def _empty_splits(tree: Tree, splits: dict[str, str]) -> list[str]:
+    """Say in phrases which folders are named as splits, but hold no images."""
+    named = [name for name in tree.children[""] if split_role(name) and name not in splits.values()]
+    return [f"the folder {name!r}, which holds no images" for name in named if not tree.filled(name)]
 
 
 def _outside(tree: Tree, splits: dict[str, str]) -> list[str]:

@@ -111,7 +111,18 @@ def parquet_source(folder: Path, tree: Tree, config: LoaderConfig) -> Source:
         labels = [number for part in parts for number in _numbers(part, names)]
         rows = datasets.concatenate_datasets([part.rows.select_columns([image]) for part in parts])
         splits[role] = Table(rows, image, labels, parts[0].split)
-    return Source(folder.resolve().name, splits, names, tuple(_left_out(found, roles, tree)))
+    left_out = [*_other_labels(first, label), *_left_out(found, roles, tree)]
+    return Source(folder.resolve().name, splits, names, tuple(left_out))
+
+
+def _other_labels(features: Any, label: str) -> list[str]:
+    """Say in a phrase which other columns hold classes."""
+    from datasets import ClassLabel
+
+    others = [repr(name) for name, kind in features.items() if isinstance(kind, ClassLabel) and name != label]
+    return (
+        [f"the classes in {', '.join(others)}; those in {label!r} are read (--loader.label-column)"] if others else []
+    )
 
 
 def _unlabelled(found: dict[str, list[Any]], roles: dict[str, str], image: str) -> dict[str, Images]:

@@ -45,6 +45,10 @@ def load_source(data: str, config: LoaderConfig) -> Source:
         return _digits()
     if data.startswith("torch/"):
         return _torch_source(data, config)
+    if not data.strip():
+        raise UserError(
+            "data is empty; give a folder, a list of images, 'digits' or 'torch/<name>' ('.' is this folder)"
+        )
     folder = Path(data)
     _check_utf8(data)
     if not folder.exists():

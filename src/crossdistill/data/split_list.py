@@ -46,6 +46,8 @@ class Changes:
     came: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
+    """Files that are now in a class that the run does not know."""
     copied: tuple[str, ...] = ()
     """Held-out files that have become copies of training images."""
 
@@ -55,6 +57,7 @@ class Changes:
             (self.came, "came into the data after the run began; they are not used"),
             (self.gone, "of the run are not in the data any more"),
             (self.changed, "of the run have other contents than when it began"),
+            (self.moved, "of the run now have a class that it does not know; they are not used"),
             (self.copied, "held out by the run now have the content of its training images; they are not scored"),
         )
         return [
@@ -139,6 +142,15 @@ def divided_by(listed: SplitList, source: Source) -> tuple[Source, dict[str, Ima
         gone=tuple(sorted(marks.keys() - seen.keys())),
         changed=tuple(
             sorted(key for key, mark in marks.items() if key in seen and _mark(seen[key], listed.contents) != mark)
+        ),
+        moved=tuple(
+            sorted(
+                key
+                for images in splits.values()
+                if isinstance(images, Files)
+                for key, label in zip(images.keys, images.labels, strict=True)
+                if label < 0 and roles.get(key) in ROLES
+            )
         ),
         copied=tuple(sorted(copied)),
     )

@@ -47,7 +47,7 @@ def _run_size(folder: str) -> int:
 
 def _read_names(file: str) -> list[str]:
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"model.teacher_classes {file!r} cannot be read as a text file: {first_line(error)}") from error
     return [line.strip() for line in lines if line.strip()]

@@ -49,6 +49,9 @@ def score(
     else:
         backbone, data, augment, other = _load_named(model, config, checkpoint)
     report_data(data, console)
+    if backbone.weights_part:
+        text = f"{model}: the weights are those under {backbone.weights_part!r} in its checkpoint"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     if not data.labelled:
         raise UserError("loader.labels is 'none', so nothing can be scored; give --loader.labels classes and --data")
     classified = has_classes_of(data, [backbone])
@@ -138,6 +141,11 @@ def _load_named(
 
 def without_trained(images: Images, listed: SplitList, model: str, console: Console) -> Images:
     """Leave out what the run has trained on. Raises UserError where nothing is left."""
+    if not listed.contents:
+        text = (
+            f"crossdistill: note: the images of {model!r} are known by path and size alone, so copies are not noticed"
+        )
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     trained = set(trained_in(images, listed))
     if not trained:
         return images
