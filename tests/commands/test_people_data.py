@@ -136,6 +136,59 @@ def test_a_comparison_goes_on_with_its_own_images(capsys, tmp_path):
     assert lists[0]["images"]["train"] == lists[1]["images"]["train"]
 
 
+def test_a_comparison_does_not_go_on_with_other_images(capsys, tmp_path):
+    data, out = bars(tmp_path / "photos", {"ant": 0, "bee": 4}, 15), tmp_path / "out"
+    words = ["compare", "--student", "test_resnet", "--data", data, *QUICK, "--epochs", "1", "--methods", "none"]
+    assert run(capsys, *words, "--seeds", "0", "--out", out)[0] == 0
+    changed = next(iter(json.loads((out / "none-s0" / "split.json").read_text())["images"]["train"]))
+    put(noise(8, 32, 32, 1), data / changed)
+    code, _, err = run(capsys, *words, "--seeds", "0,1", "--out", out)
+    assert (code, f"has changed: 1 image ({changed}) of the run have other contents" in err) == (2, True)
+
+
+def write_rows(folder, kinds, count=15, first=0):
+    datasets = pytest.importorskip("datasets")
+    numbers = [(place, kind, i) for place, kind in enumerate(kinds.values()) for i in range(first, first + count)]
+    images = [Image.fromarray(bar(kind, 100 * kind + i)) for _, kind, i in numbers]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(kinds))})
+    rows = {"image": images, "label": [place for place, _, _ in numbers]}
+    folder.mkdir(exist_ok=True)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"train-{first}.parquet")
+    return folder
+
+
+def test_a_run_on_parquet_is_not_scored_on_other_rows(capsys, tmp_path):
+    kinds = {"ant": 0, "bee": 4}
+    data, out = write_rows(tmp_path / "rows", kinds), tmp_path / "run"
+    assert fit(capsys, data, out)[0] == 0
+    assert run(capsys, "eval", out)[0] == 0
+    write_rows(data, kinds, first=15)
+    code, _, err = run(capsys, "eval", out)
+    assert (code, "was started with other" in err) == (2, True)
+
+
+def test_rows_that_a_run_on_files_has_trained_on_are_left_out(capsys, tmp_path):
+    kinds, out = {"ant": 0, "bee": 4}, tmp_path / "run"
+    data = bars(tmp_path / "photos", kinds, 15)
+    assert fit(capsys, data, out)[0] == 0
+    # The same PNG files as rows; half of them are in the test split of the rows.
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(kinds))})
+    for split in ("train", "test"):
+        paths = sorted(data.glob("*/*.png"))
+        rows = {
+            "image": [{"bytes": p.read_bytes(), "path": None} for p in paths],
+            "label": [i // 15 for i in range(30)],
+        }
+        (tmp_path / "rows").mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "rows" / f"{split}.parquet")
+    code, shown, err = run(capsys, "eval", out, "--data", tmp_path / "rows", "--json")
+    assert code == 0, err
+    trained = len(json.loads((out / "split.json").read_text())["images"]["train"])
+    assert f"{trained} of these images are left out" in err
+    assert json.loads(shown)["images"] == 30 - trained
+
+
 def test_a_teachers_classes_are_matched_by_name(capsys, tmp_path):
     kinds = {"ant": 0, "bee": 2, "cow": 4, "dog": 6}
     then = bars(tmp_path / "then", kinds, 30, rgb=True)

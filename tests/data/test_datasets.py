@@ -247,3 +247,13 @@ def test_what_a_name_or_a_schema_leaves_open_is_said(tmp_path):
     folder = write_folder(tmp_path / "folder", splits=("train", "test"))
     (folder / "val").mkdir()
     assert "left out: the folder 'val', which holds no images" in load_data(str(folder), LoaderConfig()).about
+
+
+@pytest.mark.parametrize(("kind", "labels"), [("float64", [0.0, 1.0, float("nan")]), ("string", ["a", "b", " "])])
+def test_labels_that_name_no_class_are_refused(tmp_path, kind, labels):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value(kind)})
+    images = [Image.fromarray(np.full((8, 8), i, np.uint8)) for i in range(12)]
+    table = datasets.Dataset.from_dict({"image": images, "label": labels * 4}, features=features)
+    table.to_parquet(tmp_path / "train.parquet")
+    refused("row 2 of the train split has the label .*, which names no class", tmp_path, label_column="label")

@@ -1,6 +1,7 @@
 """Parquet shards in the Hugging Face layout: labels are matched by the names in the schema of each shard."""
 
 import io
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -207,11 +208,20 @@ def _check_columns(shards: list[_Shard], image: str, label: str) -> None:
             if name not in shard.rows.features:
                 raise UserError(f"a shard of the {shard.split} split has no column {name!r}")
         feature = shard.feature
-        if type(feature).__name__ != "ClassLabel" and not isinstance(feature, Value):
+        if isinstance(feature, Value):
+            _check_values(shard)
+        elif type(feature).__name__ != "ClassLabel":
             raise UserError(
                 f"the column {label!r} of the {shard.split} split holds {type(feature).__name__}, not one class for "
                 "each image; name another with --loader.label-column"
             )
+
+
+def _check_values(shard: _Shard) -> None:
+    """Raise UserError for labels that are no names or numbers of classes."""
+    for row, value in enumerate(shard.values()):
+        if (isinstance(value, str) and not value.strip()) or (isinstance(value, float) and not math.isfinite(value)):
+            raise UserError(f"row {row} of the {shard.split} split has the label {value!r}, which names no class")
 
 
 def _class_names(shards: list[_Shard]) -> tuple[str, ...]:
