@@ -6,7 +6,9 @@ hexadecimal floats), the test scores and the checksums of the final weights with
 say so in the commit.
 
 The arithmetic is fixed to AVX2 kernels and one thread. The stored values hold for the torch version they were made
-with; with another one the script says so and exits with code 77.
+with; with another one the script says so and exits with code 77. Processors of another maker add in another order (MKL
+has other kernels for them): there, store the values of an earlier commit with `--write --stored FILE`, and compare with
+`--stored FILE`.
 """
 
 import os
@@ -207,19 +209,20 @@ def differences(stored: Any, found: Any, path: str = "") -> Iterator[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.numbers", description=__doc__)
     parser.add_argument("--write", action="store_true", help="Store the values in place of comparing them.")
+    parser.add_argument("--stored", type=Path, default=STORED, help="File of the stored values.")
     parser.add_argument("--only", default="", help="Run the cases whose name contains this.")
     given = parser.parse_args()
     torch.set_num_threads(1)
     made_with = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
     if not given.write:
-        stored = json.loads(STORED.read_text())
+        stored = json.loads(given.stored.read_text())
         if stored["made_with"] != made_with:
             print(f"the stored values were made with {stored['made_with']}, here is {made_with}: not comparable")
             return NOT_COMPARABLE
     found = compute(given.only)
     if given.write:
-        STORED.write_text(json.dumps({"made_with": made_with, "runs": found}, indent=1) + "\n")
-        print(f"{len(found)} runs written to {STORED}")
+        given.stored.write_text(json.dumps({"made_with": made_with, "runs": found}, indent=1) + "\n")
+        print(f"{len(found)} runs written to {given.stored}")
         return 0
     wanted = {name: value for name, value in stored["runs"].items() if given.only in name or name in found}
     wrong = list(differences(wanted, found))
