@@ -95,9 +95,6 @@ def test_shards_and_processes_divide_the_runs(capsys, tmp_path, teacher_folder):
     assert "[2] " in progress
     assert [state for _, state, _ in rows(out)] == ["finished"] * 4
     assert attempts(out) == {f"{method}-s{seed}": 1 for method in ("none", "kd") for seed in (0, 1)}
-    whole = tmp_path / "whole"
-    run(capsys, *words, "--out", whole)
-    assert rows(whole) == rows(out)
 
 
 @pytest.mark.slow

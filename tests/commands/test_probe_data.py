@@ -40,6 +40,7 @@ def test_probe_data_chooses_the_best_epoch_of_a_run_without_labels(tmp_path, cap
     assert json.loads(out)["knn"] == pytest.approx(metrics["student"]["knn"], abs=0.5)
 
 
+@pytest.mark.slow
 def test_only_the_epochs_asked_for_are_scored(tmp_path, capsys, teacher):
     words = [*TINY, *teacher, "--method", "rsd", "--probe-every", "2", "--epochs", "3"]
     code, _, err = run(capsys, "fit", *words, "--out", tmp_path / "run")
