@@ -13,7 +13,8 @@ def make_folder(folder: Path) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file (UTF-8) so that a reader, also after a crash, finds the old content or the new."""
-    partial = path.with_name(path.name + ".partial")
+    # Several processes may write the same file.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with open(partial, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -36,6 +36,8 @@ def gain(runs: Sequence[RunRecord], plain: Sequence[RunRecord]) -> Gain:
     by_seed = {run.metrics["seed"]: run for run in plain}
     pairs = [(run, by_seed[run.metrics["seed"]]) for run in runs if run.metrics["seed"] in by_seed]
     differences = [run.top1 - other.top1 for run, other in pairs]
+    if differences:
+        mean = float(np.mean(differences))
     half = None
     if len(differences) > 1:
         half = float(stats.sem(differences) * stats.t.ppf((1 + _CONFIDENCE) / 2, len(differences) - 1))

@@ -33,7 +33,7 @@ from crossdistill.types import BackboneOutput, Reads
 
 _ROOT = Path("runs") / "cache"
 SCORES = "teacher-scores.json"
-_OURS = (LOCKS, ".gitignore", f"{MANIFEST}.partial")
+_OURS = (LOCKS, ".gitignore")
 """What a cache that has no manifest yet may hold."""
 _SHARD_BYTES = 256 * 2**20
 _LEAST_IMAGES, _MOST_IMAGES = 64, 8192
@@ -187,7 +187,8 @@ def _folder(cache: str, data: str, teacher: Teacher, fmt: CacheFormat, record: d
         folder = Path(cache)
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{str(folder)!r} is not a folder; give a folder as --cache")
-        others = [path for path in folder.iterdir() if path.name not in _OURS] if folder.exists() else []
+        found = folder.iterdir() if folder.exists() else ()
+        others = [path for path in found if path.name not in _OURS and path.suffix != ".partial"]
         if others and not (folder / MANIFEST).exists():
             raise UserError(f"{str(folder)!r} is not empty and not a teacher cache; give another folder as --cache")
         return folder

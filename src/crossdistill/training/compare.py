@@ -209,7 +209,7 @@ class _Comparison:
             before = trained
             for number, cell in enumerate(todo):
                 with claimed(self.out, cell.folder) as mine:
-                    if not mine or self.finished(cell):
+                    if not mine or self.finished(cell) or self.failures.of(cell.folder):
                         continue
                     self._train(cell)
                 write_results(self.out, cells, self.failures)

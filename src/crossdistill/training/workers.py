@@ -47,13 +47,13 @@ def run_workers(words: Sequence[str], jobs: int, since: float, console: Console,
             relay = threading.Thread(target=_relay, args=(worker.stderr, f"[{number + 1}] ", console), daemon=True)
             relay.start()
             workers.append((worker, relay))
-        passed_on = False
+        passed_on = 0
         while any(relay.is_alive() for _, relay in workers):
+            pending, passed_on = received[passed_on:], len(received)
             for worker, relay in workers:
-                if received and not passed_on:
-                    worker.send_signal(received[0])
-                relay.join(timeout=0.2)
-            passed_on = bool(received)
+                for signum in pending:
+                    worker.send_signal(signum)
+                relay.join(timeout=0.2 / len(workers))
         for worker, _ in workers:
             worker.wait()
     if received:
