@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,44 @@ def test_other_settings_are_other_groups_with_their_own_plain_students(tmp_path)
         # The balance does not change a student without a teacher.
         "rsd  lr=0.1, balance=1.0": "none  lr=0.1, balance=auto",
     }
+
+
+def taught(folder, seed, digest, settings=""):
+    made = run(folder, "kd", seed, teacher=80.0, settings=settings)
+    inputs = {**made.environment.inputs, "teacher_checkpoint 1 student.safetensors": digest}
+    return replace(made, environment=replace(made.environment, inputs=inputs))
+
+
+def test_teachers_of_one_name_are_told_apart_by_their_weights(tmp_path):
+    runs = [taught(tmp_path, seed, digest) for digest in ("aaaaaaaa", "bbbbbbbb") for seed in (0, 1)]
+    groups = group_runs([*runs, run(tmp_path, "none", 0)])
+    assert [group.label for group in groups] == ["none", "t aaaaaa  kd", "t bbbbbb  kd"]
+    assert [len(group.runs) for group in groups] == [1, 2, 2]
+    assert [group.base and group.base.label for group in groups] == [None, "none", "none"]
+
+
+def test_settings_that_change_a_result_make_groups_and_others_do_not(tmp_path):
+    def labels(settings):
+        return [group.label for group in group_runs([taught(tmp_path, 0, "a", one) for one in settings])]
+
+    for name, value in (("precision", "bf16"), ("accumulate", 4)):
+        assert labels([f"engine: {{{name}: 1}}", f"engine: {{{name}: {value}}}"])[1] == f"kd  {name}={value}"
+    assert labels(["model: {teacher_stem: native}", "model: {teacher_stem: small}"])[1] == "kd  teacher_stem=small"
+    assert labels(["engine: {threads: 1}", "engine: {threads: 2}"]) == ["kd"]
+    # A student without a teacher is the base of all of them.
+    groups = group_runs([taught(tmp_path, 0, "a", "cache_dtype: float16"), run(tmp_path, "none", 0)])
+    assert groups[1].base is groups[0] or groups[1].base == groups[0]
+
+
+def test_a_repeated_seed_counts_once(tmp_path):
+    assert [len(group.runs) for group in group_runs([run(tmp_path, "kd", seed) for seed in (0, 0, 1)])] == [2]
+
+
+def test_a_gain_is_that_of_the_seeds_that_both_have(tmp_path):
+    plain = [run(tmp_path, "none", seed, top1) for seed, top1 in enumerate((69.0, 71.0))]
+    found = gain([run(tmp_path, "kd", seed, top1) for seed, top1 in enumerate((70.0, 72.0, 80.0))], plain)
+    assert (found.mean, found.half_width) == (1.0, 0.0)
+    assert gain([run(tmp_path, "kd", 5, 73.0)], plain).mean == 3.0
 
 
 def predict(folder, classes):

@@ -1,5 +1,6 @@
 """`crossdistill report`."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,10 @@ def run(argv: Sequence[str]) -> int:
     if not runs:
         raise UserError("none of these runs has a score on a test split: they are teachers, or trained without labels")
     groups = group_runs(runs)
+    if repeated := len(runs) - sum(len(group.runs) for group in groups):
+        print(
+            f"note: {repeated} runs repeat the seed of another with the same settings and are left out", file=sys.stderr
+        )
     check_writable(out)
     make_folder(out)
     page = write_comparison_page(out, groups)

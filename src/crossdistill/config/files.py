@@ -17,6 +17,12 @@ PATHS = (
     *("loader.root", "loader.unlabelled"),
 )
 """Settings that hold paths."""
+EXECUTION = (
+    *("out", "cache", "trust_code", "loader.workers"),
+    *("engine.accelerator", "engine.compile", "engine.channels_last", "engine.threads"),
+    *("engine.log_every", "engine.on_nan"),
+)
+"""Settings of how a run is executed, not of what it computes."""
 _MAPPINGS = ("options", "teacher_training")
 """Settings whose value is a mapping; the other mappings are groups of settings."""
 _TORCH = "torch/"

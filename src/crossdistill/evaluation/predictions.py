@@ -1,7 +1,6 @@
 """The predicted class of every test image of a run, stored for comparisons on the same images."""
 
 import io
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crossdistill.errors import UserError, kind_and_line
+from crossdistill.files import write_whole
 
 PREDICTIONS_NAME = "predictions.npz"
 
@@ -47,9 +47,7 @@ class Collected:
         targets, classes, confidence = (torch.cat(parts).numpy() for parts in zip(*self._batches, strict=True))
         content = io.BytesIO()
         np.savez(content, targets=targets.astype(np.int64), classes=classes.astype(np.int64), confidence=confidence)
-        partial = folder / f"{PREDICTIONS_NAME}.partial"
-        partial.write_bytes(content.getvalue())
-        os.replace(partial, folder / PREDICTIONS_NAME)
+        write_whole(folder / PREDICTIONS_NAME, content.getvalue())
 
 
 def read_predictions(folder: Path, images: int) -> Predictions | None:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from numpy.typing import NDArray
 
-from crossdistill.evaluation.predictions import Predictions, read_predictions
+from crossdistill.backbones.args import read_class_names
 from crossdistill.report.groups import Group
 from crossdistill.report.plots import COLOURS, STYLE, svg_of
 from crossdistill.report.records import RunRecord
@@ -13,11 +14,6 @@ from crossdistill.report.records import RunRecord
 _BINS = 10
 _MOST_CLASSES = 30
 _MOST_GROUPS = len(COLOURS)
-
-
-def predictions(run: RunRecord) -> Predictions | None:
-    """Return the stored predictions of a run; None where there are none. Raises UserError for a damaged file."""
-    return read_predictions(run.folder, run.metrics["student"]["test"]["images"])
 
 
 def reliability(groups: Sequence[Group]) -> tuple[str, str]:
@@ -28,7 +24,7 @@ def reliability(groups: Sequence[Group]) -> tuple[str, str]:
         axis.plot([0, 100], [0, 100], color="#9ca3af", lw=1, ls="--")
         drawn = False
         for group, colour in zip(groups[:_MOST_GROUPS], COLOURS, strict=False):
-            found = predictions(group.runs[0])
+            found = group.runs[0].predictions()
             if found is None:
                 continue
             bins = np.minimum((found.confidence * _BINS).astype(int), _BINS - 1)
@@ -59,7 +55,7 @@ def class_gains(groups: Sequence[Group]) -> tuple[str, str]:
         half = _MOST_CLASSES // 2
         order = np.concatenate([order[:half], order[-half:]])
         title += f" (the {half} largest gains and losses)"
-    names = _class_names(best.runs[0]) or [str(number) for number in range(len(difference))]
+    names = read_class_names(best.runs[0].folder) or [str(number) for number in range(len(difference))]
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(9, 1 + 0.22 * len(order)), layout="constrained")
         values = difference[order]
@@ -75,21 +71,12 @@ def _mean(group: Group) -> float:
     return float(np.mean([run.top1 for run in group.runs]))
 
 
-def by_class(runs: Sequence[RunRecord]) -> "np.ndarray | None":
+def by_class(runs: Sequence[RunRecord]) -> NDArray[np.float64] | None:
     """Return the percentage of correct predictions of each class (K,), mean over runs; None where it is not stored."""
-    found = [predictions(run) for run in runs]
-    if any(one is None for one in found):
-        return None
     rows = []
-    for one in found:
-        assert one is not None
-        counts = np.bincount(one.targets)
-        rows.append(100 * np.bincount(one.targets, weights=one.right) / np.maximum(counts, 1))
+    for run in runs:
+        if (found := run.predictions()) is None:
+            return None
+        counts = np.bincount(found.targets)
+        rows.append(100 * np.bincount(found.targets, weights=found.right) / np.maximum(counts, 1))
     return np.mean(rows, axis=0) if len({len(row) for row in rows}) == 1 else None
-
-
-def _class_names(run: RunRecord) -> list[str] | None:
-    from crossdistill.backbones.args import read_class_names
-
-    names = read_class_names(run.folder)
-    return None if names is None else list(names)

@@ -1,30 +1,22 @@
 """Finished runs, found in folders and grouped by what they have in common: all settings but the seed."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdistill.config.files import flat
+from crossdistill.config.files import EXECUTION, flat
 from crossdistill.config.yaml_text import load_yaml
 from crossdistill.errors import UserError
 from crossdistill.report.records import METRICS_NAME, RunRecord, read_run
 
-_SAME_RESULT = (
-    "seed",
-    "out",
-    "cache",
-    "cache_dtype",
-    "engine",
-    "role",
-    "trust_code",
-    "trust_teacher",
-    "method",
-    "loader.workers",
-)
-"""Settings that do not tell groups apart."""
-_NAMED = ("student", "teacher", "teacher_checkpoint", "data")
-"""Settings that the names of models and data stand for."""
+_NAMED = ("seed", "role", "student", "teacher", "teacher_checkpoint", "method", "data")
+"""Settings that stand in the names of models, methods and data, and the seed."""
+_NO_RESULT = (*EXECUTION, "trust_teacher", "teacher_training")
+_OF_TEACHER = ("model.teacher", "teacher_weights", "cache_dtype", "cache_top_k")
+"""Beginnings of the names of settings that do not concern a student without a teacher."""
+_UNUSED_BY_PLAIN = "optim.balance"
 
 
 @dataclass(frozen=True)
@@ -52,69 +44,77 @@ def find_runs(folders: Iterable[Path]) -> list[RunRecord]:
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
-    """Group runs, plain students first; a label has what differs: models, method, options, settings."""
+    """Group runs, plain students first; a label has what differs: models, method, options, settings.
+
+    A run that repeats the seed of another of its group is left out.
+    """
     settings = [flat(load_yaml(run.settings) or {}) for run in runs]
-    others = [{**_other(own), "data": run.metrics["data"]} for own, run in zip(settings, runs, strict=True)]
-    varied = _varied(others)
-    students = [run.metrics["student"]["name"] for run in runs]
-    teachers = _teachers(runs, settings)
-    grouped: dict[str, list[RunRecord]] = {}
+    general = [{**_general(own), "data": run.metrics["data"]} for own, run in zip(settings, runs, strict=True)]
+    varied = _varied(general)
+    students, teachers = [run.metrics["student"]["name"] for run in runs], _teachers(runs)
+    grouped: dict[str, dict[int, RunRecord]] = {}
     pairs, plain = {}, {}
     for place, run in enumerate(runs):
-        rest = ", ".join(f"{name.rpartition('.')[2]}={others[place].get(name)}" for name in varied)
-        student = students[place] if len(set(students)) > 1 else ""
-        teacher = teachers[place] if len({one for one in teachers if one}) > 1 else ""
-        same = [own for own, other in zip(settings, runs, strict=True) if _kind(other) == _kind(run)]
-        label = "  ".join(part for part in (student, teacher, _method(run, settings[place], same), rest) if part)
-        grouped.setdefault(label, []).append(run)
-        # The balance of the terms does not change a student without a teacher.
-        pairs[label] = (student, tuple(others[place].get(name) for name in varied if name != "optim.balance"))
-        if _kind(run) == "none":
+        own, method = settings[place], run.metrics["method"]
+        same = [one for one, other in zip(settings, runs, strict=True) if other.metrics["method"] == method]
+        taught = [one for one, name in zip(settings, teachers, strict=True) if name and teachers[place]]
+        others = _varied([_starting(one, _OF_TEACHER) for one in taught])
+        parts = (
+            students[place] if len(set(students)) > 1 else "",
+            teachers[place] if len(set(teachers) - {""}) > 1 else "",
+            _method(method, own, same),
+            ", ".join([*_shown(general[place], varied), *_shown(own, others)]),
+        )
+        label = "  ".join(part for part in parts if part)
+        grouped.setdefault(label, {}).setdefault(run.metrics["seed"], run)
+        values = tuple(repr(general[place].get(name)) for name in varied if name != _UNUSED_BY_PLAIN)
+        pairs[label] = (students[place], values)
+        if not teachers[place] and method == "none":
             plain[pairs[label]] = label
-    groups = {label: Group(label, tuple(members)) for label, members in grouped.items()}
+    groups = {label: Group(label, tuple(members.values())) for label, members in grouped.items()}
     bases = {label: groups[plain[pair]] for label, pair in pairs.items() if plain.get(pair, label) != label}
-    ordered = sorted(groups.values(), key=lambda group: _kind(group.runs[0]) != "none")
+    ordered = sorted(groups.values(), key=lambda group: group.runs[0].metrics["method"] != "none")
     return [Group(group.label, group.runs, bases.get(group.label)) for group in ordered]
 
 
-def _teachers(runs: Sequence[RunRecord], settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Name the teacher of each run; "" without one. Teachers of one name are told apart by their checkpoints."""
+def _teachers(runs: Sequence[RunRecord]) -> list[str]:
+    """Name the teacher of each run; "" without one. Teachers of one name are told apart by digests of their weights."""
     names = [str(run.metrics["teacher"]["name"]) if "teacher" in run.metrics else "" for run in runs]
-    weights = [
-        tuple(sorted(digest for name, digest in run.environment.inputs.items() if name.startswith("teacher")))
+    digests = [
+        "+".join(digest[:6] for name, digest in sorted(run.environment.inputs.items()) if name.startswith("teacher"))
         for run in runs
     ]
-    found = []
-    for name, own, digest in zip(names, settings, weights, strict=True):
-        same = {other for other_name, other in zip(names, weights, strict=True) if other_name == name}
-        checkpoint = own.get("teacher_checkpoint")
-        where = Path(str(checkpoint)).name if isinstance(checkpoint, str) else ", ".join(digest)
-        found.append(f"{name} ({where})" if name and len(same) > 1 else name)
-    return found
+    known = Counter(name for name, _ in set(zip(names, digests, strict=True)) if name)
+    several = {name for name, count in known.items() if count > 1}
+    return [f"{name} {digest}" if name in several else name for name, digest in zip(names, digests, strict=True)]
 
 
-def _kind(run: RunRecord) -> str:
-    return run.metrics["method"]
-
-
-def _method(run: RunRecord, own: dict[str, Any], same: Sequence[dict[str, Any]]) -> str:
+def _method(method: str, own: dict[str, Any], same: Sequence[dict[str, Any]]) -> str:
     """Name the method of a run with the options in which it differs from other runs of that method."""
-    changed = [name for name in _varied([_options(one) for one in same]) if name in own]
-    method = run.metrics["method"]
+    changed = [name for name in _varied([_starting(one, ("options.",)) for one in same]) if name in own]
     # Options of a sum have the name of their method in front.
     first = 1 if "+" in method else 2
     options = ",".join(f"{'.'.join(name.split('.')[first:])}={own[name]}" for name in changed)
     return method + (f"{{{options}}}" if options else "")
 
 
-def _options(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name.startswith("options.")}
+def _general(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that change the result of any student."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name.partition(".")[0] not in (*_NAMED, *_NO_RESULT, "options")
+        and name not in _NO_RESULT
+        and not name.startswith(_OF_TEACHER)
+    }
 
 
-def _other(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that are neither options of methods nor stand for names, nor have no influence on results."""
-    left_out = (*_SAME_RESULT, *_NAMED, "options", "model.teacher", "teacher_training")
-    return {name: value for name, value in settings.items() if not name.startswith(left_out)}
+def _starting(settings: dict[str, Any], beginnings: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name.startswith(beginnings)}
+
+
+def _shown(settings: dict[str, Any], names: Sequence[str]) -> list[str]:
+    return [f"{name.rpartition('.')[2]}={settings.get(name)}" for name in names]
 
 
 def _varied(settings: Sequence[dict[str, Any]]) -> list[str]:

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from crossdistill.config.files import read_yaml
 from crossdistill.config.validation import first_problem
 from crossdistill.errors import UserError, kind_and_line
+from crossdistill.evaluation.predictions import Predictions, read_predictions
 
 CONFIG_NAME = "config.yaml"
 ENVIRONMENT_NAME = "environment.json"
@@ -119,6 +120,11 @@ class RunRecord:
         if "test" not in student:
             raise UserError(f"{str(self.folder)!r} was trained without labels, so it has no accuracy")
         return student["test"]["top1"]
+
+    def predictions(self) -> Predictions | None:
+        """Read the predictions on the test split; None where there are none. Raises UserError for a damaged file."""
+        scores = self.metrics["student"].get("test")
+        return None if scores is None else read_predictions(self.folder, scores["images"])
 
     @property
     def role(self) -> str:

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-from crossdistill.evaluation.predictions import read_predictions
 from crossdistill.report.records import RunRecord
 
 _CONFIDENCE = 0.95
@@ -15,7 +13,7 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Gain:
-    """The difference of two groups in top-1, in percentage points.
+    """The difference of two groups in top-1, in percentage points: over the seeds that both have, if there are any.
 
     `half_width` is half of the 95% confidence interval over seeds that both groups have; None for fewer than two.
     `p_value` is that of the paired test over the test images; None where predictions are missing or images differ.
@@ -32,37 +30,28 @@ def gain(runs: Sequence[RunRecord], plain: Sequence[RunRecord]) -> Gain:
     The test over images asks whether another test set of this size could have turned the sign: the difference of an
     image is that of the fractions of correct predictions over the shared seeds.
     """
-    mean = float(np.mean([run.top1 for run in runs]) - np.mean([run.top1 for run in plain]))
     by_seed = {run.metrics["seed"]: run for run in plain}
     pairs = [(run, by_seed[run.metrics["seed"]]) for run in runs if run.metrics["seed"] in by_seed]
     differences = [run.top1 - other.top1 for run, other in pairs]
-    if differences:
-        mean = float(np.mean(differences))
+    unpaired = float(np.mean([run.top1 for run in runs]) - np.mean([run.top1 for run in plain]))
+    mean = np.mean(differences or [unpaired])
     half = None
     if len(differences) > 1:
         half = float(stats.sem(differences) * stats.t.ppf((1 + _CONFIDENCE) / 2, len(differences) - 1))
-    return Gain(mean, half, _paired(pairs))
+    return Gain(float(mean), half, _paired(pairs))
 
 
 def _paired(pairs: Sequence[tuple[RunRecord, RunRecord]]) -> float | None:
+    """Return the p-value over the test images; None where predictions are missing, or are of other images."""
     rows = []
     for run, other in pairs:
-        mine, theirs = correct(run), correct(other)
-        if mine is None or theirs is None or not np.array_equal(mine[0], theirs[0]):
+        mine, theirs = run.predictions(), other.predictions()
+        if mine is None or theirs is None or not np.array_equal(mine.targets, theirs.targets):
             return None
-        rows.append(mine[1].astype(float) - theirs[1])
-    if not rows or len({len(row) for row in rows}) > 1:
+        rows.append(mine.right.astype(float) - theirs.right)
+    if len({len(row) for row in rows}) != 1:
         return None
     difference = np.mean(rows, axis=0)
-    if not difference.any() or difference.std() == 0:
-        return 1.0
+    if difference.std() == 0:
+        return 0.0 if difference.any() else 1.0
     return float(stats.ttest_1samp(difference, 0).pvalue)
-
-
-def correct(run: RunRecord) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
-    """Return the true classes of the test images of a run and which predictions are correct; None where not stored.
-
-    Raises UserError for a damaged file.
-    """
-    found = read_predictions(run.folder, run.metrics["student"]["test"]["images"])
-    return None if found is None else (found.targets, found.right)

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from crossdistill.errors import UserError
 from crossdistill.files import make_folder, write_whole
-from crossdistill.report.records import METRICS_NAME, RunRecord, read_record, read_run
+from crossdistill.report.records import CONFIG_NAME, METRICS_NAME, Metrics, read_record
 from crossdistill.training.grid import Cell
 
 RESULTS_NAME = "results.sqlite"
@@ -108,17 +108,18 @@ def _row(out: Path, cell: Cell, failures: Failures) -> dict[str, Any] | None:
         "seed": cell.seed,
     }
     if (out / cell.folder / METRICS_NAME).exists():
-        return {**row, "state": "finished", **_numbers(read_run(out / cell.folder))}
+        metrics: Metrics = read_record(out / cell.folder / METRICS_NAME, Metrics)
+        settings = (out / cell.folder / CONFIG_NAME).read_text(encoding="utf-8")
+        return {**row, "state": "finished", **_numbers(metrics), "config": settings}
     reason = failures.of(cell.folder)
     return None if reason is None else {**row, "state": "failed", "reason": reason}
 
 
-def _numbers(run: RunRecord) -> dict[str, Any]:
-    student, training = run.metrics["student"], run.metrics["training"]
+def _numbers(metrics: Metrics) -> dict[str, Any]:
+    student, training, teacher = metrics["student"], metrics["training"], metrics.get("teacher")
     scores = student.get("test", {})
-    teacher = run.metrics.get("teacher")
     found: dict[str, Any] = {name: scores.get(name) for name in ("top1", "top5", "loss", "ece")}
     if teacher is not None:
         found |= {"teacher": teacher["name"], "teacher_top1": teacher.get("test", {}).get("top1")}
     found |= {name: training[name] for name in ("epochs", "seconds", "training_only_parameters")}
-    return {**found, "parameters": student["parameters"], "macs": student["macs"], "config": run.settings}
+    return {**found, "parameters": student["parameters"], "macs": student["macs"]}

@@ -18,7 +18,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 import crossdistill
 from crossdistill.config import RunConfig
 from crossdistill.config.code import check_named_code, code_of
-from crossdistill.config.files import PATHS, complete_from_dict, flat, read_yaml, with_read_paths
+from crossdistill.config.files import EXECUTION, PATHS, complete_from_dict, flat, read_yaml, with_read_paths
 from crossdistill.data.split_list import SPLIT_NAME, Changes, SplitList, write_split_list
 from crossdistill.errors import UserError
 from crossdistill.files import make_folder, write_whole
@@ -26,20 +26,7 @@ from crossdistill.report.records import CONFIG_NAME, ENVIRONMENT_NAME, Environme
 from crossdistill.training.checkpoints import run_identity
 from crossdistill.training.run_lock import RunLock
 
-# What may differ when a run is continued: how it is executed, not what it computes.
-_FREE = (
-    "out",
-    "cache",
-    "trust_code",
-    "engine.accelerator",
-    "engine.compile",
-    "engine.channels_last",
-    "engine.threads",
-    "engine.log_every",
-    "engine.on_nan",
-    "loader.workers",
-)
-# And with other devices, where the batch over all of them stays the same.
+# With other devices, where the batch over all of them stays the same.
 _FREE_WITH_DEVICES = ("loader.batch_size", "engine.devices", "engine.nodes", "engine.strategy", "engine.shard_teacher")
 
 
@@ -139,7 +126,7 @@ def check_unchanged(before: RunConfig, now: RunConfig, *, other_devices: bool = 
 
     How it is executed may differ; with `other_devices` also the devices, and `check_global_batch` checks the batch.
     """
-    free = {*_FREE, *(_FREE_WITH_DEVICES if other_devices else ())}
+    free = {*EXECUTION, *(_FREE_WITH_DEVICES if other_devices else ())}
     old, new = _comparable(before), _comparable(now)
     for name in {**new, **old}:
         if name not in free and new.get(name) != old.get(name):
@@ -157,7 +144,7 @@ def _comparable(config: RunConfig) -> dict[str, Any]:
 
 def identity_of(config: RunConfig, inputs: dict[str, str]) -> str:
     """Return a digest of what a run with decided settings computes: not of how, nor of where its files are."""
-    free = {*_FREE, *_FREE_WITH_DEVICES, *PATHS}
+    free = {*EXECUTION, *_FREE_WITH_DEVICES, *PATHS}
     settings = {name: value for name, value in _comparable(config).items() if name not in free}
     return run_identity(settings, inputs)
 
