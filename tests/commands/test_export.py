@@ -188,7 +188,10 @@ def test_what_must_not_be_exported_is_refused(teacher_run, tmp_path, capsys):
     for words, message in (
         ([run_folder, *export], "not finite"),
         ([tmp_path, *export], "is not a finished run"),
-        ([teacher_run, "--to", "timm", "--out", tmp_path / "other"], "holds other files"),
+        (
+            [teacher_run, "--to", "timm", "--out", tmp_path / "other"],
+            "holds 'thesis.txt', which",
+        ),
         ([teacher_run, *export, "--int8"], "--int8 is for --to onnx"),
         ([teacher_run, *export, "--push-to-hub", "a/b/c"], "--push-to-hub 'a/b/c'"),
         ([teacher_run, *export, "--images", 0], "--images is 0"),
@@ -204,6 +207,18 @@ def test_what_must_not_be_exported_is_refused(teacher_run, tmp_path, capsys):
         check_difference("ONNX", Agreement(float("nan"), None, None))
     with pytest.raises(UserError, match=r"needs not_a_package: pip install 'crossdistill\[onnx\]'"):
         require_packages("--to onnx", "json", "not_a_package")
+
+
+def test_an_export_is_replaced_unless_it_was_changed(teacher_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["export", teacher_run, "--to", "torch-export", "--images", 10, "--out", out]
+    assert run(capsys, *words)[0] == 0
+    assert run(capsys, *words)[0] == 0
+    card = (out / "README.md").read_text(encoding="utf-8").replace("TO FILL IN", "CC0", 1)
+    (out / "README.md").write_text(card, encoding="utf-8")
+    code, _, err = run(capsys, *words)
+    assert (code, "holds 'README.md', which is no file of an export" in err) == (2, True)
+    assert (out / "README.md").read_text(encoding="utf-8") == card
 
 
 def test_a_run_without_its_data_is_checked_on_noise(teacher_run, tmp_path, capsys):
@@ -236,6 +251,9 @@ def test_the_card_has_the_spread_over_seeds_and_every_name(teacher_run, tmp_path
     shutil.copytree(tmp_path / "s1", tmp_path / "longer")
     text = (tmp_path / "longer" / "config.yaml").read_text()
     (tmp_path / "longer" / "config.yaml").write_text(text.replace("\nepochs: 6\n", "\nepochs: 7\n"))
+    # Nor does a damaged one matter.
+    shutil.copytree(tmp_path / "s1", tmp_path / "damaged")
+    (tmp_path / "damaged" / "metrics.json").write_text("{")
     look = Preprocessing(input_size=(1, 32, 32), mean=(0.5,), std=(0.5,), crop_pct=1.0, crop_mode="squash")
     report = {"target": "onnx", "images": "10 of 10 test images", "agreement": {}, "latency": {}, "machine": {}}
     names = ["```\n# x", 'é"', "\n"]

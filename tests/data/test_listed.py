@@ -77,12 +77,22 @@ def test_a_text_file_of_paths_has_no_labels(tmp_path, images):
         (["path,label,split", "all/0.png,a,first"], "the split 'first'"),
         (["path,colour", "all/0.png,a"], "--loader.label-column"),
         (["path,label"], "lists no images"),
+        (["path,label,split", "all/0.png,a,test"], "no images of the training split"),
+        (["path,label", "all/0.png,a,b"], "line 2 of .* more values than the first line has columns"),
         (["path,label", "all/0.png,a", "all/gone.png,b", *(f"all/{i}.png,b" for i in range(1, 9))], "gone.png"),
     ],
 )
 def test_lists_that_are_not_clear_are_refused(tmp_path, images, lines, message):
     with pytest.raises(UserError, match=message):
         load(write(tmp_path / "list.csv", *lines))
+
+
+def test_a_line_ends_at_a_line_feed_alone(tmp_path):
+    for place, name in enumerate(("a\u2028b", "a\x85b", "c", "d")):
+        put(noise(place), tmp_path / f"{name}.png")
+    rows = [f'"{name}.png",{label}' for name, label in zip(("a\u2028b", "a\x85b", "c", "d"), "xyxy", strict=True)]
+    data = load_data(str(write(tmp_path / "list.csv", "path,label", *rows)), LoaderConfig(labels="none"))
+    assert sum(len(part) for part in (data.train, data.val, data.test)) == 4
 
 
 def test_a_list_is_trained_on_and_resumed_by_the_command_line(tmp_path, capsys, images):

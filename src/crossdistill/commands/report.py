@@ -34,9 +34,7 @@ def run(argv: Sequence[str]) -> int:
         raise UserError("none of these runs has a score on a test split: they are teachers, or trained without labels")
     groups = group_runs(runs)
     if repeated := len(runs) - sum(len(group.runs) for group in groups):
-        print(
-            f"note: {repeated} runs repeat the seed of another with the same settings and are left out", file=sys.stderr
-        )
+        print(f"note: {repeated} runs that repeat another are left out", file=sys.stderr)
     check_writable(out)
     make_folder(out)
     page = write_comparison_page(out, groups)

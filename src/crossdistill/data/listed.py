@@ -5,6 +5,7 @@ names of its columns; those of the path, the label and the split are found by th
 """
 
 import csv
+import io
 import os
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def listed_source(file: Path, config: LoaderConfig) -> Source:
     rows = _lines(text) if file.suffix.lower() == ".txt" else _table(file, text, config)
     if not rows:
         raise UserError(f"data {str(file)!r} lists no images")
+    if all(role != "train" for *_, role in rows):
+        raise UserError(f"data {str(file)!r} lists no images of the training split")
     _check_once(file, rows)
     names: tuple[str, ...] = ("image",)
     if config.labels == "classes":
@@ -44,19 +47,17 @@ def listed_source(file: Path, config: LoaderConfig) -> Source:
         if chosen:
             numbers = [number[str(label)] if labels else 0 for _, _, label, _ in chosen]
             splits[role] = Files(file.resolve().parent, [path for _, path, _, _ in chosen], numbers)
-    if "train" not in splits:
-        raise UserError(f"data {str(file)!r} lists no images of the training split")
     return Source(file.stem, splits, names)
 
 
 def _lines(text: str) -> list[_Row]:
-    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
+    lines = ((number, line.strip()) for number, line in enumerate(io.StringIO(text), 1))
     return [(number, _key(line), None, "train") for number, line in lines if line]
 
 
 def _table(file: Path, text: str, config: LoaderConfig) -> list[_Row]:
-    lines = text.splitlines()
-    reader = csv.DictReader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
+    # Not splitlines: it also splits at other characters than line feeds, and inside quoted values.
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
     columns = [name.strip() for name in reader.fieldnames or ()]
     reader.fieldnames = columns
     path = _column(file, columns, config.image_column, _PATHS, "image")
@@ -117,7 +118,7 @@ def _class_names(file: Path, rows: list[_Row]) -> tuple[str, ...]:
         )
     found = {str(label) for _, _, label, role in rows if role == "train"}
     for line, _, label, role in rows:
-        if label not in found and found:
+        if label not in found:
             raise UserError(
                 f"line {line} of {str(file)!r} ({role}) has the label {label!r}, which no training image has"
             )

@@ -1,6 +1,7 @@
 """A model card: what an exported student was made from, how good it is, and how to load it."""
 
 import json
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from typing import Any
 from crossdistill.backbones.small_stem import SMALL_STEM
 from crossdistill.config.files import read_yaml
 from crossdistill.data.preprocessing import Preprocessing
+from crossdistill.errors import UserError
 from crossdistill.export.about import PROGRAM_FILE
 from crossdistill.export.onnx_session import ONNX_FILE
 from crossdistill.files import write_whole
@@ -99,11 +101,16 @@ def _same_but_for_seed(run: Path, settings: dict[str, Any]) -> list[float]:
     """Return the student's accuracy in the runs beside this one, and in it, that differ in nothing but the seed."""
     tops = []
     for folder in sorted(run.resolve().parent.iterdir()):
-        if not ((folder / METRICS_NAME).is_file() and (folder / CONFIG_NAME).is_file()):
+        if not (os.access(folder, os.X_OK) and (folder / METRICS_NAME).is_file() and (folder / CONFIG_NAME).is_file()):
             continue
-        if {**read_yaml(folder / CONFIG_NAME), "seed": 0} != {**settings, "seed": 0}:
+        try:
+            other = read_yaml(folder / CONFIG_NAME)
+            metrics: Metrics = read_record(folder / METRICS_NAME, Metrics)
+        except UserError:
+            # A damaged run beside this one says nothing of it.
             continue
-        metrics: Metrics = read_record(folder / METRICS_NAME, Metrics)
+        if {**other, "seed": 0} != {**settings, "seed": 0}:
+            continue
         if "test" in metrics["student"]:
             tops.append(metrics["student"]["test"]["top1"])
     return tops

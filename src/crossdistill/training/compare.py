@@ -14,7 +14,7 @@ from crossdistill.config.teacher import teacher_config
 from crossdistill.data import ImageData, load_data
 from crossdistill.data.split_list import SPLIT_NAME, SplitList, read_split_list
 from crossdistill.distiller import create_distiller
-from crossdistill.errors import UserError, first_line
+from crossdistill.errors import UserError, kind_and_line
 from crossdistill.methods import NONE
 from crossdistill.report.comparison import short_table, write_comparison_page
 from crossdistill.report.groups import Group
@@ -38,8 +38,13 @@ from crossdistill.training.run_folder import (
 from crossdistill.training.run_lock import claimed
 from crossdistill.training.write_cache import write_cache
 
-_DIVISION = ("val_fraction", "split_seed", "max_train", "train_dir", "val_dir", "test_dir", "on_bad_image")
+_DIVISION = (
+    *("val_fraction", "split_seed", "max_train", "train_dir", "val_dir", "test_dir", "on_bad_image"),
+    *("labels", "image_column", "label_column"),
+)
 """Settings of the loader that the division of a folder depends on."""
+_READING = (*_DIVISION, "unlabelled", "root", "download", "in_chans")
+"""Settings of the loader that what is read depends on."""
 _WAIT_S = 2.0
 
 
@@ -121,7 +126,7 @@ class _Comparison:
 
     def data(self, config: RunConfig) -> ImageData:
         """Return the data of a run, read once for all that read it in the same way."""
-        key = repr((config.data, config.loader))
+        key = repr([config.data, *(getattr(config.loader, name) for name in _READING)])
         if key not in self.loaded:
             found = load_data(config.data, config.loader, _earlier_list(config, self.out))
             check_files(self.out, found.changes)
@@ -134,7 +139,7 @@ class _Comparison:
         """Check the finished runs and the pairs of the others, train the teachers, and write their caches."""
         for cell in cells:
             if self.finished(cell):
-                self._check_same(cell)
+                self._check_finished(self._taught(cell))
         todo = [cell for cell in cells if not self.finished(cell)]
         pairs = {cell.label: [cell] for cell in reversed(todo)}
         self._each(list(pairs.values())[::-1], self._check_pair)
@@ -144,17 +149,22 @@ class _Comparison:
         self._each([group for group in groups if len({cell.label for cell in group}) > 1], self._write_cache)
 
     def _each(self, groups: Iterable[list[Cell]], action: Callable[[list[Cell]], None]) -> None:
-        """Call `action` for groups of runs. Where it raises UserError these fail; without a grid it is raised."""
-        for group in groups:
-            if all(self.failures.of(cell.folder) for cell in group):
-                continue
+        """Call `action` for groups of runs; those of a group for which it raises an error fail.
+
+        Without a grid, and where it fails for all groups, the error is raised.
+        """
+        failed: list[tuple[list[Cell], Exception]] = []
+        todo = [group for group in groups if not all(self.failures.of(cell.folder) for cell in group)]
+        for group in todo:
             try:
                 action(group)
-            except UserError as error:
-                if not (self.axes.students or self.axes.teachers or self.axes.sweep):
+            except Exception as error:  # the others are trained whatever it is
+                failed.append((group, error))
+                if len(failed) == len(todo) or not (self.axes.students or self.axes.teachers or self.axes.sweep):
                     raise
-                for cell in group:
-                    self._fail(cell, str(error))
+        for group, problem in failed:
+            for cell in group:
+                self._fail(cell, problem)
 
     def _check_pair(self, group: list[Cell]) -> None:
         """Build the models of a run once, before any training. Raises UserError for a pair that does not fit."""
@@ -186,8 +196,10 @@ class _Comparison:
         config = replace(self._teacher_settings(group[0]), out=str(folder))
         while True:
             with claimed(self.out, folder.name) as mine:
-                if mine:
+                # Another process may have failed with it.
+                if mine and not all(self.failures.of(cell.folder) for cell in group):
                     self._complete(config)
+                if mine:
                     return
             time.sleep(_WAIT_S)
 
@@ -224,7 +236,7 @@ class _Comparison:
         try:
             top1 = self._complete(self._taught(cell)).top1
         except Exception as error:  # the others are trained whatever it is
-            self._fail(cell, first_line(error), "" if isinstance(error, UserError) else traceback.format_exc())
+            self._fail(cell, error)
         else:
             self.failures.forget(cell.folder)
             self._say(f"  {cell.folder}: {top1:.2f}% on the test split")
@@ -239,9 +251,6 @@ class _Comparison:
             fit(config, resume=resume, console=self.console, data=self.data(config), root=self.out)
         return read_run(out)
 
-    def _check_same(self, cell: Cell) -> None:
-        self._check_finished(self._taught(cell))
-
     def _check_finished(self, config: RunConfig) -> None:
         """Raise UserError where a finished run has other settings or inputs; write its page where it has none."""
         out, data = Path(config.out or ""), self.data(config)
@@ -255,8 +264,10 @@ class _Comparison:
         """Return whether a run is finished."""
         return (self.out / cell.folder / METRICS_NAME).exists()
 
-    def _fail(self, cell: Cell, reason: str, trace: str = "") -> None:
-        self.failures.add(cell.folder, reason, trace)
+    def _fail(self, cell: Cell, error: Exception) -> None:
+        known = isinstance(error, UserError)
+        reason = str(error) if known else kind_and_line(error)
+        self.failures.add(cell.folder, reason, "" if known else "".join(traceback.format_exception(error)))
         self._say(f"  {cell.folder} failed: {reason}")
 
     def _say(self, text: str) -> None:

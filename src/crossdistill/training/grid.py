@@ -41,9 +41,14 @@ class Student:
     args: Mapping[str, Any]
 
     def applied(self, config: RunConfig) -> RunConfig:
-        """Return the settings with this student. The recipe's arguments are for the recipe's student alone."""
-        args = {**(config.model.student_args if self.name == config.student else {}), **self.args}
-        return replace(config, student=self.name, model=replace(config.model, student_args=args))
+        """Return the settings with this student. What the recipe says of its own student is for that one alone."""
+        model = config.model
+        if self.name != config.student:
+            model = replace(
+                model, student_args={}, student_stages=None, student_checkpoint=None, student_checkpoint_key=None
+            )
+        model = replace(model, student_args={**model.student_args, **self.args})
+        return replace(config, student=self.name, model=model)
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Sweep:
 
     def __post_init__(self) -> None:
         if self.name in _OWN_FLAGS or self.name.startswith("teacher_training"):
-            raise UserError(f"--sweep {self.name}: it cannot be varied so; give several students, teachers or methods")
+            raise UserError(f"--sweep {self.name}: this cannot be swept; give several students, teachers or methods")
         if not self.values:
             raise UserError(f"--sweep {self.name}: give at least one value, as {self.name}=0.1,0.3")
 
@@ -82,7 +87,10 @@ class Axes:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a comparison. `student`, `teacher` and `setting` are "" where the comparison has one only."""
+    """One run of a comparison. `student`, `teacher` and `setting` are "" where the comparison has one only.
+
+    `teacher` is the name of a model, or the end of the path of a run, as much as is needed to tell it from others.
+    """
 
     variant: Variant
     student: str
@@ -100,7 +108,7 @@ class Cell:
     @property
     def folder(self) -> str:
         """Name its folder."""
-        parts = (self.student, Path(self.teacher).name, self.variant.label, self.setting)
+        parts = (self.student, self.teacher, self.variant.label, self.setting)
         return f"{'--'.join(plain_name(part) for part in parts if part)}-s{self.seed}"
 
 
@@ -113,8 +121,9 @@ def make_cells(config: RunConfig, axes: Axes) -> list[Cell]:
     """Return all runs, seed by seed, so that an early table compares equal numbers of runs.
 
     A method that reads no teacher has one run for all teachers, and one for all values of an option of another method.
-    Raises UserError for settings that cannot be.
+    Raises UserError for invalid settings.
     """
+    names = _short_names(axes.teachers)
     cells: dict[tuple[str, int], Cell] = {}
     for seed in axes.seeds:
         for student in axes.students or (None,):
@@ -127,12 +136,22 @@ def make_cells(config: RunConfig, axes: Axes) -> list[Cell]:
                         if teacher and reads:
                             made = with_teacher(made, teacher)
                         label = "" if student is None else student.label
-                        cell = Cell(variant, label, teacher if reads else "", setting, seed, made)
+                        cell = Cell(variant, label, names.get(teacher, "") if reads else "", setting, seed, made)
                         cells.setdefault((cell.label, seed), cell)
     folders = [cell.folder for cell in cells.values()]
     if twice := next((name for name in folders if folders.count(name) > 1), None):
         raise UserError(f"two runs would have the folder {twice!r}; give their models or values other names")
     return list(cells.values())
+
+
+def _short_names(teachers: Sequence[str]) -> dict[str, str]:
+    """Name each teacher: a model by its name, a run by as many last parts of its path as tell it from the others."""
+    paths = {teacher: Path(teacher).resolve().parts if Path(teacher).is_dir() else (teacher,) for teacher in teachers}
+    for count in range(1, max(map(len, paths.values()), default=0) + 1):
+        names = {teacher: "/".join(parts[-count:]) for teacher, parts in paths.items()}
+        if len(set(names.values())) == len(names):
+            return names
+    return dict(zip(teachers, teachers, strict=True))
 
 
 def _settings(sweep: Sweep | None, variant: Variant) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -147,12 +166,13 @@ def _settings(sweep: Sweep | None, variant: Variant) -> Iterable[tuple[str, dict
 def with_teacher(config: RunConfig, teacher: str) -> RunConfig:
     """Return the settings with a teacher by the folder of its run, or by its name; the latter is trained first.
 
-    The recipe's arguments are for the recipe's teacher alone.
+    What the recipe says of its own teacher is for that one alone.
     """
     if Path(teacher).is_dir():
         return taught_by(replace(config, teacher=None), Path(teacher))
-    args = config.model.teacher_args if teacher == config.teacher else {}
-    model = replace(config.model, teacher_args=args)
+    model = config.model
+    if teacher != config.teacher:
+        model = replace(model, teacher_args={}, teacher_stages=None, teacher_img_size=None)
     return replace(config, teacher=teacher, teacher_checkpoint=None, model=model)
 
 

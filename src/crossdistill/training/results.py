@@ -82,20 +82,36 @@ class Failures:
 def write_results(out: Path, cells: Sequence[Cell], failures: Failures) -> None:
     """Write the SQLite file of a comparison: its table `runs` has a row for each run that is finished or failed.
 
-    The table is made of the folders of the runs, and replaced as a whole.
+    The table is made of the folders of the runs, and replaced as a whole. Runs of earlier commands in the same folder
+    keep their rows.
     """
-    rows = [row for cell in cells if (row := _row(out, cell, failures))]
+    rows = {cell.folder: row for cell in cells if (row := _row(out, cell, failures))}
     if not rows:
         return
+    known = {cell.folder for cell in cells}
+    earlier = {row["folder"]: row for row in _stored(out / RESULTS_NAME)}
+    rows |= {name: row for name, row in earlier.items() if name not in known and (out / name / METRICS_NAME).exists()}
     partial = out / f"{RESULTS_NAME}.{os.getpid()}"
     partial.unlink(missing_ok=True)
     with closing(sqlite3.connect(partial)) as table, table:
         table.execute(f"CREATE TABLE runs ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())})")
-        for row in rows:
+        for _, row in sorted(rows.items()):
             table.execute(
                 f"INSERT INTO runs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
             )
     os.replace(partial, out / RESULTS_NAME)
+
+
+def _stored(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of an earlier table; none where there is none, or one that cannot be read."""
+    if not path.is_file():
+        return []
+    try:
+        with closing(sqlite3.connect(path)) as table:
+            found = table.execute(f"SELECT {', '.join(_COLUMNS)} FROM runs").fetchall()
+    except sqlite3.Error:
+        return []
+    return [dict(zip(_COLUMNS, row, strict=True)) for row in found]
 
 
 def _row(out: Path, cell: Cell, failures: Failures) -> dict[str, Any] | None:

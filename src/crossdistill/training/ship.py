@@ -1,5 +1,6 @@
 """The export of a finished run: written, compared with PyTorch on real images, measured, described."""
 
+import hashlib
 import json
 import os
 import platform
@@ -78,6 +79,8 @@ class Report:
     """Milliseconds for a batch, by model and batch size."""
     calibration: str | None = None
     notes: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    """Digests of the files by name: an export that was changed is not replaced."""
 
 
 def export_run(run: str, config: RunConfig, plan: Plan, console: Console) -> Report:
@@ -111,8 +114,9 @@ def export_run(run: str, config: RunConfig, plan: Plan, console: Console) -> Rep
         report.bytes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         if plan.latency:
             report.latency = latency(_calls(run, config, student, forms, report))
+        write_card(Path(run), folder, student.class_names, look, asdict(report))
+        report.files = {path.name: _digest(path) for path in sorted(folder.iterdir())}
         write_whole(folder / REPORT_NAME, json.dumps(asdict(report), indent=2))
-        write_card(Path(run), folder, student.class_names, look, json.loads((folder / REPORT_NAME).read_text()))
     return report
 
 
@@ -124,9 +128,24 @@ def _check_plan(plan: Plan) -> None:
             raise UserError(f"{name} is for --to onnx; leave it out for {plan.target}")
     if plan.out.exists() and not plan.out.is_dir():
         raise UserError(f"--out {str(plan.out)!r} is a file; give the folder to write")
-    if plan.out.is_dir() and any(plan.out.iterdir()) and not (plan.out / REPORT_NAME).is_file():
-        raise UserError(f"--out {str(plan.out)!r} holds other files; choose a new folder")
+    if plan.out.is_dir() and (own := _users_files(plan.out)):
+        raise UserError(f"--out {str(plan.out)!r} holds {own[0]!r}, which is no file of an export; choose a new folder")
     check_writable(plan.out.parent)
+
+
+def _users_files(folder: Path) -> list[str]:
+    """Return the names of what a folder holds beside an export, or that was changed since (a model card, say)."""
+    try:
+        written = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        written = {}
+    others = [path for path in sorted(folder.iterdir()) if not (written and path.name == REPORT_NAME)]
+    return [path.name for path in others if not path.is_file() or written.get(path.name) != _digest(path)]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -138,9 +157,15 @@ def _new_folder(out: Path) -> Iterator[Path]:
         (aside / "new").mkdir()
         yield aside / "new"
         out.parent.mkdir(parents=True, exist_ok=True)
-        if out.exists():
+        before = out.exists()
+        if before:
             out.rename(aside / "old")
-        (aside / "new").rename(out)
+        try:
+            (aside / "new").rename(out)
+        except OSError:
+            if before:
+                (aside / "old").rename(out)
+            raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
