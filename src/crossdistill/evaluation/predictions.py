@@ -1,17 +1,22 @@
-"""The predicted class of every test image of a run, stored for comparisons on the same images."""
+"""The predicted class of every test image of a run, stored for comparisons on the same images.
+
+Reports read these files, so importing this module does not import torch.
+"""
 
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from torch import Tensor
 
 from crossdistill.errors import UserError, kind_and_line
 from crossdistill.files import write_whole
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
 
 PREDICTIONS_NAME = "predictions.npz"
 
@@ -35,16 +40,16 @@ class Predictions:
 class Collected:
     """Predictions that are collected batch by batch."""
 
-    _batches: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    _batches: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = field(default_factory=list)
 
-    def add(self, probabilities: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]) -> None:
+    def add(self, probabilities: 'Float[Tensor, "batch classes"]', targets: 'Int[Tensor, " batch"]') -> None:
         """Add a batch."""
         confidence, classes = probabilities.max(dim=1)
-        self._batches.append((targets.cpu(), classes.cpu(), confidence.float().cpu()))
+        self._batches.append((targets.cpu().numpy(), classes.cpu().numpy(), confidence.float().cpu().numpy()))
 
     def write(self, folder: Path) -> None:
         """Write the predictions into the folder of a run, completely or not at all."""
-        targets, classes, confidence = (torch.cat(parts).numpy() for parts in zip(*self._batches, strict=True))
+        targets, classes, confidence = (np.concatenate(parts) for parts in zip(*self._batches, strict=True))
         content = io.BytesIO()
         np.savez(content, targets=targets.astype(np.int64), classes=classes.astype(np.int64), confidence=confidence)
         write_whole(folder / PREDICTIONS_NAME, content.getvalue())
