@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,53 +11,28 @@ from rich.console import Console
 
 from crossdistill.config import RunConfig
 from crossdistill.config.teacher import teacher_config
-from crossdistill.data import ImageData, load_data
-from crossdistill.data.split_list import SPLIT_NAME, SplitList, read_split_list
 from crossdistill.distiller import create_distiller
 from crossdistill.errors import UserError, kind_and_line
-from crossdistill.methods import NONE
-from crossdistill.report.comparison import short_table, write_comparison_page
-from crossdistill.report.groups import Group
 from crossdistill.report.page import PAGE_NAME, write_run_page
 from crossdistill.report.records import CONFIG_NAME, METRICS_NAME, RunRecord, read_run
-from crossdistill.report.tables import TextTable
 from crossdistill.training.engine import set_threads
 from crossdistill.training.fit import fit
 from crossdistill.training.grid import Axes, Cell, make_cells, plain_name, taught_by, with_teacher
-from crossdistill.training.inputs import decide, digests, report_data
+from crossdistill.training.inputs import decide, digests
 from crossdistill.training.models import build_models, build_student, check_settings
+from crossdistill.training.outcome import Outcome, make_outcome
 from crossdistill.training.results import Failures, write_results
 from crossdistill.training.run_folder import (
-    check_files,
     check_inputs,
     check_unchanged,
     check_writable,
-    read_config,
     read_continued,
 )
 from crossdistill.training.run_lock import claimed
+from crossdistill.training.shared_data import SharedData
 from crossdistill.training.write_cache import write_cache
 
-_DIVISION = (
-    *("val_fraction", "split_seed", "max_train", "train_dir", "val_dir", "test_dir", "on_bad_image"),
-    *("labels", "image_column", "label_column"),
-)
-"""Settings of the loader that the division of a folder depends on."""
-_READING = (*_DIVISION, "unlabelled", "root", "download", "in_chans")
-"""Settings of the loader that what is read depends on."""
 _WAIT_S = 2.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A comparison as far as it is finished; table and page are None before the first run is."""
-
-    table: TextTable | None
-    page: Path | None
-    failures: dict[str, str]
-    """Reasons, by the folder of the run."""
-    missing: int
-    """Number of runs that are neither finished nor failed."""
 
 
 def compare(
@@ -79,10 +54,10 @@ def compare(
     cells = check_comparison(config, axes, out)
     set_threads(config.engine)
     failures = Failures(out, time.time() if since is None else since)
-    work = _Comparison(config, axes, out, console, failures)
+    work = _Comparison(config, axes, out, console, failures, SharedData(out, console))
     work.prepare(cells[shard[0] - 1 :: shard[1]])
     work.train(cells[shard[0] - 1 :: shard[1]], cells)
-    return work.outcome(cells)
+    return make_outcome(cells, out, failures)
 
 
 def check_comparison(config: RunConfig, axes: Axes, out: Path) -> list[Cell]:
@@ -98,19 +73,9 @@ def check_comparison(config: RunConfig, axes: Axes, out: Path) -> list[Cell]:
     methods = [cell.variant.method for cell in cells]
     for cell in cells:
         check_settings(cell.config, methods)
-    if any(_teacher_to_train(cell) for cell in cells) and config.model.teacher_classes is not None:
+    if any(cell.teacher_to_train for cell in cells) and config.model.teacher_classes is not None:
         raise UserError("model.teacher_classes: compare trains a teacher with the data's classes; leave it out")
     return cells
-
-
-def _teacher_to_train(cell: Cell) -> str | None:
-    """Return the name of the teacher that has to be trained before a run; None where there is none."""
-    if cell.config.teacher_checkpoint is not None or not cell.variant.choice(cell.config).needs.teacher:
-        return None
-    # Raises UserError unless one teacher is named.
-    teacher_config(cell.config)
-    assert isinstance(cell.config.teacher, str)
-    return cell.config.teacher
 
 
 @dataclass
@@ -122,18 +87,7 @@ class _Comparison:
     out: Path
     console: Console
     failures: Failures
-    loaded: dict[str, ImageData] = field(default_factory=dict)
-
-    def data(self, config: RunConfig) -> ImageData:
-        """Return the data of a run, read once for all that read it in the same way."""
-        key = repr([config.data, *(getattr(config.loader, name) for name in _READING)])
-        if key not in self.loaded:
-            found = load_data(config.data, config.loader, _earlier_list(config, self.out))
-            check_files(self.out, found.changes)
-            self.loaded[key] = found
-            if len(self.loaded) == 1:
-                report_data(self.loaded[key], self.console)
-        return self.loaded[key]
+    data: SharedData
 
     def prepare(self, cells: Sequence[Cell]) -> None:
         """Check the finished runs and the pairs of the others, train the teachers, and write their caches."""
@@ -143,7 +97,7 @@ class _Comparison:
         todo = [cell for cell in cells if not self.finished(cell)]
         pairs = {cell.label: [cell] for cell in reversed(todo)}
         self._each(list(pairs.values())[::-1], self._check_pair)
-        self._each(_grouped(todo, _teacher_to_train), self._train_teacher)
+        self._each(_grouped(todo, lambda cell: cell.teacher_to_train), self._train_teacher)
         reading = [cell for cell in todo if cell.config.cached and cell.variant.choice(cell.config).needs.teacher]
         groups = _grouped(reading, lambda cell: (cell.student, cell.teacher, cell.setting))
         self._each([group for group in groups if len({cell.label for cell in group}) > 1], self._write_cache)
@@ -169,19 +123,19 @@ class _Comparison:
     def _check_pair(self, group: list[Cell]) -> None:
         """Build the models of a run once, before any training. Raises UserError for a pair that does not fit."""
         config, choice = group[0].config, group[0].variant.choice(group[0].config)
-        data = self.data(config)
+        data = self.data.of(config)
         decided, complete = decide(config, choice, data)
-        if _teacher_to_train(group[0]) is None:
+        if group[0].teacher_to_train is None:
             build_models(decided, complete, data)
         elif not (self._teacher_folder(group[0]) / METRICS_NAME).exists():
             teacher = self._teacher_settings(group[0])
-            own, _ = decide(teacher, check_settings(teacher), self.data(teacher))
-            trained = build_student(own.student, own.model, own.img_size, self.data(teacher))
+            own, _ = decide(teacher, check_settings(teacher), self.data.of(teacher))
+            trained = build_student(own.student, own.model, own.img_size, self.data.of(teacher))
             student = build_student(decided.student, decided.model, decided.img_size, data)
             create_distiller(complete, student=student, teacher=trained)
 
     def _teacher_folder(self, cell: Cell) -> Path:
-        name = _teacher_to_train(cell) or ""
+        name = cell.teacher_to_train or ""
         return self.out / ("teacher" if not cell.teacher else f"teacher--{plain_name(name)}")
 
     def _teacher_settings(self, cell: Cell) -> RunConfig:
@@ -190,7 +144,7 @@ class _Comparison:
 
     def _train_teacher(self, group: list[Cell]) -> None:
         """Train the teacher of some runs, or wait until another process has."""
-        if _teacher_to_train(group[0]) is None:
+        if group[0].teacher_to_train is None:
             return
         folder = self._teacher_folder(group[0])
         config = replace(self._teacher_settings(group[0]), out=str(folder))
@@ -206,13 +160,13 @@ class _Comparison:
     def _taught(self, cell: Cell) -> RunConfig:
         """Return the settings of a run with its folder and its teacher's."""
         config = replace(cell.config, out=str(self.out / cell.folder))
-        return config if _teacher_to_train(cell) is None else taught_by(config, self._teacher_folder(cell))
+        return config if cell.teacher_to_train is None else taught_by(config, self._teacher_folder(cell))
 
     def _write_cache(self, group: list[Cell]) -> None:
         """Write one cache with what all of some runs read, so that the teacher runs once."""
         first, *others = {cell.label: cell for cell in group}.values()
         choices = [other.variant.choice(other.config) for other in others]
-        write_cache(self._taught(first), self.console, self.data(first.config), others=choices)
+        write_cache(self._taught(first), self.console, self.data.of(first.config), others=choices)
 
     def train(self, todo: Sequence[Cell], cells: Sequence[Cell]) -> None:
         """Train what is not finished; a run that another process is training is waited for."""
@@ -248,12 +202,12 @@ class _Comparison:
             self._check_finished(config)
         else:
             resume = (out / CONFIG_NAME).exists()
-            fit(config, resume=resume, console=self.console, data=self.data(config), root=self.out)
+            fit(config, resume=resume, console=self.console, data=self.data.of(config), root=self.out)
         return read_run(out)
 
     def _check_finished(self, config: RunConfig) -> None:
         """Raise UserError where a finished run has other settings or inputs; write its page where it has none."""
-        out, data = Path(config.out or ""), self.data(config)
+        out, data = Path(config.out or ""), self.data.of(config)
         now, before = (decide(one, check_settings(one), data)[0] for one in (config, read_continued(out, config)))
         check_unchanged(before, now)
         check_inputs(out, digests(now, data))
@@ -273,40 +227,9 @@ class _Comparison:
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def outcome(self, cells: Sequence[Cell]) -> Outcome:
-        """Write the page and the table of results, of all runs that are finished."""
-        runs: dict[str, list[RunRecord]] = {}
-        for cell in cells:
-            if self.finished(cell):
-                runs.setdefault(cell.label, []).append(read_run(self.out / cell.folder))
-        groups = {label: Group(label, tuple(members)) for label, members in runs.items()}
-        plain = {(cell.student, cell.setting): cell.label for cell in cells if cell.variant.method == NONE}
-        for cell in cells:
-            base = plain.get((cell.student, cell.setting), plain.get((cell.student, "")))
-            if cell.label in groups and base in groups and base != cell.label:
-                groups[cell.label] = replace(groups[cell.label], base=groups[base])
-        failed = {cell.folder: reason for cell in cells if (reason := self.failures.of(cell.folder))}
-        missing = sum(not self.finished(cell) and cell.folder not in failed for cell in cells)
-        write_results(self.out, cells, self.failures)
-        if not groups:
-            return Outcome(None, None, failed, missing)
-        shown = list(groups.values())
-        return Outcome(short_table(shown), write_comparison_page(self.out, shown), failed, missing)
-
 
 def _grouped(cells: Iterable[Cell], key: Callable[[Cell], Any]) -> list[list[Cell]]:
     groups: dict[Any, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(key(cell), []).append(cell)
     return list(groups.values())
-
-
-def _earlier_list(config: RunConfig, out: Path) -> SplitList | None:
-    """Return the division that the runs of a comparison which goes on have, where they read the same data."""
-    for path in sorted(out.glob(f"*/{SPLIT_NAME}")):
-        before = read_config(path.parent)
-        same_data = Path(before.data).resolve() == Path(config.data).resolve()
-        same_division = all(getattr(before.loader, name) == getattr(config.loader, name) for name in _DIVISION)
-        if same_data and same_division:
-            return read_split_list(path.parent)
-    return None

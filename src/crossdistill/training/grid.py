@@ -8,6 +8,7 @@ from typing import Any
 
 from crossdistill.config import RunConfig
 from crossdistill.config.files import with_changes
+from crossdistill.config.teacher import teacher_config
 from crossdistill.errors import UserError
 from crossdistill.methods import MethodChoice, choose_method, options_for, options_key
 
@@ -110,6 +111,13 @@ class Cell:
         """Name its folder."""
         parts = (self.student, self.teacher, self.variant.label, self.setting)
         return f"{'--'.join(plain_name(part) for part in parts if part)}-s{self.seed}"
+
+    @property
+    def teacher_to_train(self) -> str | None:
+        """Name the teacher that has to be trained first; None where there is none. Raises UserError for several."""
+        if self.config.teacher_checkpoint is not None or not self.variant.choice(self.config).needs.teacher:
+            return None
+        return str(teacher_config(self.config).student)
 
 
 def plain_name(text: str) -> str:

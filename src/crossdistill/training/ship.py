@@ -1,13 +1,9 @@
 """The export of a finished run: written, compared with PyTorch on real images, measured, described."""
 
-import hashlib
 import json
 import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,17 +13,16 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from crossdistill.backbones import Backbone, create_backbone, load_backbone
+from crossdistill.backbones import load_backbone
 from crossdistill.backbones.args import HUB_WEIGHTS_FILE, read_stored, weights_digest
 from crossdistill.config import RunConfig
-from crossdistill.config.code import check_named_code, code_of
 from crossdistill.data.datasets import Images
 from crossdistill.data.preprocessing import Preprocessing, read_preprocessing
 from crossdistill.errors import UserError
 from crossdistill.export.about import PROGRAM_FILE, describe, require_packages
 from crossdistill.export.agreement import Agreement, check_difference, compare, evenly
 from crossdistill.export.card import write_card
-from crossdistill.export.latency import latency
+from crossdistill.export.folder import REPORT_NAME, file_digest, new_folder, users_files
 from crossdistill.export.onnx_images import preprocessing_model, with_images
 from crossdistill.export.onnx_session import INT8_FILE, ONNX_FILE, OnnxModel
 from crossdistill.export.program import export_program, make_onnx, save_onnx, save_program
@@ -38,9 +33,9 @@ from crossdistill.files import write_whole
 from crossdistill.training.engine import set_threads
 from crossdistill.training.exported_data import HeldOut, find_held_out
 from crossdistill.training.run_folder import check_writable, environment
+from crossdistill.training.ship_latency import ship_latency
 
 Target = Literal["onnx", "torch-export", "timm"]
-REPORT_NAME = "export.json"
 _PIXEL_LEVELS = 0.5
 """Largest mean difference, of 255, between the pixels of an image that the graph resizes and those of Pillow."""
 
@@ -107,15 +102,15 @@ def export_run(run: str, config: RunConfig, plan: Plan, console: Console) -> Rep
         images="",
         difference_of="logits" if backbone.spec.num_classes else "embedding",
     )
-    with _new_folder(plan.out) as folder:
+    with new_folder(plan.out) as folder:
         student = TorchModel(backbone, look)
         forms = _write(plan, folder, student, held, report, weights_digest(run))
         _check(forms, student, held, plan, report, console)
         report.bytes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         if plan.latency:
-            report.latency = latency(_calls(run, config, student, forms, report))
+            report.latency = ship_latency(run, config, student, forms, report.notes)
         write_card(Path(run), folder, student.class_names, look, asdict(report))
-        report.files = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+        report.files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
         write_whole(folder / REPORT_NAME, json.dumps(asdict(report), indent=2))
     return report
 
@@ -128,46 +123,9 @@ def _check_plan(plan: Plan) -> None:
             raise UserError(f"{name} is for --to onnx; leave it out for {plan.target}")
     if plan.out.exists() and not plan.out.is_dir():
         raise UserError(f"--out {str(plan.out)!r} is a file; give the folder to write")
-    if plan.out.is_dir() and (own := _users_files(plan.out)):
+    if plan.out.is_dir() and (own := users_files(plan.out)):
         raise UserError(f"--out {str(plan.out)!r} holds {own[0]!r}, which is no file of an export; choose a new folder")
     check_writable(plan.out.parent)
-
-
-def _users_files(folder: Path) -> list[str]:
-    """Return the names of what a folder holds beside an export, or that was changed since (a model card, say)."""
-    try:
-        written = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        written = {}
-    others = [path for path in sorted(folder.iterdir()) if not (written and path.name == REPORT_NAME)]
-    return [path.name for path in others if not path.is_file() or written.get(path.name) != _digest(path)]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """Make a folder in another place, which replaces `out` where nothing fails."""
-    above = next(path for path in out.absolute().parents if path.exists())
-    aside = Path(tempfile.mkdtemp(prefix=".export-", dir=above))
-    try:
-        (aside / "new").mkdir()
-        yield aside / "new"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        before = out.exists()
-        if before:
-            out.rename(aside / "old")
-        try:
-            (aside / "new").rename(out)
-        except OSError:
-            if before:
-                (aside / "old").rename(out)
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write(
@@ -242,69 +200,6 @@ def _check_pixels(images: Images, look: Preprocessing) -> None:
             raise UserError(
                 f"the graph resizes images in another way than Pillow ({off:.1f} of 255 levels); use --input tensor"
             )
-
-
-def _calls(
-    run: str, config: RunConfig, student: TorchModel, forms: Mapping[str, Runner], report: Report
-) -> dict[str, Callable[[int], Callable[[], Any]]]:
-    """Return functions that run a batch of each model."""
-    found: dict[str, Callable[[int], Callable[[], Any]]] = {}
-    for number, (name, checkpoint) in enumerate(config.teachers):
-        try:
-            check_named_code(code_of(config), str(Path(run) / "config.yaml"), (), trust=config.trust_code)
-            teacher = _teacher(name, checkpoint, config, number, student.backbone.spec.in_chans)
-        except UserError as error:
-            report.notes.append(f"the teacher is not timed: {error}")
-        else:
-            found[f"teacher ({teacher.spec.name}), PyTorch"] = _torch_call(teacher)
-    found["student, PyTorch"] = _torch_call(student.backbone)
-    side = student.preprocessing.input_size[1]
-    for name, model in forms.items():
-        if isinstance(model, OnnxModel):
-            found[f"student, {name}"] = _onnx_call(model, side)
-    return found
-
-
-def _teacher(name: str | None, checkpoint: str | None, config: RunConfig, number: int, in_chans: int) -> Backbone:
-    """Build a teacher for its speed; weights that are not those of a run are left out. Raises UserError."""
-    if checkpoint is not None and Path(checkpoint).is_dir():
-        return load_backbone(checkpoint, trust_code=config.trust_code).eval()
-    if name is None:
-        raise UserError(f"{checkpoint!r} is not there")
-    size = config.model.teacher_img_size
-    return create_backbone(
-        name,
-        1000,
-        size[number] if isinstance(size, list) else size,
-        in_chans,
-        small_images=config.model.teacher_stem == "small",
-        stages=config.model.teacher_stages,
-        **config.model.teacher_args,
-    ).eval()
-
-
-def _torch_call(backbone: Backbone) -> Callable[[int], Callable[[], Any]]:
-    def make(size: int) -> Callable[[], Any]:
-        images = torch.zeros(size, backbone.spec.in_chans, backbone.img_size, backbone.img_size)
-
-        def call() -> None:
-            with torch.inference_mode():
-                backbone(images)
-
-        return call
-
-    return make
-
-
-def _onnx_call(model: OnnxModel, side: int) -> Callable[[int], Callable[[], Any]]:
-    def make(size: int) -> Callable[[], Any]:
-        channels = model.preprocessing.input_size[0]
-        tensor, image = (size, channels, side, side), (size, side, side, channels)
-        as_image = model.about.input == "image"
-        batch = np.zeros(image, np.uint8) if as_image else np.zeros(tensor, np.float32)
-        return lambda: model.call(batch)
-
-    return make
 
 
 def _machine() -> dict[str, Any]:

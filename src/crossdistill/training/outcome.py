@@ -1,0 +1,46 @@
+"""What a comparison has found so far: the table, the page, and what failed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from crossdistill.methods import NONE
+from crossdistill.report.comparison import short_table, write_comparison_page
+from crossdistill.report.groups import Group
+from crossdistill.report.records import METRICS_NAME, RunRecord, read_run
+from crossdistill.report.tables import TextTable
+from crossdistill.training.grid import Cell
+from crossdistill.training.results import Failures, write_results
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A comparison as far as it is finished; table and page are None before the first run is."""
+
+    table: TextTable | None
+    page: Path | None
+    failures: dict[str, str]
+    """Reasons, by the folder of the run."""
+    missing: int
+    """Number of runs that are neither finished nor failed."""
+
+
+def make_outcome(cells: Sequence[Cell], out: Path, failures: Failures) -> Outcome:
+    """Write the page and the table of results, of all runs in `out` that are finished."""
+    finished = [cell for cell in cells if (out / cell.folder / METRICS_NAME).exists()]
+    runs: dict[str, list[RunRecord]] = {}
+    for cell in finished:
+        runs.setdefault(cell.label, []).append(read_run(out / cell.folder))
+    groups = {label: Group(label, tuple(members)) for label, members in runs.items()}
+    plain = {(cell.student, cell.setting): cell.label for cell in cells if cell.variant.method == NONE}
+    for cell in finished:
+        base = plain.get((cell.student, cell.setting), plain.get((cell.student, "")))
+        if base in groups and base != cell.label:
+            groups[cell.label] = replace(groups[cell.label], base=groups[base])
+    failed = {cell.folder: reason for cell in cells if (reason := failures.of(cell.folder))}
+    missing = len({cell.folder for cell in cells} - {cell.folder for cell in finished} - set(failed))
+    write_results(out, cells, failures)
+    if not groups:
+        return Outcome(None, None, failed, missing)
+    shown = list(groups.values())
+    return Outcome(short_table(shown), write_comparison_page(out, shown), failed, missing)
