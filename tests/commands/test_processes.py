@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from crossdistill import load_backbone
 from crossdistill.cli import main
@@ -132,6 +133,26 @@ def test_a_run_of_one_process_goes_on_with_two(tmp_path, monkeypatch, capsys):
     _, err = two.communicate(timeout=240)
     assert two.returncode == 0, err
     assert curve(cut, "train/loss") == pytest.approx(curve(whole, "train/loss"), rel=1e-3)
+
+
+def test_a_number_that_is_not_finite_in_one_of_two_processes(tmp_path):
+    """Both stop with the finding of the other, or both leave the step out."""
+    words = ["fit", *TINY, *TWO, "--method", "tests.training.diverging:Diverging", "--loader.max-train", "320"]
+    wrong = {"BAD_AT": "3", "BAD_RANK": "1"}
+    stopped = start(*words, "--out", tmp_path / "stop", env=wrong)
+    _, err = stopped.communicate(timeout=240)
+    assert stopped.returncode == 2, err
+    assert "training stopped: the term 'mine' is nan in step 3 (epoch 1)" in err
+    assert "Traceback" not in err
+    assert len(json.loads((tmp_path / "stop" / "not-finite.json").read_text())["images"]) == 32
+    assert not list((tmp_path / "stop").rglob("*.safetensors"))
+    skipped = start(*words, "--engine.on-nan", "skip", "--out", tmp_path / "skip", env=wrong)
+    _, err = skipped.communicate(timeout=240)
+    assert skipped.returncode == 0, err
+    assert "the loss is not finite in another process; this optimiser step is left out (batches left out so far: 1)" in err
+    stored = torch.load(tmp_path / "skip" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert {int(one["step"]) for one in stored["optimizer_states"][0]["state"].values()} == {9}
+    assert all(torch.isfinite(value).all() for value in stored["state_dict"].values())
 
 
 @pytest.mark.slow

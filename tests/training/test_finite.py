@@ -67,7 +67,7 @@ def test_a_step_can_be_left_out(config, tmp_path, monkeypatch, accumulate):
     monkeypatch.setenv("BAD_AT", "3,4")
     said = io.StringIO()
     fit(replace(config, engine=engine(on_nan="skip", accumulate=accumulate)), console=Console(file=said))
-    assert "step is left out (2 batches so far)" in said.getvalue()
+    assert "step is left out (batches left out so far: 2)" in said.getvalue()
     weights = load_file(tmp_path / "run" / "student.safetensors")
     assert all(torch.isfinite(value).all() for value in weights.values())
     stored = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)

@@ -50,16 +50,16 @@ def short_table(groups: Sequence[Group]) -> TextTable:
         extra = f"{group.runs[0].metrics['training']['training_only_parameters']:,}"
         rows.append([group.label, mean, spread, better, reached(group.runs, plain), str(len(group.runs)), extra])
     note = (
-        "± is the sample standard deviation over seeds; a gain that is smaller means little. The time is the fraction "
-        "of the epochs after which a run has the best validation accuracy of none with the same seed, on average."
+        "± is the sample standard deviation over seeds; a gain that is smaller means little. Epochs to match "
+        "none: the fraction of the epochs after which a run has the best validation accuracy of none, same seed, mean."
     )
-    header = ["", "mean", "spread", "gain over none", "time to none", "runs", "extra params"]
+    header = ["", "mean", "spread", "gain over none", "epochs to match none", "runs", "extra params"]
     return TextTable("Top-1 on the test split, %", header, rows, note)
 
 
 def full_table(groups: Sequence[Group]) -> TextTable:
     """Make the table of a page, with how sure the gains are, and the costs."""
-    header = ["", "top-1, %", "±", "gain", "95%", "p", "top-5, %", "calibration error, %", "time to none"]
+    header = ["", "top-1, %", "±", "gain", "95%", "p", "top-5, %", "calibration error, %", "epochs to match none"]
     header += ["minutes", "params, M", "MMACs", "extra params", "runs"]
     width = len(header)
     rows = [[f"teacher ({name})", f"{top1:.2f}", *[""] * (width - 3), "1"] for name, top1 in _teachers(groups)]
@@ -67,8 +67,8 @@ def full_table(groups: Sequence[Group]) -> TextTable:
     note = (
         "± is the sample standard deviation over seeds. Gain is over none with the same student, in points: 95% is "
         "half of the confidence interval over shared seeds (Student's t), p that of a paired t-test over the test "
-        "images. Time to none is the fraction of the epochs after which a run has the best validation accuracy of "
-        "none with the same seed. Minutes are those of training."
+        "images. Epochs to match none is the fraction of the epochs after which a run has the best validation accuracy "
+        "of none with the same seed. Minutes are those of training."
     )
     return TextTable("Comparison", header, rows, note)
 

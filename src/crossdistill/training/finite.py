@@ -124,7 +124,7 @@ class FiniteCheck(L.Callback):
             self._steps.pop()
         what = "the loss is not finite in another process" if finding is None else _described(finding)
         rank_zero_only(self.console.print)(
-            f"note: {what}; this optimiser step is left out ({self._left_out} batches so far)",
+            f"note: {what}; this optimiser step is left out (batches left out so far: {self._left_out})",
             highlight=False,
             markup=False,
             soft_wrap=True,
