@@ -149,7 +149,9 @@ def test_a_number_that_is_not_finite_in_one_of_two_processes(tmp_path):
     skipped = start(*words, "--engine.on-nan", "skip", "--out", tmp_path / "skip", env=wrong)
     _, err = skipped.communicate(timeout=240)
     assert skipped.returncode == 0, err
-    assert "the loss is not finite in another process; this optimiser step is left out (batches left out so far: 1)" in err
+    assert (
+        "the loss is not finite in another process; this optimiser step is left out (batches left out so far: 1)" in err
+    )
     stored = torch.load(tmp_path / "skip" / "checkpoints" / "last.ckpt", weights_only=True)
     assert {int(one["step"]) for one in stored["optimizer_states"][0]["state"].values()} == {9}
     assert all(torch.isfinite(value).all() for value in stored["state_dict"].values())

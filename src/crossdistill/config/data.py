@@ -65,13 +65,14 @@ class LoaderConfig:
     test_dir: str | None = None
     """The same for the test split; only with train_dir."""
     image_column: str | None = None
-    """Column of the images in parquet data, or of their paths in a CSV file; null finds it."""
+    """Column of the images in parquet data, of their paths in a CSV file, or ending of their names in tar shards; null
+    finds it."""
     label_column: str | None = None
-    """The same for the labels."""
+    """The same for the labels; in tar shards also an entry of the file .json."""
     root: str = "data"
     """Folder that torch/<name> sets are read from, or downloaded to."""
     download: bool = True
-    """Download a torch/<name> set that is not in the folder."""
+    """Download a torch/<name> or hfds/<name> set that is not there."""
     in_chans: Literal[1, 3] | None = None
     """Channels to convert images to, 1 or 3; null keeps those of the data."""
 

@@ -27,6 +27,8 @@ _MAPPINGS = ("options", "teacher_training")
 """Settings whose value is a mapping; the other mappings are groups of settings."""
 _TORCH = "torch/"
 """Prefix of the names of torchvision's data sets, which are read from loader.root."""
+SETS = (_TORCH, "hfds/")
+"""Prefixes of data sets that have a name and no path: torchvision's, and those of the Hugging Face hub."""
 _WORDS = {"data": ("digits",), "probe_data": ("digits",), "loader.unlabelled": ("digits",), "cache": ("off", "auto")}
 """Values of these settings that are not paths."""
 
@@ -143,6 +145,6 @@ def _changed(name: str, value: Any, change: Callable[[str], str]) -> Any:
         return [_changed(name, one, change) for one in value]
     if not isinstance(value, str) or value in _WORDS.get(name, ()):
         return value
-    if name in ("data", "probe_data", "loader.unlabelled") and value.startswith(_TORCH):
+    if name in ("data", "probe_data", "loader.unlabelled") and value.startswith(SETS):
         return value
     return change(value)

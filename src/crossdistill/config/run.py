@@ -24,8 +24,8 @@ class RunConfig:
     method: str = "rsd"
     """See `crossdistill methods`."""
     data: str = "digits"
-    """digits, a folder of images in class folders, a folder of parquet shards, a text or CSV file that lists images, or
-    torch/<name>."""
+    """digits, a folder of images in class folders, a folder of parquet or tar shards, a text or CSV file that lists
+    images, torch/<name>, or hfds/<name>."""
     out: str | None = None
     """Folder of this run; null makes one under runs/."""
     teacher_checkpoint: str | list[str] | None = None

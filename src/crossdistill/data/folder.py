@@ -63,8 +63,9 @@ def folder_source(tree: Tree, config: LoaderConfig) -> Source:
         pairs = [(key, number[name]) for name in sorted(members) for key in members[name]]
         read[role] = Files(tree.root, [key for key, _ in pairs], [label for _, label in pairs])
     left_out = [*tree.left_out(), *_outside(tree, splits), *_empty_splits(tree, splits)]
-    if tree.parquet:
-        left_out.append(f"parquet files ({tree.parquet[0]}, ...), since there are class folders with images")
+    for kind, shards in (("parquet", tree.parquet), ("tar", tree.tar)):
+        if shards:
+            left_out.append(f"{kind} files ({shards[0]}, ...), since there are class folders with images")
     return Source(tree.root.resolve().name, read, tuple(names), tuple(left_out), _twins(tree))
 
 

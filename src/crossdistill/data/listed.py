@@ -17,7 +17,8 @@ from crossdistill.errors import UserError, first_line
 
 LISTS = (".txt", ".csv", ".tsv")
 _PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
-_LABELS = ("label", "class", "class_name", "category", "target")
+LABELS = ("label", "class", "class_name", "category", "target")
+"""Usual names of what holds an image's class, in lower case."""
 _SPLITS = ("split", "set", "subset", "partition")
 
 _Row = tuple[int, str, str | None, str]
@@ -63,7 +64,7 @@ def _table(file: Path, text: str, config: LoaderConfig) -> list[_Row]:
     path = _column(file, columns, config.image_column, _PATHS, "image")
     label = None
     if config.labels == "classes":
-        label = _column(file, columns, config.label_column, _LABELS, "label")
+        label = _column(file, columns, config.label_column, LABELS, "label")
     split = next((name for name in columns if name.lower() in _SPLITS), None)
     rows = []
     for row in reader:

@@ -13,8 +13,8 @@ import numpy as np
 
 from crossdistill.data.datasets import Arrays, Images, base_of
 from crossdistill.data.folder import Files
-from crossdistill.data.parquet import Table, opened
 from crossdistill.data.picture import Header, UnreadableError, read_header, read_picture
+from crossdistill.data.rows import Rows, opened
 from crossdistill.errors import UserError
 
 _THREADS = 8
@@ -22,11 +22,11 @@ _THREADS = 8
 _AT_ONCE = 64
 """Files that a thread reads in one task."""
 MOST_BYTES = 2**30
-"""Bytes that are read at the start of a command to compare the contents of files, or the headers in parquet rows."""
+"""Bytes that are read at the start of a command to compare the contents of files, or the headers in shards."""
 _SAMPLED = 20_000
-"""Parquet rows whose header is read where all rows are more than MOST_BYTES."""
+"""Rows of shards whose header is read where all rows are more than MOST_BYTES."""
 _DIGESTED = 256
-"""Parquet rows that stand for all where a run is continued."""
+"""Rows that stand for all where a run is continued."""
 _FEW = 64
 """Images of a torchvision set that are looked at; such a set is of one kind."""
 
@@ -50,8 +50,8 @@ def look(images: Images, *, decode: bool) -> Look:
         return _collect(
             range(len(chosen)), in_threads(partial(_tried, _reader(decode)), [base.paths[i] for i in chosen])
         )
-    if isinstance(base, Table):
-        whole = decode or base.dataset.data.nbytes <= MOST_BYTES
+    if isinstance(base, Rows):
+        whole = decode or base.nbytes <= MOST_BYTES
         numbers = range(len(chosen)) if whole else _spread(len(chosen), _SAMPLED)
         cells = base.cells([int(chosen[number]) for number in numbers])
         return _collect(numbers, (_tried(_reader(decode), cell) for cell in cells))
@@ -63,18 +63,18 @@ def look(images: Images, *, decode: bool) -> Look:
 
 
 def sampled_rows(images: Images) -> bytes | None:
-    """Return the digests of 256 stored images spread over a split of parquet rows; None for data of another kind."""
-    if not isinstance(base_of(images)[0], Table):
+    """Return the digests of 256 stored images spread over a split in shards; None for data of another kind."""
+    if not isinstance(base_of(images)[0], Rows):
         return None
     return "".join(_digests(images, _spread(len(images), _DIGESTED))).encode()
 
 
 def row_marks(images: Images) -> list[str] | None:
-    """Return size and digest of each stored image of parquet rows, as a list of files has them; None for other data."""
+    """Return size and digest of each stored image in shards, as a list of files has them; None for other data."""
     base, chosen = base_of(images)
-    if not isinstance(base, Table):
+    if not isinstance(base, Rows):
         return None
-    cells = [(cell or {}).get("bytes") or b"" for cell in base.cells([int(index) for index in chosen])]
+    cells = [_content(cell) for cell in base.cells([int(index) for index in chosen])]
     return [f"{len(cell)}:{hashlib.sha256(cell).hexdigest()[:16]}" for cell in cells]
 
 
@@ -84,7 +84,7 @@ def place(images: Images, index: int) -> str:
     number = int(chosen[index])
     if isinstance(base, Files):
         return base.paths[number]
-    return base.place(number) if isinstance(base, Table) else f"image {number}"
+    return base.place(number) if isinstance(base, Rows) else f"image {number}"
 
 
 def unreadable_error(name: str, reason: str, more: int = 0) -> UserError:
@@ -101,7 +101,7 @@ def bytes_of(images: Images) -> int | None:
     base, chosen = base_of(images)
     if isinstance(base, Files):
         return sum(_size(base.paths[i]) for i in chosen)
-    return int(base.dataset.data.nbytes) if isinstance(base, Table) else None
+    return base.nbytes if isinstance(base, Rows) else None
 
 
 def copies(parts: Mapping[str, Images], most_bytes: int) -> list[list[tuple[str, int]]] | None:
@@ -115,11 +115,11 @@ def copies(parts: Mapping[str, Images], most_bytes: int) -> list[list[tuple[str,
         if isinstance(base, Files):
             for number, index in enumerate(chosen):
                 groups[_size(base.paths[index])].append((role, number))
-        elif isinstance(base, Table):
+        elif isinstance(base, Rows):
             groups[0] += [(role, number) for number in range(len(chosen))]
     todo = {size: members for size, members in groups.items() if len(members) > 1}
     if sum(size * len(members) for size, members in todo.items()) > most_bytes or any(
-        (bytes_of(images) or 0) > most_bytes for images in parts.values() if isinstance(base_of(images)[0], Table)
+        (bytes_of(images) or 0) > most_bytes for images in parts.values() if isinstance(base_of(images)[0], Rows)
     ):
         return None
     equal: dict[str, list[tuple[str, int]]] = defaultdict(list)
@@ -133,11 +133,17 @@ def copies(parts: Mapping[str, Images], most_bytes: int) -> list[list[tuple[str,
 
 def _digests(images: Images, numbers: Sequence[int]) -> list[str]:
     base, chosen = base_of(images)
-    if isinstance(base, Table):
+    if isinstance(base, Rows):
         cells = base.cells([int(chosen[number]) for number in numbers])
-        return [hashlib.sha256(cell["bytes"] or b"" if cell else b"").hexdigest() for cell in cells]
+        return [hashlib.sha256(_content(cell)).hexdigest() for cell in cells]
     assert isinstance(base, Files)
     return in_threads(file_digest, [base.paths[chosen[number]] for number in numbers])
+
+
+def _content(cell: Any) -> bytes:
+    """Return what tells one stored image from another: its bytes, or its path where the shard holds that alone."""
+    stored: bytes = (cell or {}).get("bytes") or str((cell or {}).get("path") or "").encode("utf-8", "surrogateescape")
+    return stored
 
 
 def file_digest(path: str) -> str:

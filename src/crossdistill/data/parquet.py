@@ -1,62 +1,41 @@
 """Parquet shards in the Hugging Face layout: labels are matched by the names in the schema of each shard."""
 
-import io
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from crossdistill.config.data import LoaderConfig
 from crossdistill.data.class_names import name_difference
 from crossdistill.data.datasets import Images, Source
-from crossdistill.data.picture import UnreadableError, read_picture
-from crossdistill.data.split_names import roles_in, split_role
+from crossdistill.data.rows import Rows
+from crossdistill.data.shards import roles_of, shard_files
 from crossdistill.data.tree import Tree
 from crossdistill.errors import UserError
 
 _AT_ONCE = 1000
 
 
-class Table:
-    """Rows of a Hugging Face data set; images are decoded here, so a broken one is named."""
+class Table(Rows):
+    """Rows of a Hugging Face data set."""
 
     def __init__(self, dataset: Any, image: str, labels: Sequence[int], split: str) -> None:
         from datasets import Image as ImageFeature
 
+        super().__init__(labels, split)
         self.dataset = dataset.select_columns([image]).cast_column(image, ImageFeature(decode=False))
         self.image = image
-        self.labels = list(labels)
-        self.split = split
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def read(self, index: int, at_least: int | None = None) -> Image.Image:
-        """Decode one row. Raises UserError, with its number, for one that cannot be read as an image."""
-        try:
-            return read_picture(opened(self.dataset[index][self.image]), at_least)
-        except UnreadableError as error:
-            raise UserError(f"{self.place(index)} cannot be read as an image: {error}") from error
-
-    def place(self, index: int) -> str:
-        """Name one row."""
-        return f"row {index} of the {self.split} split"
+    @property
+    def nbytes(self) -> int:
+        """Size of all images in bytes, about."""
+        return int(self.dataset.data.nbytes)
 
     def cells(self, indices: Sequence[int]) -> Iterable[Any]:
         """Yield the stored images of some rows, not decoded."""
         for start in range(0, len(indices), _AT_ONCE):
             yield from self.dataset[list(indices[start : start + _AT_ONCE])][self.image]
-
-
-def opened(cell: Any) -> Any:
-    """Return what Pillow can open of a stored image. Raises UnreadableError for a row without one."""
-    if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
-        raise UnreadableError("there is no image in it")
-    return io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"]
 
 
 @dataclass(frozen=True)
@@ -90,13 +69,13 @@ def parquet_source(folder: Path, tree: Tree, config: LoaderConfig) -> Source:
     except ImportError as error:
         raise UserError("reading parquet needs Hugging Face datasets: pip install 'crossdistill[parquet]'") from error
     datasets.disable_progress_bars()
-    files = shard_files(tree)
+    files = shard_files(tree.parquet)
     try:
         found = {split: _open(folder, paths) for split, paths in files.items()}
     except Exception as error:  # arrow, fsspec and datasets raise many kinds for a broken shard
         cause = str(error.__cause__ or error).splitlines()[0]
         raise UserError(f"the parquet shards in {str(folder)!r} cannot be read: {cause}") from error
-    roles = _roles(found, folder)
+    roles = roles_of(found, folder)
     first = found[roles["train"]][0].features
     image = _column(first, config.image_column, "image", lambda f: isinstance(f, datasets.Image))
     if config.labels == "none":
@@ -139,33 +118,6 @@ def _unlabelled(found: dict[str, list[Any]], roles: dict[str, str], image: str) 
     return splits
 
 
-def _stated(path: str, name: str) -> str | None:
-    """Return the split that the words of a file's name state. Raises UserError for several."""
-    roles = sorted(roles_in(name.removesuffix(".parquet")))
-    if len(roles) > 1:
-        raise UserError(f"{path!r} names several splits ({', '.join(roles)}); rename it, or put it into a folder")
-    return roles[0] if roles else None
-
-
-def shard_files(tree: Tree) -> dict[str, list[str]]:
-    """Return the shards of each split, by its name: what the file's name begins with, or the folder it is in.
-
-    Where no name is that of a split, all shards are training data. Raises UserError for several sets in one folder.
-    """
-    found: dict[str, list[str]] = {}
-    for path in tree.parquet:
-        parts = PurePosixPath(path).parts
-        named = [re.split(r"[-.]", parts[-1])[0], *reversed(parts[:-1])]
-        split = next((name for name in named if split_role(name)), None) or _stated(path, parts[-1]) or named[0]
-        same = [other for other in found.get(split, []) if PurePosixPath(other).name == parts[-1]]
-        if same and "-of-" in path:
-            raise UserError(f"{same[0]!r} and {path!r} are shards of two sets; give the folder of one of them")
-        found.setdefault(split, []).append(path)
-    if not any(map(split_role, found)):
-        return {"train": tree.parquet}
-    return found
-
-
 def _open(folder: Path, paths: Sequence[str]) -> list[Any]:
     """Return the rows of a split: together where the schemas of its shards are the same, else shard by shard."""
     import datasets
@@ -176,19 +128,6 @@ def _open(folder: Path, paths: Sequence[str]) -> list[Any]:
     if all(features == schemas[0] for features in schemas):
         return [datasets.load_dataset("parquet", data_files={"train": files}, split="train")]
     return [datasets.load_dataset("parquet", data_files={"train": [file]}, split="train") for file in files]
-
-
-def _roles(found: dict[str, list[Any]], folder: Path) -> dict[str, str]:
-    roles: dict[str, str] = {}
-    for split in found:
-        role = split_role(split)
-        if role in roles:
-            raise UserError(f"{str(folder)!r} has {roles[role]!r} and {split!r}, which both name the {role} split")
-        if role is not None:
-            roles[role] = split
-    if "train" not in roles:
-        raise UserError(f"{str(folder)!r} has the splits {', '.join(found)}; one must be train")
-    return roles
 
 
 def _left_out(found: dict[str, list[Any]], roles: dict[str, str], tree: Tree) -> list[str]:

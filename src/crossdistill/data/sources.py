@@ -1,9 +1,9 @@
 """Open a data set by its name or folder."""
 
-import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -12,10 +12,14 @@ from crossdistill.config.data import LoaderConfig
 from crossdistill.data.datasets import Arrays, Images, Source
 from crossdistill.data.folder import folder_source, has_class_folders, unlabelled_source
 from crossdistill.data.listed import LISTS, listed_source
-from crossdistill.data.picture import UnreadableError, standard
-from crossdistill.data.split_names import split_role
+from crossdistill.data.picture import UnreadableError, picture_suffixes, standard
+from crossdistill.data.shards import is_named_as_split
+from crossdistill.data.tar_shards import CLASS_NAMES, tar_source
 from crossdistill.data.tree import Tree, scan
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, first_line
+
+_HUB_FILES = ["*.parquet", "*.tar", *(f"*{suffix}" for suffix in sorted(picture_suffixes())), CLASS_NAMES]
+"""Patterns of the files that are downloaded of a data set of the hub."""
 
 
 class TorchSet:
@@ -45,14 +49,17 @@ def load_source(data: str, config: LoaderConfig) -> Source:
         return _digits()
     if data.startswith("torch/"):
         return _torch_source(data, config)
+    if data.startswith("hfds/"):
+        return replace(_folder_source(_hub_folder(data, config), config), name=data)
     if not data.strip():
         raise UserError(
-            "data is empty; give a folder, a list of images, 'digits' or 'torch/<name>' ('.' is this folder)"
+            "data is empty; give a folder, a list of images, 'digits', 'torch/<name>' or 'hfds/<name>' ('.' is this "
+            "folder)"
         )
     folder = Path(data)
     _check_utf8(data)
     if not folder.exists():
-        raise UserError(f"data {data!r}: no such folder (and neither 'digits' nor 'torch/<name>')")
+        raise UserError(f"data {data!r}: no such folder (and not 'digits', 'torch/<name>' or 'hfds/<name>')")
     if folder.is_file() and folder.suffix.lower() in LISTS:
         return listed_source(folder, config)
     if not folder.is_dir():
@@ -60,12 +67,46 @@ def load_source(data: str, config: LoaderConfig) -> Source:
             f"data {data!r} is a file; give the folder that holds the images or the parquet shards, or a list of "
             f"images ({', '.join(LISTS)})"
         )
-    tree = scan(folder)
-    if not _is_parquet(tree):
-        return unlabelled_source(tree, config) if config.labels == "none" else folder_source(tree, config)
-    from crossdistill.data.parquet import parquet_source
+    return _folder_source(folder, config)
 
-    return parquet_source(folder, tree, config)
+
+def _folder_source(folder: Path, config: LoaderConfig) -> Source:
+    tree = scan(folder)
+    shards = _shards(tree)
+    if shards == "parquet":
+        from crossdistill.data.parquet import parquet_source
+
+        return parquet_source(folder, tree, config)
+    if shards == "tar":
+        return tar_source(folder, tree, config)
+    return unlabelled_source(tree, config) if config.labels == "none" else folder_source(tree, config)
+
+
+def _hub_folder(data: str, config: LoaderConfig) -> Path:
+    """Return the folder of a data set of the Hugging Face hub, downloaded if it is not in the hub's cache yet.
+
+    Only images, parquet and tar shards are taken; code in a repository is not run. Raises UserError.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise UserError(f"data {data!r} needs huggingface_hub: pip install 'crossdistill[parquet]'") from error
+    name, _, revision = data.removeprefix("hfds/").partition("@")
+    owner, _, rest = name.partition("/")
+    set_name, _, below = rest.partition("/")
+    patterns = [f"{below}/{one}" if below else one for one in _HUB_FILES]
+    try:
+        folder = snapshot_download(
+            f"{owner}/{set_name}".rstrip("/"),
+            repo_type="dataset",
+            revision=revision or None,
+            allow_patterns=patterns,
+            local_files_only=not config.download,
+        )
+    except Exception as error:  # the hub raises many kinds: no network, no such set, no access
+        hint = "" if config.download else " (loader.download is false)"
+        raise UserError(f"data {data!r} cannot be had from the hub{hint}: {first_line(error)}") from error
+    return Path(folder, below)
 
 
 def _check_utf8(data: str) -> None:
@@ -75,17 +116,21 @@ def _check_utf8(data: str) -> None:
         raise UserError(f"data {data!r}: the name of the folder is not UTF-8: rename it") from None
 
 
-def _is_parquet(tree: Tree) -> bool:
-    """Return whether a folder is one of parquet shards. Raises UserError where it could be of both kinds."""
-    if not tree.parquet or not has_class_folders(tree):
-        return bool(tree.parquet)
-    shards = [path for path in tree.parquet if split_role(re.split(r"[-.]", Path(path).name)[0])]
+def _shards(tree: Tree) -> Literal["parquet", "tar"] | None:
+    """Return the kind of shards that a folder holds, if it is one. Raises UserError where it could be of two kinds."""
+    kinds: dict[Literal["parquet", "tar"], list[str]] = {"parquet": tree.parquet, "tar": tree.tar}
+    if tree.parquet and tree.tar:
+        raise UserError(f"{str(tree.root)!r} holds parquet and tar shards; keep them in two folders")
+    kind = next((name for name, paths in kinds.items() if paths), None)
+    if kind is None or not has_class_folders(tree):
+        return kind
+    shards = [path for path in kinds[kind] if is_named_as_split(path)]
     if shards:
         raise UserError(
-            f"{str(tree.root)!r} holds parquet shards ({shards[0]!r}) and class folders with images; keep them in two "
+            f"{str(tree.root)!r} holds {kind} shards ({shards[0]!r}) and class folders with images; keep them in two "
             "folders, and give one of these"
         )
-    return False
+    return None
 
 
 def _digits() -> Source:

@@ -1,4 +1,4 @@
-"""What lies in a folder: images, parquet files, and the rest, counted."""
+"""What lies in a folder: images, parquet and tar files, and the rest, counted."""
 
 import os
 import sys
@@ -25,6 +25,7 @@ class Tree:
     children: dict[str, list[str]] = field(default_factory=dict)
     """The names of the folders directly in each folder, sorted by code point."""
     parquet: list[str] = field(default_factory=list)
+    tar: list[str] = field(default_factory=list)
     twins: list[str] = field(default_factory=list)
     """Files that macOS puts beside the images it copies to other disks (._1.jpg beside 1.jpg)."""
     others: Counter[str] = field(default_factory=Counter)
@@ -71,7 +72,7 @@ def scan(root: Path) -> Tree:
     tree = Tree(root)
     _scan(tree, str(root), "", (os.path.realpath(root),), picture_suffixes())
     if (encoding := sys.getfilesystemencoding()) != "utf-8":
-        named = [*tree.direct, *tree.inside(""), *tree.parquet]
+        named = [*tree.direct, *tree.inside(""), *tree.parquet, *tree.tar]
         wrong = next((name for name in named if not name.isascii()), None)
         if wrong is not None:
             raise UserError(
@@ -105,6 +106,8 @@ def _scan(tree: Tree, folder: str, below: str, above: tuple[str, ...], suffixes:
             pictures.append(path)
         elif suffix == ".parquet":
             tree.parquet.append(path)
+        elif suffix == ".tar":
+            tree.tar.append(path)
         else:
             tree.others[suffix] += 1
 

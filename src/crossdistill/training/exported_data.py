@@ -8,6 +8,7 @@ from rich.console import Console
 
 from crossdistill.backbones import Backbone
 from crossdistill.config import RunConfig
+from crossdistill.config.files import SETS
 from crossdistill.data.class_names import name_difference
 from crossdistill.data.datasets import Arrays, Images
 from crossdistill.data.splits import ImageData
@@ -57,7 +58,7 @@ def find_held_out(run: str, config: RunConfig, backbone: Backbone, console: Cons
 
 def _is_gone(run: str, config: RunConfig) -> bool:
     data = read_config(Path(run)).data
-    return config.data == data and data != "digits" and not data.startswith("torch/") and not Path(data).exists()
+    return config.data == data and data != "digits" and not data.startswith(SETS) and not Path(data).exists()
 
 
 def _numbers(backbone: Backbone, run: str, data: ImageData) -> list[int] | None:
