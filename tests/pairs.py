@@ -34,6 +34,7 @@ METHODS = {
     "rsd-stages": ("rsd", {"on": "stages"}),
     "rsd-exits": ("rsd", {"on": "stages", "own_logits": False}),
     "rsd-spatial": ("rsd", {"spatial": 2}),
+    "rsd-dense": ("rsd", {"spatial": 4, "spatial_stages": [2, 4], "spatial_samples": 3}),
     "hcd": ("hcd", {}),
     "hcd-published": ("hcd", {"target_gradient": "published"}),
     "hcd-sublogits": ("hcd", {"orthogonality_on": "sublogits"}),

@@ -71,13 +71,18 @@ class Reads:
     embedding: bool = False
     stages: tuple[int, ...] = ()
     """Numbers of the stage maps, from 1 (shallow) to 4 (deep)."""
+    side: int | None = None
+    """Cells along a side that the stage maps are pooled to where they are larger; None reads all cells."""
 
     def __bool__(self) -> bool:
         return self.logits or self.embedding or bool(self.stages)
 
     def __or__(self, other: "Reads") -> "Reads":
         stages = tuple(sorted({*self.stages, *other.stages}))
-        return Reads(self.logits or other.logits, self.embedding or other.embedding, stages)
+        sides = {reads.side for reads in (self, other) if reads.stages}
+        # Maps that are pooled twice differ from maps that are pooled once.
+        side = sides.pop() if len(sides) == 1 else None
+        return Reads(self.logits or other.logits, self.embedding or other.embedding, stages, side)
 
 
 @dataclass(frozen=True, slots=True)

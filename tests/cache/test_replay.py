@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import re
 import shutil
 import weakref
 from dataclasses import replace
@@ -16,6 +17,7 @@ from crossdistill import UserError
 from crossdistill.cache import CacheFormat
 from crossdistill.cli import main
 from crossdistill.config import AugmentConfig, LoaderConfig
+from crossdistill.report.records import read_run
 from crossdistill.training.compare import compare
 from crossdistill.training.fit import fit
 from crossdistill.training.grid import Axes, Variant
@@ -169,16 +171,34 @@ def test_a_cache_with_more_is_used_by_those_that_need_less(config, silent, tmp_p
     methods = [Variant(name, name, {}) for name in ("kd", "fbt", "none")]
     compare(config, Axes(methods, [0]), tmp_path / "out", silent)
     (folder,) = (tmp_path / "runs" / "cache").iterdir()
-    assert folder.name.endswith("-stage3")
+    assert re.search(r"-stage3-\dx\d$", folder.name)
     assert len(list(folder.glob("*.bin"))) == 2
     # Finished runs are kept, and nothing is stored again for them.
     shutil.rmtree(tmp_path / "runs" / "cache")
     compare(config, Axes(methods, [0]), tmp_path / "out", silent)
     assert not (tmp_path / "runs" / "cache").exists()
-    # One with another stage map cannot be used.
-    compare(config, Axes([Variant("rsd{spatial=2}", "rsd", {"rsd": {"spatial": 2}})], [0]), tmp_path / "out", silent)
+    # One with another stage map cannot be used, and pooled maps take less room.
+    dense = Variant("rsd{spatial=2}", "rsd", {"rsd": {"spatial": 2, "spatial_stages": [1]}})
+    compare(config, Axes([dense], [0]), tmp_path / "out", silent)
     compare(config, Axes(methods[1:2], [1]), tmp_path / "out", silent)
-    assert len(list((tmp_path / "runs" / "cache").iterdir())) == 2
+    names = [folder.name for folder in (tmp_path / "runs" / "cache").iterdir()]
+    assert len(names) == 2
+    assert sum(name.endswith("-stage1-2x2") for name in names) == 1
+
+
+def test_whole_maps_serve_a_method_that_pools_them(config, silent, tmp_path, monkeypatch):
+    """Two methods that read one map whole and pooled have it stored once, whole."""
+    monkeypatch.chdir(tmp_path)
+    config = replace(config, cache="auto", epochs=2, out=None, loader=replace(config.loader, max_train=128))
+    sides = [Variant(f"rsd{{spatial={n}}}", "rsd", {"rsd": {"spatial": n, "spatial_stages": [1]}}) for n in (2, 3)]
+    compare(config, Axes(sides, [0]), tmp_path / "both", silent)
+    (folder,) = (tmp_path / "runs" / "cache").iterdir()
+    shutil.rmtree(folder)
+    compare(config, Axes(sides[:1], [0]), tmp_path / "one", silent)
+    (alone,) = (tmp_path / "runs" / "cache").iterdir()
+    assert alone.name != folder.name
+    losses = [read_run(tmp_path / out / "rsd_spatial=2-s0").curves["train/rsd_spatial"][0] for out in ("both", "one")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
 def test_the_command_writes_and_fit_finds_it(teacher_run, tmp_path, monkeypatch, capsys):

@@ -70,10 +70,10 @@ def list_instead(path):
 DAMAGES = (emptied, cut, flipped, removed, list_instead)
 
 
-def damaged_copies(source, tmp_path):
-    """Yield a copy of a run for each file and each way to damage it."""
-    others = [source / name for name in FILES if (source / name).exists()]
-    for place, name in enumerate(name for name in FILES if (source / name).exists()):
+def damaged_copies(source, tmp_path, files=FILES):
+    """Yield a copy of a folder for each file and each way to damage it."""
+    others = [source / name for name in files if (source / name).exists()]
+    for place, name in enumerate(name for name in files if (source / name).exists()):
         for damage in (*DAMAGES, None):
             out = shutil.copytree(source, tmp_path / "run")
             if damage is None:
@@ -105,6 +105,58 @@ def test_a_damaged_finished_run_is_named(capsys, finished, tmp_path):
     silent = [what for what, code in codes.items() if code == 0 and what.startswith(read)]
     assert [what for what in silent if not (what.startswith("config") and what.endswith("flipped"))] == []
     print(f"{len(codes)} kinds of damage, {sum(code == 2 for code in codes.values())} refused")
+
+
+def test_a_damaged_run_is_named_in_a_report(capsys, finished, tmp_path):
+    codes = {}
+    for what, out in damaged_copies(finished, tmp_path):
+        codes[what] = check(capsys, what, "report", out, "--out", tmp_path / "page")
+    read = ("metrics.json", "environment.json", "samples.json")
+    silent = [what for what, code in codes.items() if code == 0 and what.startswith(read)]
+    assert [what for what in silent if not what.endswith("flipped")] == []
+    print(f"{len(codes)} kinds of damage, {sum(code == 2 for code in codes.values())} refused")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["timm", "onnx"])
+def test_a_damaged_run_is_not_exported(capsys, finished, tmp_path, target):
+    codes = {}
+    for what, out in damaged_copies(finished, tmp_path):
+        codes[what] = check(capsys, what, "export", out, "--to", target, "--out", tmp_path / "export")
+        shutil.rmtree(tmp_path / "export", ignore_errors=True)
+    read = ("config.yaml", "config.json", "student.safetensors", "metrics.json")
+    silent = [what for what, code in codes.items() if code == 0 and what.startswith(read)]
+    assert [what for what in silent if not what.endswith("flipped")] == []
+    print(f"{len(codes)} kinds of damage, {sum(code == 2 for code in codes.values())} refused")
+
+
+def test_a_damaged_cache_is_named_or_gives_the_same_student(capsys, teacher_run, tmp_path):
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    words = [
+        "fit",
+        *TINY,
+        "--method",
+        "rsd",
+        "--teacher-checkpoint",
+        teacher_run,
+        "--epochs",
+        "1",
+        "--loader.views",
+        "2",
+    ]
+    assert check(capsys, "undamaged", *words, "--cache", cache, "--out", out) == 0
+    student = (out / "student.safetensors").read_bytes()
+    files = sorted(path.relative_to(cache).as_posix() for path in cache.rglob("*") if path.is_file())
+    files = [name for name in files if name != ".gitignore" and "lock" not in name]
+    assert len(files) >= 4
+    codes = {}
+    for what, damaged in damaged_copies(cache, tmp_path, files):
+        shutil.rmtree(out, ignore_errors=True)
+        codes[what] = check(capsys, what, *words, "--cache", damaged, "--out", out)
+        if codes[what] == 0:
+            assert (out / "student.safetensors").read_bytes() == student, what
+    print(f"{len(codes)} kinds of damage, {sum(code == 2 for code in codes.values())} refused")
+    assert 2 in codes.values()
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ CASES = [
     ("rsd", {}),
     ("rsd", {"on": "stages"}),
     ("rsd", {"spatial": 2}),
+    ("rsd", {"spatial": 4, "spatial_stages": [1, 4], "spatial_samples": 3}),
     ("fitnet", {}),
     ("cc", {}),
     ("rkd", {}),

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from crossdistill.backbones.pooling import pooled
 from crossdistill.errors import UserError
 from crossdistill.types import BackboneOutput
 
@@ -29,7 +30,7 @@ class CacheFormat:
     top_k: int | None = None
     """Logits kept for each view, with the mass of the others; None keeps all."""
     stages: tuple[tuple[int, tuple[int, ...]], ...] = ()
-    """Stage maps kept: number 1 to 4 and shape (C, H, W)."""
+    """Stage maps kept: number 1 to 4 and shape (C, H, W), which may be that of a pooled map."""
     dtype: Literal["float16", "float32"] = "float16"
     shard_images: Annotated[int, Field(ge=1)] = 8192
     """Images in a shard."""
@@ -79,8 +80,9 @@ class CacheFormat:
             rows["rest"] = others.logsumexp(dim=1).cpu().numpy()
         elif self.classes:
             rows["logits"] = self._stored("logits", output.require_logits())
-        for number, _ in self.stages:
-            rows[f"stage{number}"] = self._stored(f"stage {number}", output.require_stages()[number - 1])
+        for number, shape in self.stages:
+            stage = pooled(output.require_stages()[number - 1], max(shape[1:]))
+            rows[f"stage{number}"] = self._stored(f"stage {number}", stage)
 
     def _stored(self, name: str, values: Tensor) -> Any:
         numbers = values.float().cpu().numpy()

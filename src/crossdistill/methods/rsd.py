@@ -3,16 +3,15 @@
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
 from crossdistill.backbones import Backbone
-from crossdistill.backbones.stages import STAGES
 from crossdistill.config.validation import NonNegative, NonNegativeInt, PositiveInt, settings
 from crossdistill.errors import UserError
 from crossdistill.losses.rsd import rsd_loss
 from crossdistill.methods.base import Method
+from crossdistill.methods.cells import Cells
 from crossdistill.methods.projectors import Decoupler, OFAExits, Stages, linear_map
 from crossdistill.types import BackboneOutput, Needs, Reads
 
@@ -38,10 +37,15 @@ class RSDOptions:
     stages: Stages = (1, 2, 3, 4)
     """Student stages with an exit, for on="stages"."""
     spatial: NonNegativeInt = 0
-    """Cells along a side of a second term that keeps spatial context: both last stage maps are pooled to this grid, and
-    each cell is a sample of the correlation, after one linear map. 0 turns it off. Ours, not in the paper."""
+    """Most cells along a side of a dense term, for students that become the body of a detector or segmenter: stage maps
+    are pooled to the smaller of the two grids, and each cell is a sample of the correlation, after one linear map. 0
+    turns it off. Ours, not in the paper."""
+    spatial_stages: Stages = (4,)
+    """Stages of the dense term, of student and teacher alike."""
+    spatial_samples: NonNegativeInt = 16
+    """Cells of each image that enter a step, others in the next; 0 for all."""
     spatial_weight: NonNegative = 0.1
-    """Factor of the spatial term; >= 0."""
+    """Factor of the dense term, a mean over the stages; >= 0."""
 
 
 class RSD(Method):
@@ -72,21 +76,21 @@ class RSD(Method):
             self.decoupler = _decoupler(options, ours.num_classes, theirs.num_classes)
         else:
             self.decoupler = _decoupler(options, ours.embedding_dim, theirs.embedding_dim)
-        self.cells: nn.Module | None = None
+        self.cells: Cells | None = None
         if options.spatial:
             self.weights["rsd_spatial"] = options.spatial_weight
-            self.cells = linear_map(ours.channels(STAGES), theirs.channels(STAGES))
+            self.cells = Cells(ours, theirs, options.spatial_stages, options.spatial, options.spatial_samples)
 
     @classmethod
     @override
     def needs_of(cls, options: RSDOptions, student: Backbone | None = None, teacher: Backbone | None = None) -> Needs:
-        last = (STAGES,) if options.spatial else ()
+        dense = options.spatial_stages if options.spatial else ()
         on_stages, on_embedding = options.on == "stages", options.on == "embedding"
         logits = options.own_logits if on_stages else not on_embedding
-        stages = tuple(sorted({*(options.stages if on_stages else ()), *last}))
+        stages = tuple(sorted({*(options.stages if on_stages else ()), *dense}))
         return Needs(
             student=Reads(logits=logits, embedding=on_embedding, stages=stages),
-            teacher=Reads(logits=not on_embedding, embedding=on_embedding, stages=last),
+            teacher=Reads(logits=not on_embedding, embedding=on_embedding, stages=dense, side=options.spatial or None),
         )
 
     @override
@@ -101,16 +105,12 @@ class RSD(Method):
         else:
             terms = {"rsd": self._loss(self.decoupler(student.embedding), teacher.embedding)}
         if self.cells is not None:
-            ours, theirs = (self._pooled(output.require_stages()[-1]) for output in (student, teacher))
-            terms["rsd_spatial"] = self._loss(self.cells(ours), theirs)
+            pairs = self.cells(student.require_stages(), teacher.require_stages())
+            terms["rsd_spatial"] = torch.stack([self._loss(ours, theirs) for ours, theirs in pairs]).mean()
         return terms
 
     def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         return rsd_loss(student, teacher, kappa=self.options.kappa)
-
-    def _pooled(self, stage: Tensor) -> Tensor:
-        """Pool a map (B, C, H, W) to the grid and return its cells as rows, (B * grid^2, C)."""
-        return F.adaptive_avg_pool2d(stage, self.options.spatial).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _decoupler(options: RSDOptions, student_dim: int, teacher_dim: int) -> nn.Module:

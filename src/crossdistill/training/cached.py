@@ -3,9 +3,11 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,63 +16,26 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from torch.utils.data import Dataset
 
+from crossdistill.backbones.pooling import pooled
 from crossdistill.cache import CacheFormat, TeacherCache, Work, build_cache, fingerprint
 from crossdistill.cache.build import check_fits
-from crossdistill.cache.fingerprint import short_name
-from crossdistill.cache.store import LOCKS, MANIFEST, missing_shards, read_manifest
+from crossdistill.cache.store import MANIFEST, missing_shards, read_manifest
 from crossdistill.config import AugmentConfig, RunConfig
 from crossdistill.data import ImageData, Images
 from crossdistill.data.loaders import Key, ViewSampler, make_loader
+from crossdistill.data.look import sampled_contents
 from crossdistill.distiller import Distiller
 from crossdistill.errors import UserError
 from crossdistill.files import write_whole
 from crossdistill.report.records import ScoredModel
 from crossdistill.teacher import Teacher
+from crossdistill.training.cache_format import cache_folder, holds, stored_format
 from crossdistill.training.engine import local_rank
 from crossdistill.training.inputs import own_size
 from crossdistill.training.run_folder import check_writable
 from crossdistill.types import BackboneOutput, Reads
 
-_ROOT = Path("runs") / "cache"
 SCORES = "teacher-scores.json"
-_OURS = (LOCKS, ".gitignore")
-"""What a cache that has no manifest yet may hold."""
-_SHARD_BYTES = 256 * 2**20
-_LEAST_IMAGES, _MOST_IMAGES = 64, 8192
-"""Size of a shard, within these numbers of images. It is kept in memory until it is written."""
-
-
-def stored_format(
-    teacher: Teacher,
-    classes: int,
-    images: int,
-    reads: Sequence[Reads],
-    *,
-    top_k: int | None,
-    dtype: Literal["float16", "float32"],
-) -> CacheFormat:
-    """Decide what to store for methods that read this of the teacher.
-
-    The embedding always; stage maps that are read; logits unless the teacher has other classes than the student's
-    `classes`, which no method can read.
-    """
-    stages = sorted({stage for read in reads for stage in read.stages})
-    shapes = tuple((stage, shape) for stage, shape in zip(stages, _stage_shapes(teacher, stages), strict=True))
-    spec = teacher.spec
-    stored = spec.num_classes if spec.num_classes == classes else 0
-    fmt = CacheFormat(images, spec.embedding_dim, stored, top_k if stored else None, shapes, dtype)
-    return replace(fmt, shard_images=min(_MOST_IMAGES, max(_LEAST_IMAGES, _SHARD_BYTES // fmt.row.itemsize)))
-
-
-@torch.no_grad()
-def _stage_shapes(teacher: Teacher, stages: Sequence[int]) -> list[tuple[int, ...]]:
-    if not stages:
-        return []
-    backbone = teacher.backbone
-    like = next(backbone.parameters())
-    images = like.new_zeros(1, backbone.spec.in_chans, backbone.img_size, backbone.img_size)
-    maps = backbone(images, stages=True).require_stages()
-    return [tuple(maps[stage - 1].shape[1:]) for stage in stages]
 
 
 def prepare_cache(
@@ -102,10 +67,21 @@ def prepare_cache(
         precision=config.engine.precision,
         drawn_size=None if own_size(config.augment, teacher) is None else distiller.student.img_size,
     )
-    reads = [distiller.needs.teacher, *reads]
-    classes = distiller.student.spec.num_classes
-    fmt = stored_format(teacher, classes, len(images), reads, top_k=config.cache_top_k, dtype=config.cache_dtype)
-    folder = _folder(config.cache, Path(config.data).name, teacher, fmt, record)
+    read = reduce(or_, reads, distiller.needs.teacher)
+    # Whole maps that are stored already serve a method that reads them pooled.
+    formats = [
+        stored_format(
+            teacher,
+            distiller.student.spec.num_classes,
+            len(images),
+            one,
+            top_k=config.cache_top_k,
+            dtype=config.cache_dtype,
+        )
+        for one in dict.fromkeys([read, replace(read, side=None)])
+    ]
+    folder = cache_folder(config.cache, Path(config.data).name, teacher, formats, record)
+    fmt = next((one for one in formats if holds(folder, one)), formats[0])
     # Read here already, so that a damaged file is refused before training.
     _read_scores(folder)
     work = Work(teacher, views, config.loader.batch_size, config.loader.workers, config.engine.precision)
@@ -134,19 +110,20 @@ def _complete(folder: Path, fmt: CacheFormat, record: dict[str, Any], views: int
 class HeldOutOutputs:
     """The teacher's outputs for held-out views, kept in memory."""
 
-    def __init__(self, teacher: Teacher, views: Dataset[Any], batch_size: int, stages: bool) -> None:
-        """Run the teacher on every view once."""
+    def __init__(self, teacher: Teacher, views: Dataset[Any], batch_size: int, reads: Reads) -> None:
+        """Run the teacher on every view once, and keep what is read of it."""
         device = teacher.scale.device
         size = len(views)  # type: ignore[arg-type]
         outputs = []
         with torch.inference_mode():
             for batch in make_loader(views, ViewSampler(size, batch_size)):
-                outputs.append(teacher(batch.images.to(device), stages=stages).map(lambda values: values.cpu()))
+                output = teacher(batch.images.to(device), stages=bool(reads.stages))
+                outputs.append(_read_part(output, reads).map(lambda values: values.cpu()))
         self._outputs = BackboneOutput(
             None if outputs[0].logits is None else torch.cat([one.require_logits() for one in outputs]),
             torch.cat([one.embedding for one in outputs]),
             tuple(torch.cat(maps) for maps in zip(*(one.require_stages() for one in outputs), strict=True))
-            if stages
+            if reads.stages
             else None,
         )
 
@@ -155,12 +132,23 @@ class HeldOutOutputs:
         return self._outputs.map(lambda values: values[[index for index, _ in keys]])
 
 
+def _read_part(output: BackboneOutput, reads: Reads) -> BackboneOutput:
+    """Return the output with the stage maps that are read, pooled as they are read; the others are empty."""
+    if output.stages is None:
+        return output
+    maps = enumerate(output.stages, 1)
+    kept = tuple(pooled(m, reads.side) if n in reads.stages else m.new_empty(len(m), 0) for n, m in maps)
+    return output._replace(stages=kept)
+
+
 def scored_once(
     cache: TeacherCache, data: ImageData, augment: AugmentConfig, score: Callable[[], ScoredModel]
 ) -> ScoredModel:
     """Return the teacher's scores on the test split: those of an earlier run on this cache, or new ones, stored now."""
     labels = hashlib.sha256(np.asarray(data.test.labels, dtype=np.int64).tobytes()).hexdigest()[:16]
     key = f"{data.name}, {len(data.test)} images, labels {labels}, {augment.crop_mode} {augment.crop_pct}"
+    if (sample := sampled_contents(data.test)) is not None:
+        key += f", sample {hashlib.sha256(sample).hexdigest()[:16]}"
     if data.files is not None:
         files = json.dumps(data.files.images["test"], sort_keys=True).encode()
         key += f", files {hashlib.sha256(files).hexdigest()[:16]}"
@@ -180,23 +168,3 @@ def _read_scores(folder: Path) -> dict[str, ScoredModel]:
         return TypeAdapter(dict[str, ScoredModel]).validate_json(path.read_bytes())
     except ValidationError as error:
         raise UserError(f"{str(path)!r} is damaged: delete it, and the teacher is scored again") from error
-
-
-def _folder(cache: str, data: str, teacher: Teacher, fmt: CacheFormat, record: dict[str, object]) -> Path:
-    if cache != "auto":
-        folder = Path(cache)
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{str(folder)!r} is not a folder; give a folder as --cache")
-        found = folder.iterdir() if folder.exists() else ()
-        others = [path for path in found if path.name not in _OURS and path.suffix != ".partial"]
-        if others and not (folder / MANIFEST).exists():
-            raise UserError(f"{str(folder)!r} is not empty and not a teacher cache; give another folder as --cache")
-        return folder
-    # A cache with more stage maps can be used as well, so they are not part of the number.
-    plain = asdict(replace(fmt, stages=(), shard_images=1))
-    name = f"{data}-{teacher.spec.name}-{short_name({**record, 'format': plain})}"
-    name = name.replace("/", "_").replace(":", "_").replace(" ", "")
-    for manifest in sorted(_ROOT.glob(f"{name}*/{MANIFEST}")):
-        if set(fmt.stages) <= set(read_manifest(manifest.parent)[0].stages):
-            return manifest.parent
-    return _ROOT / "-stage".join([name, *(str(number) for number, _ in fmt.stages)])

@@ -117,7 +117,7 @@ def prepare(
     if trainer.is_global_zero:
         report_teacher_accuracy(config, data, distiller, device, console)
     train, val, cache = _views(config, data, distiller, device, console)
-    start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root, files=data.files, lock=lock)
+    start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root, data=data, lock=lock)
     module = _module(config, distiller)
     labelled = None if config.loader.unlabelled is None else len(labelled_part(data.train))
     datamodule = DataModule(train, val, config.loader, seed=config.seed, labelled=labelled)
@@ -139,8 +139,7 @@ def _views(
     seen = (train, val) if size is None else make_teacher_views(loader, augment, data, student, size)
     cache = prepare_cache(config, data.train, seen[0], distiller, device, console)
     if not data.labelled:
-        stages = bool(distiller.needs.teacher.stages)
-        val = WithTeacher(val, HeldOutOutputs(teacher, seen[1], loader.batch_size, stages))
+        val = WithTeacher(val, HeldOutOutputs(teacher, seen[1], loader.batch_size, distiller.needs.teacher))
     distiller.release_teacher()
     gc.collect()
     return WithTeacher(train, cache), val, cache
@@ -164,6 +163,8 @@ def _announce(config: RunConfig, data: ImageData, distiller: Distiller, console:
     student = distiller.student
     if config.loader.batch_size > len(data.train):
         console.print(f"note: a batch of {config.loader.batch_size} is more than the {len(data.train)} training images")
+    if student.note:
+        console.print(f"note: student: {student.note}", highlight=False, markup=False, soft_wrap=True)
     for name in distiller.balanced_weights():
         console.print(
             f"note: options.{name}.weight has no effect, since optim.balance finds the factor of {name}; "
