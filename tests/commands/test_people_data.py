@@ -11,9 +11,13 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
+from crossdistill import load_backbone
 from crossdistill.cli import main
-from crossdistill.config import LoaderConfig
+from crossdistill.config import LoaderConfig, ModelConfig
 from crossdistill.data import load_data
+from crossdistill.data.sources import load_source
+from crossdistill.training.models import build_teachers
+from crossdistill.types import Reads
 from tests.data.pictures import bar, fill, noise, put
 
 QUICK = ["--loader.batch-size", "32", "--optim.lr", "3e-3", "--augment.hflip", "0"]
@@ -290,3 +294,85 @@ def test_images_without_classes_are_read_at_any_depth(capsys, tmp_path):
     assert code == 2
     code, _, err = run(capsys, "check", tmp_path / "nothing", "--loader.labels", "none")
     assert code == 2
+
+
+def test_rows_are_not_scored_by_a_run_that_has_trained_on_them(capsys, tmp_path):
+    """A run on parquet has no list of files; it knows its training images by their content."""
+    data, out = write_rows(tmp_path / "rows", {"ant": 0, "bee": 4}), tmp_path / "run"
+    assert fit(capsys, data, out)[0] == 0
+    source = load_source(str(data), LoaderConfig())
+    rows = source.splits["train"]
+    for number, (cell, label) in enumerate(zip(rows.cells(range(len(rows))), rows.labels, strict=True)):
+        for split in ("train", "test"):
+            path = tmp_path / "files" / split / source.class_names[label] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(cell["bytes"])
+    trained = len(json.loads((out / "trained.json").read_text())["marks"])
+    assert trained > len(rows) / 2
+    code, shown, err = run(capsys, "eval", out, "--data", tmp_path / "files", "--json")
+    assert code == 0, err
+    assert f"{trained} of these images are left out" in err
+    assert json.loads(shown)["images"] == len(rows) - trained
+    (out / "trained.json").write_text("{}")
+    code, _, err = run(capsys, "eval", out, "--data", tmp_path / "files")
+    assert (code, "trained.json' is damaged" in err) == (2, True)
+
+
+def test_unlabelled_training_images_are_not_scored(capsys, tmp_path):
+    data, out = bars(tmp_path / "photos", {"ant": 0, "bee": 4}, 15), tmp_path / "run"
+    others = bars(tmp_path / "others", {"ant": 1, "bee": 5}, 15)
+    assert fit(capsys, data, tmp_path / "teacher")[0] == 0
+    given = ["--teacher-checkpoint", tmp_path / "teacher", "--trust-teacher", "true", "--loader.unlabelled", others]
+    code, _, err = fit(capsys, data, out, *given, method="rsd")
+    assert code == 0, err
+    code, _, err = run(capsys, "eval", out, "--data", others)
+    assert (code, "has trained on all of these images" in err) == (2, True)
+
+
+def test_several_teachers_agree_on_the_order_of_classes_without_labels(capsys, tmp_path):
+    kinds = {"ant": 0, "bee": 4}
+    data = bars(tmp_path / "photos", kinds, 15)
+    assert fit(capsys, data, tmp_path / "first")[0] == 0
+    assert fit(capsys, write_rows(tmp_path / "rows", {"bee": 4, "ant": 0}), tmp_path / "second")[0] == 0
+    names = [json.loads((tmp_path / run / "config.json").read_text())["label_names"] for run in ("first", "second")]
+    assert names == [["ant", "bee"], ["bee", "ant"]]
+    teachers = build_teachers(
+        [(None, str(tmp_path / run)) for run in ("first", "second")],
+        ModelConfig(),
+        load_data(str(data), LoaderConfig(labels="none")),
+        Reads(logits=True),
+        False,
+    )
+    assert [teacher.class_names for teacher in teachers] == [("ant", "bee")] * 2
+    images = torch.rand(2, 1, 32, 32)
+    alone = load_backbone(tmp_path / "second").eval()(images).logits
+    assert torch.allclose(teachers[1].eval()(images).logits, alone[:, [1, 0]])
+
+
+def test_a_list_of_classes_is_not_for_a_teacher_that_states_its_own(capsys, tmp_path):
+    data = bars(tmp_path / "photos", {"ant": 0, "bee": 4}, 15)
+    assert fit(capsys, data, tmp_path / "teacher")[0] == 0
+    given = ["--teacher-checkpoint", tmp_path / "teacher", "--trust-teacher", "true", "--model.teacher-classes"]
+    (tmp_path / "names.txt").write_text("bee\nant\n")
+    code, _, err = fit(capsys, data, tmp_path / "a", *given, tmp_path / "names.txt", method="kd")
+    assert (code, "is another list than the teacher" in err and "the order differs" in err) == (2, True)
+    (tmp_path / "names.txt").write_text("ant\nant\n")
+    code, _, err = fit(capsys, data, tmp_path / "b", *given, tmp_path / "names.txt", method="kd")
+    assert (code, "names the class 'ant' twice" in err) == (2, True)
+
+
+def test_a_teacher_is_scored_again_on_other_test_rows(capsys, tmp_path):
+    """A cache keeps the teacher's score, for the images that it was found on."""
+    kinds = {"ant": 0, "bee": 4}
+    train = write_rows(tmp_path / "rows", kinds)
+    assert fit(capsys, train, tmp_path / "teacher", epochs=6)[0] == 0
+    scores = []
+    for number, order in enumerate((kinds, {"ant": 4, "bee": 0})):
+        test = write_rows(tmp_path / f"test{number}", order)
+        (train / "test-0.parquet").write_bytes(next(test.glob("*.parquet")).read_bytes())
+        given = ["--teacher-checkpoint", tmp_path / "teacher", "--trust-teacher", "true", "--cache", tmp_path / "cache"]
+        code, _, err = fit(capsys, train, tmp_path / f"run{number}", *given, "--loader.views", "1", method="kd")
+        assert code == 0, err
+        scores.append(top1(tmp_path / f"run{number}", "teacher"))
+    assert scores[0] > 60
+    assert scores[1] == pytest.approx(100 - scores[0])

@@ -12,6 +12,7 @@ class Data:
     """What is asked of a data set."""
 
     size: tuple[int, int] = (32, 32)
+    long: bool = False
     channels: int = 3
     train: list = field(default_factory=lambda: [0] * 1000)
 

@@ -279,3 +279,47 @@ def test_folders_that_are_splits_of_other_names_are_refused(tmp_path):
 
 def test_a_class_that_no_image_is_left_of_is_refused(tmp_path):
     refused("loader.max_train 2 leaves no image of class", fill(tmp_path, ("ant", "bee", "cow")), max_train=2)
+
+
+def test_hidden_folders_are_no_splits_and_a_link_to_itself_is_counted(tmp_path):
+    fill(tmp_path / "a", count=10)
+    fill(tmp_path / "a" / ".cache" / "train", count=10)
+    with pytest.raises(UserError, match="hidden folders, and those of a system, are not read"):
+        load_data(str(tmp_path / "a"), LoaderConfig(train_dir=".cache/train"))
+    (tmp_path / "a" / "ant" / "loop").symlink_to(tmp_path / "a" / "ant" / "loop")
+    assert any("1 special file" in line for line in load_data(str(tmp_path / "a"), LoaderConfig()).about)
+
+
+def test_long_images_among_others_are_said(tmp_path):
+    """One rule for all: squashed where at least half are long, whatever their direction."""
+    for number in range(24):
+        put(
+            noise(number, 80, 300) if number % 2 else noise(number, 300, 80),
+            tmp_path / "mixed" / "ab"[number % 3 > 0] / f"{number}.png",
+        )
+        shape = (80, 80) if number % 6 else (80, 300)
+        put(noise(number, *shape), tmp_path / "few" / "ab"[number % 2] / f"{number}.png")
+    mixed, few = (load_data(str(tmp_path / name), LoaderConfig()) for name in ("mixed", "few"))
+    assert mixed.long
+    assert not few.long
+    assert any("4 of 24 images are more than twice as long" in line and "cut off" in line for line in few.about)
+
+
+def test_sixteen_bit_images_that_use_few_of_their_values_are_said(tmp_path):
+    for number in range(24):
+        values = noise(number, 16, 16, 1).astype(np.uint16) * 16
+        put(Image.fromarray(values), tmp_path / "ab"[number % 2] / f"{number}.png")
+    assert any("scale them to the whole range first" in line for line in load_data(str(tmp_path), LoaderConfig()).about)
+
+
+def test_a_folder_with_the_name_of_a_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "digits")
+    fill(tmp_path / "torch" / "cifar10")
+    data = load_data("digits", LoaderConfig())
+    assert any("'./digits'" in line for line in data.about)
+    assert load_data("./digits", LoaderConfig()).class_names == ("ant", "bee")
+    with pytest.raises(UserError, match=r"give './torch/cifar10' for the folder"):
+        load_data("torch/cifar10", LoaderConfig())
+    with pytest.raises(UserError, match="give the folder itself as --data"):
+        load_data("torch/image_folder", LoaderConfig(root=str(tmp_path / "digits")))

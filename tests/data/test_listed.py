@@ -105,3 +105,31 @@ def test_a_list_is_trained_on_and_resumed_by_the_command_line(tmp_path, capsys, 
     assert code == 0, err
     code, _, err = run(capsys, "check", file)
     assert code == 0, err
+
+
+def test_an_unclosed_quote_does_not_swallow_lines(tmp_path, images):
+    lines = [f"{path},{'ab'[i % 2]}" for i, path in enumerate(images)]
+    lines[10] = f'{images[10]},"a'
+    with pytest.raises(UserError, match=r"spans several lines|line .* cannot be read"):
+        load(write(tmp_path / "list.csv", "path,label", *lines))
+    lines[10] = f'{images[10]},"a"b'
+    with pytest.raises(UserError, match=r"line 12 of .* cannot be read"):
+        load(write(tmp_path / "list.csv", "path,label", *lines))
+
+
+def test_columns_that_could_be_meant_are_named(tmp_path, images):
+    lines = [f"{path},{'xy'[i % 2]},{'ab'[i % 2]}" for i, path in enumerate(images)]
+    data = load(write(tmp_path / "list.csv", "path,category,label", *lines))
+    assert data.class_names == ("a", "b")
+    assert any("the column 'category'; labels are those in 'label'" in line for line in data.about)
+    with pytest.raises(UserError, match="names the column 'label' twice"):
+        load(write(tmp_path / "list.csv", "path,label,label", *lines))
+
+
+def test_images_that_were_relabelled_are_said(tmp_path, images):
+    lines = [f"{path},{'ab'[i % 2]},{'train' if i < 16 else 'test'}" for i, path in enumerate(images)]
+    before = load(write(tmp_path / "list.csv", "path,label,split", *lines))
+    lines[20] = f"{images[20]},b,test"
+    now = load_data(write(tmp_path / "list.csv", "path,label,split", *lines), LoaderConfig(), before.files)
+    assert now.changes.relabelled == (images[20],)
+    assert any("had another class when it began" in phrase for phrase in now.changes.phrases())

@@ -10,8 +10,10 @@ from crossdistill.config import LoaderConfig
 from crossdistill.data import load_data
 from crossdistill.data.mixed import Joined, MixedSampler, labelled_part
 from crossdistill.tasks import Classification
+from crossdistill.training.inputs import data_digests
 from tests.commands.running import TINY, run
 from tests.data.pictures import noise, put
+from tests.data.test_tar_shards import write
 
 
 def folders(root, labelled=20, more=33):
@@ -134,3 +136,33 @@ def test_joined_images_are_found_by_number():
     joined = Joined(Few("a", "b"), Few(), Few("c"), Few("d", "e"))
     assert [joined.read(index) for index in range(len(joined))] == ["a", "b", "c", "d", "e"]
     assert np.array_equal(joined.labels, [0, 0, -1, -1, -1])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_copies_in_another_kind_of_set_are_left_out(tmp_path, kind):
+    labelled, _ = folders(tmp_path)
+    plain = load_data(labelled, LoaderConfig())
+    paths = sorted((tmp_path / "labelled").glob("*/*.png"))
+    (tmp_path / "shards").mkdir()
+    if kind == "tar":
+        write(tmp_path / "shards" / "a.tar", *[(f"{n}.png", path.read_bytes()) for n, path in enumerate(paths)])
+    else:
+        datasets = pytest.importorskip("datasets")
+        cells = [{"bytes": path.read_bytes(), "path": None} for path in paths]
+        features = datasets.Features({"image": datasets.Image()})
+        rows = datasets.Dataset.from_dict({"image": cells}, features=features)
+        rows.to_parquet(tmp_path / "shards" / "a.parquet")
+    data = load_data(labelled, LoaderConfig(unlabelled=str(tmp_path / "shards")))
+    held_out = len(plain.val) + len(plain.test)
+    assert any(f"{held_out} more are left out" in line for line in data.about)
+    assert len(data.train) == len(plain.train) * 2
+
+
+def test_other_unlabelled_images_are_another_input(tmp_path):
+    labelled, more = folders(tmp_path)
+    before = data_digests(load_data(labelled, LoaderConfig(unlabelled=more)))
+    for number in range(33):
+        put(noise(2000 + number), tmp_path / "more" / "deep" / f"{number}.png")
+    after = data_digests(load_data(labelled, LoaderConfig(unlabelled=more)))
+    assert {name for name in before if before[name] != after[name]} >= {"unlabelled 1 images"}
+    assert all(before[name] == after[name] for name in before if not name.startswith("unlabelled"))

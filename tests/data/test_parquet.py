@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -5,6 +7,7 @@ from PIL import Image
 from crossdistill import UserError
 from crossdistill.config import LoaderConfig
 from crossdistill.data import load_data
+from crossdistill.data.sources import load_source
 from tests.data.pictures import bar, fill, noise, put
 
 datasets = pytest.importorskip("datasets")
@@ -146,3 +149,24 @@ def test_labels_are_not_read_where_none_are_asked_for(tmp_path):
     data = load(tmp_path, labels="none")
     assert len(data.test) == 3
     assert set(data.test.labels) == {-1}
+
+
+def test_a_shard_that_was_replaced_is_read_anew(tmp_path):
+    """Also with the same time of change, which `cp -p` and rsync keep; `datasets` would give the rows of before."""
+    for labels in ([0, 1] * 12, [1, 0] * 10):
+        shard(tmp_path / "data" / "train.parquet", named("cat", "dog"), labels)
+        os.utime(tmp_path / "data" / "train.parquet", (1e9, 1e9))
+        source = load_source(str(tmp_path / "data"), LoaderConfig())
+        assert source.splits["train"].labels == labels
+
+
+def test_shards_of_two_sets_are_not_joined(tmp_path):
+    for name in "ab":
+        shard(tmp_path / name / "train.parquet", named("cat", "dog"), [0, 1] * 12)
+    refused("have the same name: they may be shards of two sets", tmp_path)
+
+
+def test_rows_that_hold_paths_are_no_copies(tmp_path):
+    cells = [{"bytes": None, "path": str(put(noise(i), tmp_path / "p" / f"{i}.png"))} for i in range(24)]
+    shard(tmp_path / "data" / "train.parquet", named("cat", "dog"), [0, 1] * 12, cells)
+    assert not [line for line in load(tmp_path / "data").about if "copies" in line]

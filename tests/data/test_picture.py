@@ -89,17 +89,15 @@ def test_sixteen_bits_become_eight():
         Image.fromarray(values.astype(byte_order)).save(stream, "TIFF")
         stream.seek(0)
         assert np.asarray(read_picture(stream)).tolist() == expected
-    wide = io.BytesIO()
-    Image.fromarray(np.array([[0, 65535]], np.int32)).save(wide, "TIFF")
-    assert np.asarray(read_picture(wide)).tolist() == [[0, 255]]
 
 
 @pytest.mark.parametrize(
     ("values", "match"),
     [
         (np.array([[0.0, 0.5]], np.float32), "floating point"),
-        (np.array([[0, 70000]], np.int32), "from 0 to 70000"),
-        (np.array([[-1, 5]], np.int32), "from -1 to 5"),
+        (np.array([[0, 70000]], np.int32), "its values have 32 bits"),
+        # As many programs write values up to 255 or 4095: scaled as 16 bits the image would be black.
+        (np.array([[0, 255]], np.int32), "its values have 32 bits"),
     ],
 )
 def test_values_of_unknown_range_are_refused(values, match):

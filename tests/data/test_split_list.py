@@ -7,7 +7,8 @@ from crossdistill import UserError
 from crossdistill.config import LoaderConfig
 from crossdistill.data import load_data
 from crossdistill.data.datasets import base_of
-from crossdistill.data.split_list import SPLIT_NAME, read_split_list, trained_in, write_split_list
+from crossdistill.data.split_list import SPLIT_NAME, read_split_list, write_split_list
+from crossdistill.data.trained import TrainedOn
 from tests.data.pictures import fill, noise, put
 
 ROLES = ("train", "val", "test")
@@ -90,7 +91,7 @@ def test_what_was_trained_is_found_in_other_data(tmp_path):
         put(noise(990 + i), other / name)
     shutil.copy(tmp_path / "one" / trained, other / "bee" / "renamed.png")
     base = base_of(load(other).train)[0]
-    numbers = trained_in(base, first.files)
+    numbers = TrainedOn(first.files, frozenset()).find(base)
     assert [base.keys[i] for i in numbers] == ["bee/renamed.png"]
 
 

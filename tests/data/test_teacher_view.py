@@ -93,6 +93,7 @@ def test_a_teacher_does_not_resize_its_own_view():
 
 class Data:
     size = (300, 200)
+    long = False
     channels = 3
     train = range(100)
 

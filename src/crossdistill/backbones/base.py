@@ -35,7 +35,7 @@ class Backbone(nn.Module):
         self.weights_part = ""
         """The keys in a checkpoint file under which the weights were found; "" where they are all of it."""
         self.note = ""
-        """How the network is read, where there is more than one way; for the log."""
+        """How the network is read where there is more than one way, and what of a file is not used; for the log."""
 
     @property
     def classifies_embedding(self) -> bool:

@@ -81,13 +81,16 @@ def create_backbone(
     stored = is_transformers(name)
     model, size = build_transformers(args) if stored else _build(args, pretrained)
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") if pretrained or stored else None
-    part = ""
+    part = note = ""
     if checkpoint is not None:
-        names, part = _load(model, Path(checkpoint), args, size, new_head, checkpoint_key)
+        names, part, note = _load(model, Path(checkpoint), args, size, new_head, checkpoint_key)
     backbone = _wrap(model, replace(args, img_size=size), size)
     if isinstance(names, list | tuple) and len(names) == num_classes:
         backbone.class_names = tuple(str(name) for name in names)
+    elif names and num_classes and checkpoint is not None:
+        note = f"{len(names)} class names are stated for {num_classes} classes: they are not used"
     backbone.weights_part = part
+    backbone.note = "; ".join(text for text in (backbone.note, note) if text)
     return backbone
 
 
@@ -113,8 +116,11 @@ def _wrap(model: nn.Module, args: BackboneArgs, size: int) -> Backbone:
 
 def _load(
     model: nn.Module, path: Path, args: BackboneArgs, size: int, new_head: bool, key: str | None
-) -> tuple[Any, str]:
-    """Load a weights file or the model of a run; returns the class names, if known, and the keys that were taken."""
+) -> tuple[Any, str, str]:
+    """Load a weights file or the model of a run.
+
+    Returns the class names, if known, the keys that were taken, and why stated names are not used.
+    """
     names = read_class_names(path) if path.is_dir() else None
     if path.is_dir():
         _check_args(args, path)
@@ -132,7 +138,7 @@ def _load(
         raise UserError(
             f"{error}; all but the classifier fits: new_head=True (--model.new-head true) trains a new one"
         ) from error
-    return (None if heads else names or loaded.class_names), loaded.part
+    return (None if heads else names or loaded.class_names), loaded.part, "" if heads or names else loaded.note
 
 
 def _fits_without_head(model: nn.Module, path: Path, args: BackboneArgs, size: int, key: str | None) -> bool:

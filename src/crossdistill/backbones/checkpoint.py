@@ -29,10 +29,14 @@ _OPTIMISER = re.compile(r"(^|[._])(opt|optim|optimi[sz]ers?)([._]|$)", re.IGNORE
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was loaded: the keys that led to it in the file ("" for the whole file), and the file's class names."""
+    """What was loaded: the keys that led to it in the file ("" for the whole file), and the file's class names.
+
+    `note` says why names in the file are not used.
+    """
 
     part: str
     class_names: tuple[str, ...] | None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def load_weights(
     kept = {name: value for name, value in state.items() if name not in expected or name.endswith(_OPTIONAL)}
     _check_finite(found, [name for name, _ in model.named_parameters()], path)
     model.load_state_dict({**kept, **{name: found[name] for name in expected if name in found}})
-    return Loaded(chosen.part, names_in(loaded))
+    return Loaded(chosen.part, *names_in(loaded))
 
 
 def stored_weights(

@@ -103,18 +103,23 @@ def groups_of(loaded: Any, path: tuple[str, ...] = (), depth: int = _DEPTH) -> d
     return found
 
 
-def names_in(loaded: Any) -> tuple[str, ...] | None:
+def names_in(loaded: Any) -> tuple[tuple[str, ...] | None, str]:
     """Return the class names that a file states beside its weights, in the order of the logits; None without any.
 
-    Raises UserError where a file states two different orders.
+    The text says which names cannot be used, if any. Raises UserError where a file states two different orders.
     """
-    found = list(dict.fromkeys(_stated_names(loaded, _DEPTH)))
+    stated = list(dict.fromkeys(_stated_names(loaded, _DEPTH)))
+    found = [names for names in stated if isinstance(names, tuple)]
     if len(found) > 1:
         raise UserError(f"the checkpoint states its classes twice, as {list(found[0])} and as {list(found[1])}")
-    return found[0] if found else None
+    unusable = [key for key in stated if isinstance(key, str)]
+    if found or not unusable:
+        return (found[0] if found else None), ""
+    return None, f"the class numbers in {unusable[0]!r} of the checkpoint are not 0, 1, 2, ...: its names are not used"
 
 
-def _stated_names(loaded: Any, depth: int) -> Iterator[tuple[str, ...]]:
+def _stated_names(loaded: Any, depth: int) -> Iterator[tuple[str, ...] | str]:
+    """Yield all orders of classes that a file states; the key alone where its numbers are no numbers of logits."""
     if not isinstance(loaded, Mapping):
         return
     for key, value in loaded.items():
@@ -126,6 +131,8 @@ def _stated_names(loaded: Any, depth: int) -> Iterator[tuple[str, ...]]:
             numbers = {_whole(number): str(name) for name, number in pairs}
             if numbers.keys() == set(range(len(value))):
                 names = [numbers[number] for number in range(len(numbers))]
+            elif value:
+                yield key
         elif depth:
             yield from _stated_names(value, depth - 1)
         if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):

@@ -9,7 +9,7 @@ from crossdistill.commands._show import consoles
 
 ABOUT = "Print what would be read of a data set, and all that looks wrong in it, without training."
 _LOADER = ("val_fraction", "split_seed", "max_train", "image_column", "label_column", "root", "download", "in_chans")
-_READS = [f"loader.{name}" for name in (*_LOADER, "labels", "train_dir", "val_dir", "test_dir")]
+_READS = [f"loader.{name}" for name in (*_LOADER, "labels", "unlabelled", "train_dir", "val_dir", "test_dir")]
 
 
 def run(argv: Sequence[str]) -> int:

@@ -19,8 +19,6 @@ from crossdistill.errors import UserError
 
 SMALL_IMAGE = 64
 """Side in pixels up to which images are small: cropped after padding, evaluated without a crop, kept on the device."""
-_LONG = 2
-"""Longer side divided by the shorter one from which images are squashed rather than cut."""
 
 
 @settings
@@ -115,16 +113,17 @@ class AugmentConfig:
         """Whether images of a batch are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
-    def decided(self, img_size: int, size: tuple[int, int] = (1, 1)) -> "AugmentConfig":
+    def decided(self, img_size: int, *, long: bool = False) -> "AugmentConfig":
         """Return these settings with nothing left to "auto".
 
-        `img_size` is the side in pixels of the network's input, `size` the height and width of the data's images.
+        `img_size` is the side in pixels of the network's input; `long` says that at least half of the images are more
+        than twice as long as they are short.
         """
         small = img_size <= SMALL_IMAGE
         crop: Any = self.crop if self.crop != "auto" else "padded" if small else "resized"
         mode: Any = self.crop_mode
         if mode == "auto":
-            mode = "squash" if crop != "resized" or max(size) > _LONG * min(size) else "center"
+            mode = "squash" if crop != "resized" or long else "center"
         whole = small or mode == "squash"
         return replace(self, crop=crop, crop_mode=mode, crop_pct=self.crop_pct or (1.0 if whole else 0.875))
 

@@ -25,6 +25,10 @@ class DataFacts(Protocol):
         """Height and width in pixels."""
 
     @property
+    def long(self) -> bool:
+        """Whether at least half of the images are more than twice as long as they are short."""
+
+    @property
     def channels(self) -> Literal[1, 3]:
         """Channels of the images."""
 
@@ -53,7 +57,7 @@ def resolve(
         teacher_stem=_stem(config.model.teacher_stem or config.model.stem, img_size, config.model.teacher_pretrained),
         teacher_img_size=config.model.teacher_img_size or _teacher_sizes(config.teachers, given, own_size),
     )
-    augment = config.augment.decided(img_size, data.size)
+    augment = config.augment.decided(img_size, long=data.long)
     larger = max(data.size) > img_size < _largest(config.teachers, model.teacher_img_size, run_size)
     augment = replace(augment, teacher_view=_teacher_view(config, larger))
     loader = replace(config.loader, in_chans=config.loader.in_chans or data.channels)

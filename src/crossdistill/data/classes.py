@@ -14,17 +14,25 @@ def match_classes(backbone: Backbone, owner: str, data: ImageData) -> None:
 
     Raises UserError, with the difference, for a network whose classes have other names.
     """
+    match_names(backbone, owner, data.class_names, repr(data.name))
+
+
+def match_names(backbone: Backbone, owner: str, goal: tuple[str, ...], whose: str) -> None:
+    """Put a network's classes into the order `goal`, by their names; without names nothing is changed.
+
+    Raises UserError, with the difference, for a network whose classes have other names.
+    """
     names = backbone.class_names
-    if names is None or names == data.class_names:
+    if names is None or names == goal:
         return
     # The same name can be stored in two forms of Unicode: systems differ in the form of their files' names.
     number = {canonical_name(name): place for place, name in enumerate(names)}
-    wanted = [canonical_name(name) for name in data.class_names]
+    wanted = [canonical_name(name) for name in goal]
     if len(number) < len(names) or len(set(wanted)) < len(wanted) or set(number) != set(wanted):
-        difference = name_difference("the model", names, "the data", data.class_names)
-        raise UserError(f"the model in {owner!r} knows other classes than {data.name!r}: {difference}")
+        difference = name_difference("the model", names, "the data", goal)
+        raise UserError(f"the model in {owner!r} knows other classes than {whose}: {difference}")
     reorder_classes(backbone, [number[name] for name in wanted])
-    backbone.class_names = data.class_names
+    backbone.class_names = goal
 
 
 def has_classes_of(data: ImageData, backbones: Iterable[Backbone]) -> bool:

@@ -113,6 +113,8 @@ def _given_splits(tree: Tree, config: LoaderConfig) -> dict[str, str]:
         if below.startswith("..") or not os.path.isdir(path):
             raise UserError(f"loader.{role}_dir is {folder!r}; it must be a folder in {str(tree.root)!r}")
         found[role] = "" if below == "." else below
+        if found[role] not in tree.direct:
+            raise UserError(f"loader.{role}_dir is {folder!r}; hidden folders, and those of a system, are not read")
     if found and "train" not in found:
         raise UserError("loader.val_dir and loader.test_dir need loader.train_dir as well")
     if len(set(found.values())) < len(found):

@@ -31,7 +31,8 @@ def listed_source(file: Path, config: LoaderConfig) -> Source:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data {str(file)!r} cannot be read as text in UTF-8: {first_line(error)}") from error
-    rows = _lines(text) if file.suffix.lower() == ".txt" else _table(file, text, config)
+    others: list[str] = []
+    rows = _lines(text) if file.suffix.lower() == ".txt" else _table(file, text, config, others)
     if not rows:
         raise UserError(f"data {str(file)!r} lists no images")
     if all(role != "train" for *_, role in rows):
@@ -48,7 +49,7 @@ def listed_source(file: Path, config: LoaderConfig) -> Source:
         if chosen:
             numbers = [number[str(label)] if labels else 0 for _, _, label, _ in chosen]
             splits[role] = Files(file.resolve().parent, [path for _, path, _, _ in chosen], numbers)
-    return Source(file.stem, splits, names)
+    return Source(file.stem, splits, names, tuple(others))
 
 
 def _lines(text: str) -> list[_Row]:
@@ -56,20 +57,38 @@ def _lines(text: str) -> list[_Row]:
     return [(number, _key(line), None, "train") for number, line in lines if line]
 
 
-def _table(file: Path, text: str, config: LoaderConfig) -> list[_Row]:
+def _table(file: Path, text: str, config: LoaderConfig, others: list[str]) -> list[_Row]:
     # Not splitlines: it also splits at other characters than line feeds, and inside quoted values.
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
-    columns = [name.strip() for name in reader.fieldnames or ()]
-    reader.fieldnames = columns
+    separator = "\t" if file.suffix.lower() == ".tsv" else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        return _rows(file, reader, columns, config, others)
+    except csv.Error as error:
+        raise UserError(f"line {reader.reader.line_num} of {str(file)!r} cannot be read: {error}") from error
+
+
+def _rows(
+    file: Path, reader: "csv.DictReader[str]", columns: list[str], config: LoaderConfig, others: list[str]
+) -> list[_Row]:
+    """Read the lines below the first, and say in `others` which columns could be labels as well. Raises UserError."""
+    if twice := next((name for name in columns if columns.count(name) > 1), None):
+        raise UserError(f"the first line of {str(file)!r} names the column {twice!r} twice")
     path = _column(file, columns, config.image_column, _PATHS, "image")
     label = None
     if config.labels == "classes":
         label = _column(file, columns, config.label_column, LABELS, "label")
+        further = [repr(name) for name in columns if name.lower() in LABELS and name != label]
+        if further:
+            others.append(f"the column {', '.join(further)}; labels are those in {label!r} (--loader.label-column)")
     split = next((name for name in columns if name.lower() in _SPLITS), None)
     rows = []
     for row in reader:
-        values = {name: (value or "").strip() for name, value in row.items() if isinstance(value, str | None)}
         line = reader.line_num
+        values = {name: (value or "").strip() for name, value in row.items() if isinstance(value, str | None)}
+        if any("\n" in value for value in values.values()):
+            raise UserError(f"a value in line {line} of {str(file)!r} spans several lines: is a quote missing?")
         if None in row:
             raise UserError(f"line {line} of {str(file)!r} has more values than the first line has columns")
         if not values[path] or (label is not None and not values[label]):
@@ -91,7 +110,7 @@ def _key(path: str) -> str:
 def _column(file: Path, columns: list[str], named: str | None, known: tuple[str, ...], kind: str) -> str:
     found = named if named in columns else None
     if named is None:
-        found = next((name for name in columns if name.lower() in known), None)
+        found = next((name for one in known for name in columns if name.lower() == one), None)
     if found is None:
         raise UserError(
             f"{str(file)!r} has no column {named or ' or '.join(known[:3])!r} in its first line "

@@ -62,20 +62,30 @@ def look(images: Images, *, decode: bool) -> Look:
     return Look(tuple(Header(image.mode, *image.size) for image in few), {})
 
 
-def sampled_rows(images: Images) -> bytes | None:
-    """Return the digests of 256 stored images spread over a split in shards; None for data of another kind."""
-    if not isinstance(base_of(images)[0], Rows):
+def sampled_contents(images: Images) -> bytes | None:
+    """Return the digests of 256 images spread over a split, and their number; None for data of another kind."""
+    if not isinstance(base_of(images)[0], Files | Rows):
         return None
-    return "".join(_digests(images, _spread(len(images), _DIGESTED))).encode()
+    return "".join([str(len(images)), *_digests(images, _spread(len(images), _DIGESTED))]).encode()
 
 
-def row_marks(images: Images) -> list[str] | None:
-    """Return size and digest of each stored image in shards, as a list of files has them; None for other data."""
+def content_marks(images: Images) -> list[str] | None:
+    """Return size and digest of each file or stored image; None for data of another kind."""
     base, chosen = base_of(images)
+    if isinstance(base, Files):
+        return in_threads(partial(mark_of, contents=True), [base.paths[index] for index in chosen])
     if not isinstance(base, Rows):
         return None
-    cells = [_content(cell) for cell in base.cells([int(index) for index in chosen])]
+    cells = (_content(cell) for cell in base.cells([int(index) for index in chosen]))
     return [f"{len(cell)}:{hashlib.sha256(cell).hexdigest()[:16]}" for cell in cells]
+
+
+def mark_of(path: str, *, contents: bool) -> str:
+    """Return the size of a file in bytes and, with `contents`, a digest."""
+    size = _size(path)
+    if size < 0:
+        return "unreadable"
+    return f"{size}:{file_digest(path)[:16]}" if contents else str(size)
 
 
 def place(images: Images, index: int) -> str:
@@ -109,18 +119,15 @@ def copies(parts: Mapping[str, Images], most_bytes: int) -> list[list[tuple[str,
 
     Returns None where more than `most_bytes` would have to be read.
     """
-    groups: dict[Any, list[tuple[str, int]]] = defaultdict(list)
+    groups: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    rows = [images for images in parts.values() if isinstance(base_of(images)[0], Rows)]
+    if sum(bytes_of(images) or 0 for images in rows) > most_bytes:
+        return None
     for role, images in parts.items():
-        base, chosen = base_of(images)
-        if isinstance(base, Files):
-            for number, index in enumerate(chosen):
-                groups[_size(base.paths[index])].append((role, number))
-        elif isinstance(base, Rows):
-            groups[0] += [(role, number) for number in range(len(chosen))]
+        for number, size in enumerate(_sizes(images)):
+            groups[size].append((role, number))
     todo = {size: members for size, members in groups.items() if len(members) > 1}
-    if sum(size * len(members) for size, members in todo.items()) > most_bytes or any(
-        (bytes_of(images) or 0) > most_bytes for images in parts.values() if isinstance(base_of(images)[0], Rows)
-    ):
+    if sum(size * len(members) for size, members in todo.items()) > most_bytes:
         return None
     equal: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for members in todo.values():
@@ -129,6 +136,16 @@ def copies(parts: Mapping[str, Images], most_bytes: int) -> list[list[tuple[str,
             for number, digest in zip(numbers, _digests(parts[role], numbers), strict=True):
                 equal[digest].append((role, number))
     return [members for members in equal.values() if len(members) > 1]
+
+
+def _sizes(images: Images) -> list[int]:
+    """Return the size in bytes of each file or stored image; of none for data of another kind."""
+    base, chosen = base_of(images)
+    if isinstance(base, Files):
+        return [_size(base.paths[i]) for i in chosen]
+    if isinstance(base, Rows):
+        return [len(_content(cell)) for cell in base.cells([int(index) for index in chosen])]
+    return []
 
 
 def _digests(images: Images, numbers: Sequence[int]) -> list[str]:

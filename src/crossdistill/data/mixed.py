@@ -50,8 +50,10 @@ def with_unlabelled(data: "ImageData", others: "ImageData", name: str) -> "Image
     Copies of held-out images are left out where the files can be compared. Raises UserError where nothing is left.
     """
     parts = {f"{number}": part for number, part in enumerate((others.train, others.val, others.test))}
-    groups = copies({**parts, "val": data.val, "test": data.test}, _MOST_BYTES) or []
-    held_out = {member for group in groups if any(role in ("val", "test") for role, _ in group) for member in group}
+    groups = copies({**parts, "val": data.val, "test": data.test}, _MOST_BYTES)
+    held_out = {
+        member for group in groups or [] if any(role in ("val", "test") for role, _ in group) for member in group
+    }
     kept = [_without(part, {number for role, number in held_out if role == key}) for key, part in parts.items()]
     left_out = sum(len(part) for part in parts.values()) - sum(len(part) for part in kept)
     joined = Joined(data.train, *kept)
@@ -61,6 +63,8 @@ def with_unlabelled(data: "ImageData", others: "ImageData", name: str) -> "Image
     line = f"{count:,} images without labels from {name!r}"
     if left_out:
         line += f"; {left_out:,} more are left out, since they are copies of held-out images"
+    if groups is None:
+        line += f"; copies of held-out images are not looked for, since they are more than {_MOST_BYTES / 2**30:g} GiB"
     return replace(data, train=joined, about=(*data.about, line))
 
 

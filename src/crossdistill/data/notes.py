@@ -12,11 +12,15 @@ from crossdistill.data.class_names import canonical_name
 from crossdistill.data.datasets import Images, Source
 from crossdistill.data.folder import Files
 from crossdistill.data.look import copies, place
-from crossdistill.data.picture import Header
+from crossdistill.data.picture import Header, mostly_long
 
 _TINY = 5
 """Training images below which a class is named."""
 _SHOWN = 3
+_SAMPLED = 16
+"""Images whose pixels are looked at."""
+_DARK = 64
+"""Value of 255 below which the brightest pixel of 16-bit images is too dark."""
 
 
 def describe(
@@ -77,6 +81,8 @@ def _oddities(
             f"{large:,} of {len(headers):,} images are larger than {SMALL_IMAGE} px, so the data is not taken for "
             "small images; --img-size decides"
         )
+    found += _dark(parts["train"], headers)
+    found += _long(headers)
     tiny = [f"{source.class_names[k]!r} ({count})" for k, count in enumerate(counts) if count < _TINY]
     alike = Counter(map(canonical_name, source.class_names))
     if twins := [repr(name) for name, count in alike.items() if count > 1]:
@@ -88,6 +94,31 @@ def _oddities(
         if absent:
             found.append(f"no {role} images of {_few([repr(source.class_names[k]) for k in absent])}")
     return found
+
+
+def _dark(train: Images, headers: Sequence[Header]) -> list[str]:
+    """Say where images of 16 bits use only the lowest values, as those of 10 or 12 bits do."""
+    if not any(header.wide for header in headers):
+        return []
+    some = range(0, len(train), max(1, len(train) // _SAMPLED))
+    brightest = max(int(np.asarray(train.read(number)).max()) for number in some)
+    if brightest >= _DARK:
+        return []
+    return [
+        f"images of 16 bits are scaled from 65,535 to 255, and the brightest value of {len(some)} of them is then "
+        f"{brightest}: scale them to the whole range first"
+    ]
+
+
+def _long(headers: Sequence[Header]) -> list[str]:
+    count = sum(header.long for header in headers)
+    if count in (0, len(headers)):
+        return []
+    effect = "squashed to a square, as all are" if mostly_long(headers) else "cut off at their ends in evaluation"
+    return [
+        f"{count:,} of {len(headers):,} images are more than twice as long as they are short; above 64 px they are "
+        f"{effect} (--augment.crop-mode decides)"
+    ]
 
 
 def _copies(parts: Mapping[str, Images], most_bytes: int) -> list[str]:

@@ -1,6 +1,8 @@
 """Parquet shards in the Hugging Face layout: labels are matched by the names in the schema of each shard."""
 
+import hashlib
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from crossdistill.data.tree import Tree
 from crossdistill.errors import UserError
 
 _AT_ONCE = 1000
+_BLOCK, _BLOCKS = 2**16, 4096
 
 
 class Table(Rows):
@@ -125,9 +128,34 @@ def _open(folder: Path, paths: Sequence[str]) -> list[Any]:
 
     files = [str(folder / path) for path in paths]
     schemas = [datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file)) for file in files]
-    if all(features == schemas[0] for features in schemas):
-        return [datasets.load_dataset("parquet", data_files={"train": files}, split="train")]
-    return [datasets.load_dataset("parquet", data_files={"train": [file]}, split="train") for file in files]
+    same = all(features == schemas[0] for features in schemas)
+    return [_converted(group) for group in ([files] if same else [[file] for file in files])]
+
+
+def _converted(files: Sequence[str]) -> Any:
+    """Return the rows of shards with one schema, in arrow format, converted once and stored for later commands.
+
+    `datasets` knows a stored conversion by path and time of change alone, and a file may be replaced by another with
+    the same time; so the place in its store is named by a digest of the contents.
+    """
+    import datasets
+
+    digest = hashlib.sha256("|".join(content_digest(file) for file in files).encode()).hexdigest()[:24]
+    store = Path(datasets.config.HF_DATASETS_CACHE) / "crossdistill" / digest
+    return datasets.load_dataset("parquet", data_files={"train": list(files)}, split="train", cache_dir=str(store))
+
+
+def content_digest(path: str, most_bytes: int = 2**30) -> str:
+    """Return a digest of a file; of one above `most_bytes` its size, its end and 4,096 blocks spread over it."""
+    size = os.stat(path).st_size
+    with open(path, "rb") as file:
+        if size <= most_bytes:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256(str(size).encode())
+        for place in range(_BLOCKS):
+            file.seek((size - _BLOCK) * place // (_BLOCKS - 1))
+            digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
 
 
 def _left_out(found: dict[str, list[Any]], roles: dict[str, str], tree: Tree) -> list[str]:

@@ -1,11 +1,12 @@
 """One image: how a file of any kind becomes 8-bit grey or RGB pixels.
 
 The rules, for every source: the first frame; turned as its EXIF orientation says; transparent parts on white; 16-bit
-grey values scaled from [0, 65535] to [0, 255]; values of floating point are refused, since their range is not known.
+grey values scaled from [0, 65535] to [0, 255]; values of 32 bits, whole or floating point, are refused, since their
+range is not known.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
@@ -25,7 +26,10 @@ RULES = {
 """The rules of this file, for the record of an exported student."""
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_SIXTEEN_BIT_I = ("PNG", "PPM")
+"""Formats of 16-bit images that Pillow opens with 32-bit values."""
 _WHITE_16_BIT = 65535
+_LONG = 2
 _NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF")
 """Formats that Pillow lists, but that are documents or films, or that another program would have to read."""
 
@@ -48,6 +52,21 @@ class Header(NamedTuple):
     def grey(self) -> bool:
         """Whether the image has one channel."""
         return self.mode in _GREY
+
+    @property
+    def wide(self) -> bool:
+        """Whether the image has values of 16 bits, which are scaled to 8."""
+        return self.mode in _WIDE
+
+    @property
+    def long(self) -> bool:
+        """Whether the image is more than twice as long as it is short."""
+        return max(self.width, self.height) > _LONG * min(self.width, self.height)
+
+
+def mostly_long(headers: Sequence[Header]) -> bool:
+    """Return whether at least half of some images are more than twice as long as they are short."""
+    return 2 * sum(header.long for header in headers) >= len(headers)
 
 
 def picture_suffixes() -> frozenset[str]:
@@ -97,6 +116,8 @@ def standard(image: Image.Image) -> Image.Image:
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
         raise UnreadableError("its values are floating point, whose range is not known: save it with 8 or 16 bits")
+    if image.mode == "I" and image.format not in _SIXTEEN_BIT_I:
+        raise UnreadableError("its values have 32 bits, whose range is not known: save it with 8 or 16 bits")
     if image.mode in _WIDE:
         return _eight_bits(image)
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:

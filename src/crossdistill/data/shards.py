@@ -20,8 +20,11 @@ def shard_files(paths: Sequence[str]) -> dict[str, list[str]]:
         named = [_first_word(parts[-1]), *reversed(parts[:-1])]
         split = next((name for name in named if split_role(name)), None) or _stated(path, parts[-1]) or named[0]
         same = [other for other in found.get(split, []) if PurePosixPath(other).name == parts[-1]]
-        if same and "-of-" in path:
-            raise UserError(f"{same[0]!r} and {path!r} are shards of two sets; give the folder of one of them")
+        if same:
+            raise UserError(
+                f"{same[0]!r} and {path!r} have the same name: they may be shards of two sets; give the folder of one, "
+                "or other names"
+            )
         found.setdefault(split, []).append(path)
     if not any(map(split_role, found)):
         return {"train": list(paths)}

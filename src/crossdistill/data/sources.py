@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from crossdistill.config.data import LoaderConfig
+from crossdistill.config.files import SETS
 from crossdistill.data.datasets import Arrays, Images, Source
 from crossdistill.data.folder import folder_source, has_class_folders, unlabelled_source
 from crossdistill.data.listed import LISTS, listed_source
@@ -31,6 +32,7 @@ class TorchSet:
         self.labels: Sequence[int] = (
             [dataset[i][1] for i in range(len(dataset))] if labels is None else [int(v) for v in labels]
         )
+        self.class_names = tuple(str(name) for name in getattr(dataset, "classes", ()))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -46,7 +48,12 @@ class TorchSet:
 def load_source(data: str, config: LoaderConfig) -> Source:
     """Open a data set by its name or folder. Raises UserError where it does not exist, or is empty."""
     if data == "digits":
-        return _digits()
+        own = ("'./digits': 'digits' is scikit-learn's set",) if Path(data).exists() else ()
+        return replace(_digits(), left_out=own)
+    if data.startswith(SETS) and Path(data).exists():
+        raise UserError(
+            f"data {data!r} names a set, but there is a folder of that name: give './{data}' for the folder"
+        )
     if data.startswith("torch/"):
         return _torch_source(data, config)
     if data.startswith("hfds/"):
@@ -151,8 +158,9 @@ def _digits() -> Source:
 def _torch_source(data: str, config: LoaderConfig) -> Source:
     from timm.data import create_dataset
 
-    splits: dict[str, Images] = {}
-    names: tuple[str, ...] = ()
+    if data in ("torch/image_folder", "torch/folder"):
+        raise UserError(f"data {data!r}: give the folder itself as --data")
+    splits: dict[str, TorchSet] = {}
     for role, split in (("train", "train"), ("test", "validation")):
         try:
             dataset = create_dataset(data, root=config.root, split=split, download=config.download)
@@ -163,6 +171,21 @@ def _torch_source(data: str, config: LoaderConfig) -> Source:
                 f"data {data!r} is not under {config.root!r} and could not be downloaded: {str(error).splitlines()[0]}"
             ) from error
         splits[role] = TorchSet(dataset)
-        names = names or tuple(str(name) for name in getattr(dataset, "classes", ()))
+    train, test = splits["train"], splits["test"]
+    if _are_the_same(train, test):
+        raise UserError(f"data {data!r} has no test split: timm's training and validation splits are the same images")
+    if train.class_names and test.class_names and train.class_names != test.class_names:
+        number = {name: place for place, name in enumerate(train.class_names)}
+        if missing := sorted(set(test.class_names) - number.keys()):
+            raise UserError(f"the test split of {data!r} has the class {missing[0]!r}, which no training image has")
+        test.labels = [number[test.class_names[label]] for label in test.labels]
     count = max(max(images.labels) for images in splits.values()) + 1
-    return Source(data, splits, names if len(names) >= count else tuple(str(i) for i in range(count)))
+    names = train.class_names
+    return Source(data, dict(splits), names if len(names) >= count else tuple(str(i) for i in range(count)))
+
+
+def _are_the_same(first: TorchSet, second: TorchSet) -> bool:
+    if list(first.labels) != list(second.labels):
+        return False
+    some = range(0, len(first), max(1, len(first) // 16))
+    return all(first.read(index).tobytes() == second.read(index).tobytes() for index in some)

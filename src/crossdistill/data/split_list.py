@@ -1,19 +1,18 @@
 """The images of each split of a run, as it was started: what is scored later was never trained on."""
 
 import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from crossdistill.data.class_names import canonical_name
 from crossdistill.data.datasets import Images, Part, Source, base_of
 from crossdistill.data.folder import ROLES, Files
-from crossdistill.data.look import bytes_of, file_digest, in_threads, row_marks
+from crossdistill.data.look import bytes_of, in_threads, mark_of
 from crossdistill.errors import UserError, first_line
 
 SPLIT_NAME = "split.json"
@@ -27,12 +26,13 @@ class SplitList:
     """Which files a run uses for what. `images` holds for train, val, test and unused the mark of each file by its key.
 
     The key is the path below the folder of the data; the mark is the size in bytes and, where `contents` is true, a
-    digest.
+    digest. `labels` holds the class numbers of the files, in the same order; it is empty in lists of earlier versions.
     """
 
     class_names: list[str]
     contents: bool
     images: dict[str, dict[str, str]]
+    labels: dict[str, list[int]] = field(default_factory=dict)
 
     def roles(self) -> dict[str, str]:
         """Return the role of each file by its key."""
@@ -50,6 +50,8 @@ class Changes:
     """Files that are now in a class that the run does not know."""
     copied: tuple[str, ...] = ()
     """Held-out files that have become copies of training images."""
+    relabelled: tuple[str, ...] = ()
+    """Files that are now in another class."""
 
     def phrases(self) -> list[str]:
         """Say in sentences what has changed since the run began."""
@@ -58,6 +60,7 @@ class Changes:
             (self.gone, "of the run are not in the data any more"),
             (self.changed, "of the run have other contents than when it began"),
             (self.moved, "of the run now have a class that it does not know; they are not used"),
+            (self.relabelled, "of the run had another class when it began"),
             (self.copied, "held out by the run now have the content of its training images; they are not scored"),
         )
         return [
@@ -77,22 +80,29 @@ def make_split_list(parts: Mapping[str, Images], source: Source) -> SplitList | 
     for role, images in parts.items():
         base, chosen = base_of(images)
         assert isinstance(base, Files)
-        marks = in_threads(partial(_mark, contents=contents), [base.paths[i] for i in chosen])
+        marks = in_threads(partial(mark_of, contents=contents), [base.paths[i] for i in chosen])
         listed[role] = dict(zip([base.keys[i] for i in chosen], marks, strict=True))
+    labels = {role: [int(label) for label in images.labels] for role, images in parts.items()}
     used = {key for marks in listed.values() for key in marks}
     listed[UNUSED] = {
-        key: _mark(path, contents)
+        key: mark_of(path, contents=contents)
         for base in bases
         for key, path in zip(base.keys, base.paths, strict=True)
         if key not in used
     }
-    return SplitList(list(source.class_names), contents, listed)
+    return SplitList(list(source.class_names), contents, listed, labels)
 
 
 def write_split_list(listed: SplitList) -> str:
     """Return the text of a list's file."""
     return json.dumps(
-        {"class_names": listed.class_names, "contents": listed.contents, "images": listed.images}, indent=0
+        {
+            "class_names": listed.class_names,
+            "contents": listed.contents,
+            "images": listed.images,
+            "labels": listed.labels,
+        },
+        indent=0,
     )
 
 
@@ -115,7 +125,8 @@ def divided_by(listed: SplitList, source: Source) -> tuple[Source, dict[str, Ima
     Returns the source with the run's classes, its parts, and what has changed. Raises UserError for data of another
     kind.
     """
-    number = {name: place for place, name in enumerate(listed.class_names)}
+    # Systems differ in the form of Unicode that they store the names of files in.
+    number = {canonical_name(name): place for place, name in enumerate(listed.class_names)}
     roles = listed.roles()
     copied = _became_training_images(listed, source)
     parts: dict[str, Images] = {}
@@ -125,7 +136,7 @@ def divided_by(listed: SplitList, source: Source) -> tuple[Source, dict[str, Ima
         if not isinstance(images, Files):
             raise UserError(f"{source.name!r} is not a folder of image files, as the data of the run was")
         names = [source.class_names[label] for label in images.labels]
-        known = Files(images.root, images.keys, [number.get(name, -1) for name in names])
+        known = Files(images.root, images.keys, [number.get(canonical_name(name), -1) for name in names])
         splits[split] = known
         seen |= dict(zip(known.keys, known.paths, strict=True))
         for role in ROLES:
@@ -137,12 +148,11 @@ def divided_by(listed: SplitList, source: Source) -> tuple[Source, dict[str, Ima
             if chosen:
                 parts[role] = Part(known, np.array(chosen))
     marks = {key: mark for role in ROLES for key, mark in listed.images.get(role, {}).items()}
+    now = partial(mark_of, contents=listed.contents)
     changes = Changes(
         came=tuple(sorted(seen.keys() - roles.keys())),
         gone=tuple(sorted(marks.keys() - seen.keys())),
-        changed=tuple(
-            sorted(key for key, mark in marks.items() if key in seen and _mark(seen[key], listed.contents) != mark)
-        ),
+        changed=tuple(sorted(key for key, mark in marks.items() if key in seen and now(seen[key]) != mark)),
         moved=tuple(
             sorted(
                 key
@@ -153,8 +163,25 @@ def divided_by(listed: SplitList, source: Source) -> tuple[Source, dict[str, Ima
             )
         ),
         copied=tuple(sorted(copied)),
+        relabelled=tuple(sorted(_relabelled(listed, splits))),
     )
     return Source(source.name, splits, tuple(listed.class_names), source.left_out, source.unreadable), parts, changes
+
+
+def _relabelled(listed: SplitList, splits: Mapping[str, Images]) -> list[str]:
+    """Return the files whose class is another than in the list."""
+    before = {
+        key: label
+        for role, labels in listed.labels.items()
+        for key, label in zip(listed.images.get(role, {}), labels, strict=False)
+    }
+    return [
+        key
+        for images in splits.values()
+        if isinstance(images, Files)
+        for key, label in zip(images.keys, images.labels, strict=True)
+        if 0 <= label != before.get(key, label)
+    ]
 
 
 def _became_training_images(listed: SplitList, source: Source) -> set[str]:
@@ -170,32 +197,5 @@ def _became_training_images(listed: SplitList, source: Source) -> set[str]:
         for key, path in zip(images.keys, images.paths, strict=True)
         if key in before
     }
-    marks = in_threads(partial(_mark, contents=True), list(files.values()))
+    marks = in_threads(partial(mark_of, contents=True), list(files.values()))
     return {key for key, mark in zip(files, marks, strict=True) if mark != before[key] and mark in trained}
-
-
-def trained_in(images: Images, listed: SplitList) -> list[int]:
-    """Return the numbers of the images that a run has trained on: those with the same content, or path and size."""
-    base, chosen = base_of(images)
-    if not isinstance(base, Files):
-        marks = row_marks(images) if listed.contents else None
-        known = set(listed.images.get("train", {}).values())
-        return [] if marks is None else [number for number, mark in enumerate(marks) if mark in known]
-    trained = listed.images.get("train", {})
-    contents = set(trained.values())
-
-    def is_trained(index: Any) -> bool:
-        if listed.contents:
-            return _mark(base.paths[index], True) in contents
-        key = base.keys[index]
-        return key in trained and _mark(base.paths[index], False) == trained[key]
-
-    return [number for number, index in enumerate(chosen) if is_trained(index)]
-
-
-def _mark(path: str, contents: bool) -> str:
-    try:
-        size = os.stat(path).st_size
-    except OSError:
-        return "unreadable"
-    return f"{size}:{file_digest(path)[:16]}" if contents else str(size)

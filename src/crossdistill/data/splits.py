@@ -15,6 +15,7 @@ from crossdistill.data.folder import Files
 from crossdistill.data.look import MOST_BYTES, Look, look, place, unreadable_error
 from crossdistill.data.mixed import with_unlabelled
 from crossdistill.data.notes import describe
+from crossdistill.data.picture import mostly_long
 from crossdistill.data.sources import load_source
 from crossdistill.data.split_list import Changes, SplitList, divided_by, make_split_list
 from crossdistill.errors import UserError
@@ -35,6 +36,8 @@ class ImageData:
     class_names: tuple[str, ...]
     channels: Literal[1, 3]
     size: tuple[int, int]
+    long: bool = False
+    """Whether at least half of the images are more than twice as long as they are short."""
     about: tuple[str, ...] = ()
     """Lines for the user: what was read, what was left out, and what looks wrong."""
     files: SplitList | None = None
@@ -106,6 +109,7 @@ def load_data(
         class_names=source.class_names,
         channels=config.in_chans or channels,
         size=(max(h.height for h in headers), max(h.width for h in headers)),
+        long=mostly_long(headers),
         about=tuple(about),
         files=make_split_list(parts, source),
         changes=changes,

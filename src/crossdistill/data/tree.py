@@ -93,6 +93,8 @@ def _scan(tree: Tree, folder: str, below: str, above: tuple[str, ...], suffixes:
             tree.twins.append(path)
         elif entry.name.startswith(".") or entry.name in _SYSTEM:
             tree.hidden += 1
+        elif _is_loop(entry):
+            tree.special += 1
         elif entry.is_dir():
             real = os.path.realpath(entry.path)
             if real in above:
@@ -110,6 +112,15 @@ def _scan(tree: Tree, folder: str, below: str, above: tuple[str, ...], suffixes:
             tree.tar.append(path)
         else:
             tree.others[suffix] += 1
+
+
+def _is_loop(entry: "os.DirEntry[str]") -> bool:
+    """Return whether an entry is a link that leads to itself."""
+    try:
+        entry.is_dir()
+    except OSError:
+        return True
+    return False
 
 
 def _is_broken_link(entry: "os.DirEntry[str]") -> bool:

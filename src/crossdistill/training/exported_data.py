@@ -9,7 +9,7 @@ from rich.console import Console
 from crossdistill.backbones import Backbone
 from crossdistill.config import RunConfig
 from crossdistill.config.files import SETS
-from crossdistill.data.class_names import name_difference
+from crossdistill.data.class_names import canonical_name, name_difference
 from crossdistill.data.datasets import Arrays, Images
 from crossdistill.data.splits import ImageData
 from crossdistill.errors import UserError
@@ -46,12 +46,12 @@ def find_held_out(run: str, config: RunConfig, backbone: Backbone, console: Cons
         shape = (_NOISE, backbone.img_size, backbone.img_size, *channels)
         pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         return HeldOut(Arrays(pixels, [0] * _NOISE), None, None, "", "images of noise, since the data is not there")
-    data, listed = data_of_run(run, config, backbone.spec.in_chans)
+    data, known = data_of_run(run, config, backbone.spec.in_chans)
     report_data(data, console)
     test, val = data.test, data.val
-    if listed is not None:
-        test, val = (without_trained(images, listed, run, console) for images in (test, val))
-    kind = "test images" if listed is None else f"test images of {config.data!r}"
+    if known is not None:
+        test, val = (without_trained(images, known, run, console) for images in (test, val))
+    kind = "test images" if known is None else f"test images of {config.data!r}"
     name = "validation images, which are neither trained on nor scored"
     return HeldOut(test, _numbers(backbone, run, data), val, name, kind)
 
@@ -66,7 +66,9 @@ def _numbers(backbone: Backbone, run: str, data: ImageData) -> list[int] | None:
     if not data.labelled or not backbone.spec.num_classes:
         return None
     names = backbone.class_names or data.class_names
-    if len(names) != backbone.spec.num_classes or set(names) != set(data.class_names):
+    # Systems differ in the form of Unicode that they store the names of files in.
+    known, wanted = (list(map(canonical_name, one)) for one in (names, data.class_names))
+    if len(names) != backbone.spec.num_classes or set(known) != set(wanted):
         difference = name_difference("the model", names, "the data", data.class_names)
         raise UserError(f"the model in {run!r} knows other classes than {data.name!r}: {difference}")
-    return [names.index(name) for name in data.class_names]
+    return [known.index(name) for name in wanted]

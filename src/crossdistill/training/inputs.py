@@ -16,10 +16,10 @@ from crossdistill.backbones.args import read_args, weights_path
 from crossdistill.backbones.build import own_img_size
 from crossdistill.config import AugmentConfig, LoaderConfig, RunConfig
 from crossdistill.config.resolve import resolve
-from crossdistill.data import ImageData
+from crossdistill.data import ImageData, Images
 from crossdistill.data.loaders import Views
-from crossdistill.data.look import bytes_of, look, place, sampled_rows, unreadable_error
-from crossdistill.data.mixed import Joined
+from crossdistill.data.look import bytes_of, look, place, sampled_contents, unreadable_error
+from crossdistill.data.mixed import Joined, labelled_part
 from crossdistill.data.transforms import eval_transform
 from crossdistill.data.views import held_out_views, teacher_training_views, training_views
 from crossdistill.errors import UserError, first_line
@@ -133,8 +133,8 @@ def digests(config: RunConfig, data: ImageData, probed: ImageData | None = None)
     """
     found = data_digests(data)
     if probed is not None:
-        labels = [np.asarray(part.labels, dtype=np.int64).tobytes() for part in (probed.train, probed.val)]
-        found["probe_data labels"] = _digest(b"|".join(labels))
+        for name, part in (("training", probed.train), ("validation", probed.val)):
+            found |= _images_digests(f"probe_data {name}", part, listed=False)
     for setting, checkpoint in _checkpoints(config):
         path = Path(checkpoint)
         path = weights_path(path) if path.is_dir() else path
@@ -145,13 +145,21 @@ def digests(config: RunConfig, data: ImageData, probed: ImageData | None = None)
 
 
 def data_digests(data: ImageData) -> dict[str, str]:
-    """Return digests of the classes, labels and parquet rows of every split."""
+    """Return digests of the classes, and of labels and images of every split."""
     found = {"class names": _digest("\n".join([*data.class_names]).encode())}
-    for name, split in (("training", data.train), ("validation", data.val), ("test", data.test)):
-        found[f"{name} labels"] = _digest(np.asarray(split.labels, dtype=np.int64).tobytes())
-        # Files have a list of their own (split.json).
-        if (rows := sampled_rows(split)) is not None:
-            found[f"{name} images"] = _digest(rows)
+    unlabelled = data.train.parts[1:] if isinstance(data.train, Joined) else ()
+    for name, split in (("training", labelled_part(data.train)), ("validation", data.val), ("test", data.test)):
+        found |= _images_digests(name, split, listed=data.files is not None)
+    for number, part in enumerate(unlabelled, 1):
+        found |= _images_digests(f"unlabelled {number}", part, listed=False)
+    return found
+
+
+def _images_digests(name: str, images: Images, *, listed: bool) -> dict[str, str]:
+    """Return digests of the labels and of a sample of the images; files that are `listed` have a list (split.json)."""
+    found = {f"{name} labels": _digest(np.asarray(images.labels, dtype=np.int64).tobytes())}
+    if not listed and (sample := sampled_contents(images)) is not None:
+        found[f"{name} images"] = _digest(sample)
     return found
 
 

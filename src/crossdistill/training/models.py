@@ -15,8 +15,9 @@ from crossdistill.backbones.build import classes_of_weights
 from crossdistill.backbones.transformers_network import absolute_name, is_transformers
 from crossdistill.config import ModelConfig, RunConfig
 from crossdistill.data import ImageData
-from crossdistill.data.classes import has_classes_of, match_classes
-from crossdistill.data.split_list import read_split_list, trained_in
+from crossdistill.data.class_names import name_difference
+from crossdistill.data.classes import has_classes_of, match_classes, match_names
+from crossdistill.data.trained import read_trained
 from crossdistill.data.views import sample_loader
 from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError, unknown
@@ -183,17 +184,42 @@ def build_teachers(
     listed: Sequence[int | None] = sizes if isinstance(sizes, list) else [sizes] * len(teachers)
     if len(listed) != len(teachers):
         raise UserError(f"model.teacher_img_size lists {len(listed)} sizes for {len(teachers)} teachers")
-    built = []
+    built: list[Backbone] = []
     for (name, checkpoint), img_size in zip(teachers, listed, strict=True):
         if checkpoint is not None and Path(checkpoint).is_dir():
             teacher = _load_teacher(name, checkpoint, img_size, model, trust_code)
         else:
             teacher = _build_teacher(name, checkpoint, img_size, model, data)
         if isinstance(model.teacher_classes, list):
-            teacher.class_names = tuple(model.teacher_classes)
+            _name_classes(teacher, model.teacher_classes, checkpoint or name or "")
         _match_teacher(teacher, checkpoint or name or "", data, reads)
+        if not data.labelled and built and reads.logits:
+            _match_first(teacher, checkpoint or name or "", built[0])
         built.append(teacher)
     return built
+
+
+def _name_classes(teacher: Backbone, names: list[str], owner: str) -> None:
+    """Name the classes of a teacher that does not state them. Raises UserError for one that states others."""
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"model.teacher_classes names the class {twice!r} twice")
+    if teacher.class_names is None:
+        teacher.class_names = tuple(names)
+    elif list(teacher.class_names) != names:
+        raise UserError(
+            f"model.teacher_classes is another list than the teacher {owner!r} states: "
+            + (name_difference("the teacher", teacher.class_names, "the list", names) or "the order differs")
+            + "; leave it out, or name the file's classes only where no teacher states its own"
+        )
+
+
+def _match_first(teacher: Backbone, owner: str, first: Backbone) -> None:
+    """Put a teacher's classes into the order of the first teacher's: without labels nothing else states an order.
+
+    Raises UserError for classes of other names.
+    """
+    if first.class_names is not None and teacher.class_names is not None:
+        match_names(teacher, owner, first.class_names, "the first teacher")
 
 
 def _match_teacher(teacher: Backbone, owner: str, data: ImageData, reads: Reads) -> None:
@@ -258,8 +284,10 @@ def _build_teacher(
 def _report_trained_on(config: RunConfig, data: ImageData, console: Console) -> None:
     """Say which held-out images a teacher's own run has trained on: its scores on them are too good."""
     for _, checkpoint in config.teachers:
-        listed = read_split_list(checkpoint) if checkpoint is not None and Path(checkpoint).is_dir() else None
-        seen = {} if listed is None else {name: trained_in(getattr(data, name), listed) for name in ("val", "test")}
+        if checkpoint is None or not Path(checkpoint).is_dir():
+            continue
+        known = read_trained(checkpoint)
+        seen = {name: known.find(getattr(data, name)) for name in ("val", "test")}
         for name, numbers in seen.items():
             if numbers:
                 text = f"note: the teacher {checkpoint!r} has trained on {len(numbers):,} of the {name} images"

@@ -56,7 +56,7 @@ def probe_teacher(config: RunConfig, console: Console) -> Path:
     probe = _fit(config, data, backbone.to(device).eval(), views, device, console)
     _set_classifier(backbone, probe, data)
     seconds = time.perf_counter() - start
-    start_folder(config, digests(config, data), out, 1, resume=False)
+    start_folder(config, digests(config, data), out, 1, resume=False, data=data)
     _finish(config, data, backbone, device, seconds, out)
     return out
 

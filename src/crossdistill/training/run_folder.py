@@ -19,7 +19,9 @@ import crossdistill
 from crossdistill.config import RunConfig
 from crossdistill.config.code import check_named_code, code_of
 from crossdistill.config.files import EXECUTION, PATHS, complete_from_dict, flat, read_yaml, with_read_paths
-from crossdistill.data.split_list import SPLIT_NAME, Changes, SplitList, write_split_list
+from crossdistill.data import ImageData
+from crossdistill.data.split_list import SPLIT_NAME, Changes, write_split_list
+from crossdistill.data.trained import TRAINED_NAME, unlisted_marks, write_trained
 from crossdistill.errors import UserError
 from crossdistill.files import make_folder, write_whole
 from crossdistill.report.records import CONFIG_NAME, ENVIRONMENT_NAME, Environment, read_environment
@@ -81,7 +83,7 @@ def start_folder(
     *,
     resume: bool,
     root: Path | None = None,
-    files: SplitList | None = None,
+    data: ImageData | None = None,
     lock: RunLock | None = None,
 ) -> None:
     """Make the run's folder, and write what the run starts from: decided settings, versions, digests, files of splits.
@@ -99,8 +101,10 @@ def start_folder(
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     write_whole(out / ENVIRONMENT_NAME, json.dumps(asdict(environment(processes, inputs)), indent=2))
     write_whole(out / CONFIG_NAME, text)
-    if files is not None and not resume:
-        write_whole(out / SPLIT_NAME, write_split_list(files))
+    if data is not None and not resume:
+        if data.files is not None:
+            write_whole(out / SPLIT_NAME, write_split_list(data.files))
+        write_whole(out / TRAINED_NAME, write_trained(unlisted_marks(data.train, data.files)))
 
 
 def _stored_path(path: str, out: Path, root: Path | None) -> str:

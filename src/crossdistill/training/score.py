@@ -14,7 +14,7 @@ from crossdistill.data import ImageData, Images, load_data
 from crossdistill.data.classes import has_classes_of, match_classes
 from crossdistill.data.datasets import Part
 from crossdistill.data.loaders import evaluation_loader
-from crossdistill.data.split_list import SplitList, read_split_list, trained_in
+from crossdistill.data.trained import TrainedOn, read_trained
 from crossdistill.data.transforms import eval_transform
 from crossdistill.errors import UserError, unknown
 from crossdistill.evaluation.accuracy import evaluate
@@ -49,6 +49,8 @@ def score(
     else:
         backbone, data, augment, other = _load_named(model, config, checkpoint)
     report_data(data, console)
+    if backbone.note:
+        console.print(f"{model}: note: {backbone.note}", highlight=False, markup=False, soft_wrap=True)
     if backbone.weights_part:
         text = f"{model}: the weights are those under {backbone.weights_part!r} in its checkpoint"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -91,8 +93,8 @@ def _check_split(split: str, probes: Sequence[str]) -> None:
 
 def _load_run(
     model: str, config: RunConfig, probes: Sequence[str]
-) -> tuple[Backbone, ImageData, AugmentConfig, SplitList | None]:
-    """Return the model of a run, the data, how images are fitted, and the run's list where the data is another."""
+) -> tuple[Backbone, ImageData, AugmentConfig, TrainedOn | None]:
+    """Return the model of a run, the data, how images are fitted, and for other data what the run has trained on."""
     backbone = load_backbone(model, trust_code=config.trust_code)
     data, other = data_of_run(model, config, backbone.spec.in_chans)
     if not probes:
@@ -100,12 +102,13 @@ def _load_run(
     return backbone, data, config.augment, other
 
 
-def data_of_run(run: str, config: RunConfig, in_chans: int) -> tuple[ImageData, SplitList | None]:
-    """Return the data of the settings, divided as the run has divided it; with the run's list where it is another set.
+def data_of_run(run: str, config: RunConfig, in_chans: int) -> tuple[ImageData, TrainedOn | None]:
+    """Return the data of the settings, divided as the run has divided it, and for other data what it has trained on.
 
     Raises UserError.
     """
-    listed = read_split_list(run)
+    known = read_trained(run)
+    listed = known.listed
     stored = read_config(Path(run))
     # The list of a run without labels does not say which class a file has.
     same_labels = stored.loader.labels == config.loader.labels
@@ -115,12 +118,12 @@ def data_of_run(run: str, config: RunConfig, in_chans: int) -> tuple[ImageData, 
     if same and listed is None:
         # Without a list of files nothing else tells which images the run has trained on.
         check_inputs(Path(run), {**read_environment(Path(run)).inputs, **data_digests(data)})
-    return data, None if same else listed
+    return data, None if same else known
 
 
 def _load_named(
     model: str, config: RunConfig, checkpoint: str | None
-) -> tuple[Backbone, ImageData, AugmentConfig, SplitList | None]:
+) -> tuple[Backbone, ImageData, AugmentConfig, TrainedOn | None]:
     if checkpoint is None:
         raise UserError(f"{model!r} is not the folder of a run; a model by name needs --checkpoint FILE")
     by_name = replace(config, student=model, method=NONE, options={}, teacher=None)
@@ -139,18 +142,19 @@ def _load_named(
     return backbone, data, decided.augment, None
 
 
-def without_trained(images: Images, listed: SplitList, model: str, console: Console) -> Images:
+def without_trained(images: Images, known: TrainedOn, model: str, console: Console) -> Images:
     """Leave out what the run has trained on. Raises UserError where nothing is left."""
-    if not listed.contents:
-        text = (
-            f"crossdistill: note: the images of {model!r} are known by path and size alone, so copies are not noticed"
-        )
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-    trained = set(trained_in(images, listed))
+    plain: dict[str, Any] = dict(highlight=False, markup=False, soft_wrap=True)
+    if known.marks is None and known.listed is None:
+        console.print(f"crossdistill: note: it is not known which of these images {model!r} has trained on", **plain)
+    elif not known.by_content:
+        text = f"the images of {model!r} are known by path and size alone, or in part, so copies are not noticed"
+        console.print(f"crossdistill: note: {text}", **plain)
+    trained = set(known.find(images))
     if not trained:
         return images
     if len(trained) == len(images):
         raise UserError(f"{model!r} has trained on all of these images; give data that it has not seen")
     text = f"crossdistill: note: {len(trained):,} of these images are left out, since {model!r} has trained on them"
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(text, **plain)
     return Part(images, [number for number in range(len(images)) if number not in trained])
