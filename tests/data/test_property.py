@@ -26,6 +26,12 @@ PICTURE = st.tuples(
     st.integers(1, 9),
     st.integers(1, 8),
 )
+SPLITS = {
+    "train": ["train", "Training", "train_set"],
+    "val": ["val", "valid", "dev", "Validation"],
+    "test": ["test", "Testing", "eval"],
+}
+LAYOUTS = st.sampled_from([("train",), ("train", "test"), ("train", "val"), ("train", "val", "test")])
 STRAYS = st.lists(st.sampled_from([".hidden.png", "notes.txt", ".git/x.png", "Thumbs.db"]), unique=True)
 
 
@@ -124,3 +130,48 @@ def test_folders_are_read_as_a_plain_reader_reads_them(classes, pictures, strays
                 assert read.shape == expected[key].shape
                 assert np.abs(read - expected[key]).max() <= 1
         assert seen == set(expected)
+
+
+@settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(CLASSES, LAYOUTS, st.randoms(use_true_random=False), st.sampled_from(["png", "jpg", "gif", "palette.png"]))
+def test_folders_of_splits_are_read_as_a_plain_reader_reads_them(classes, layout, random, kind):
+    """Splits under any usual names, with or without a folder above; classes that are named as splits among them."""
+    with tempfile.TemporaryDirectory() as home:
+        root, expected, seed = Path(home) / "set", {}, 0
+        for role in layout:
+            folder = random.choice(SPLITS[role])
+            for name in classes:
+                for number in range(random.randint(4, 6)):
+                    seed += 1
+                    inner = random.choice(["", "inner/"])
+                    key = f"{folder}/{name}/{inner}{number}.{kind}"
+                    picture = Image.fromarray(noise(seed, 8, 8))
+                    if kind in ("gif", "palette.png"):
+                        picture = picture.quantize(200)
+                    put(picture, root / key)
+                    with Image.open(root / key) as stored:
+                        expected[key] = role, name, np.asarray(stored.convert("RGB"))
+        data = load_data(str(root), LoaderConfig(val_fraction=0.3))
+        assert data.class_names == tuple(sorted(classes))
+        # A single evaluation split is the test split, whatever its name.
+        given_test = "test" in layout or "val" in layout
+        found = {"train": set(), "val": set(), "test": set()}
+        for role, keys in found.items():
+            images = getattr(data, role)
+            base, chosen = base_of(images)
+            for number, index in enumerate(chosen):
+                key = base.keys[index]
+                keys.add(key)
+                _, name, pixels = expected[key]
+                assert data.class_names[images.labels[number]] == name
+                assert np.array_equal(np.asarray(images.read(number).convert("RGB")), pixels)
+        of = {role: {key for key in expected if expected[key][0] == role} for role in ("train", "val", "test")}
+        assert set().union(*found.values()) == set(expected)
+        assert found["train"] <= of["train"]
+        if given_test:
+            assert found["test"] == (of["test"] or of["val"])
+        if len(layout) == 3:
+            assert found["val"] == of["val"]
+        else:
+            assert found["val"] <= of["train"]
+            assert found["val"]
