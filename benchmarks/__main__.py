@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import layout, plot, report, scaling, steps, waiting
+from benchmarks.pairs import METHODS
 from crossdistill.training.run_folder import environment
 
 PARTS = ("steps", "losses", "build", "processes", "waiting", "layout")
@@ -28,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--parts", default=",".join(PARTS), help="What to measure, with commas.")
     parser.add_argument("--sizes", default="32,224", help="Image sides in pixels, with commas: 32, 224.")
+    parser.add_argument("--methods", default=",".join(METHODS), help="Methods of the steps, with commas.")
     parser.add_argument("--repeats", type=int, default=None, help="Paired steps; 15 at 32 px and 5 at 224 by default.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default=None, choices=("32", "bf16"))
@@ -42,6 +44,7 @@ def main() -> None:
     default = {32: 15, 224: 5} if device == "cpu" else {32: 50, 224: 50}
     repeats = {size: given.repeats or default[size] for size in sizes}
     wanted = given.parts.split(",")
+    methods = given.methods.split(",")
     found: dict[str, Any] = {
         "environment": {**asdict(environment(1, {})), "cores": os.cpu_count(), "machine": platform.machine()},
         "device": device,
@@ -49,7 +52,7 @@ def main() -> None:
     }
     given.out.mkdir(parents=True, exist_ok=True)
     measures = {
-        "steps": lambda: steps.measure(sizes, device, repeats, precision, console.print),
+        "steps": lambda: steps.measure(sizes, device, repeats, precision, methods, console.print),
         "losses": lambda: {**scaling.losses(device), "bend": scaling.bend()},
         "build": lambda: [
             scaling.build(family, size, device, precision) for size in sizes for family in ("cnn", "vit")

@@ -14,6 +14,7 @@ from rich.console import Console
 from timm.optim import create_optimizer_v2
 
 import crossdistill as cd
+from crossdistill.backbones.pooling import pooled
 from crossdistill.cache import CacheFormat, TeacherCache, Work, build_cache
 from crossdistill.config import AugmentConfig
 from crossdistill.data.datasets import Arrays
@@ -22,7 +23,9 @@ from crossdistill.data.resident import ResidentViews
 from crossdistill.data.transforms import resize_transform
 from crossdistill.methods import choose_method
 
-METHODS = [name for name in cd.list_methods() if name != "none"]
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in cd.list_methods() if name != "none"}
+METHODS["rsd dense"] = ("rsd", {"spatial": 14, "spatial_stages": [2, 4]})
+"""What is measured: methods with their options, by name."""
 CLASSES = 100
 
 
@@ -91,7 +94,7 @@ class Bench:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def distiller(self, method: str) -> Any:
-        choice = choose_method(method).for_images(len(self.views))
+        choice = choose_method(*METHODS.get(method, (method, {}))).for_images(len(self.views))
         models = {"student": copy.deepcopy(self.student), "teacher": copy.deepcopy(self.teacher)}
         return cd.create_distiller(choice, **models).to(self.device).train()
 
@@ -100,7 +103,8 @@ class Bench:
         made = self.distiller(method)
         with torch.no_grad():
             output = made.teacher(self.views.__getitems__(self.keys[:2]).images, stages=True)
-        shapes = tuple((n, tuple(output.stages[n - 1].shape[1:])) for n in made.needs.teacher.stages)
+        reads = made.needs.teacher
+        shapes = tuple((n, tuple(pooled(output.stages[n - 1], reads.side).shape[1:])) for n in reads.stages)
         fmt = CacheFormat(len(self.views), output.embedding.shape[1], CLASSES, stages=shapes)
         work = Work(made.teacher, self.views, self.batch)
         build_cache(folder, fmt, {"version": 0}, 1, work, Console(quiet=True))

@@ -5,7 +5,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.pairs import BATCH, METHODS, MODELS, PAIRS, TEACHERS, Bench, Case, caches
+from benchmarks.pairs import BATCH, MODELS, PAIRS, TEACHERS, Bench, Case, caches
 
 ALONE, TEACHER = "student alone", "teacher forward"
 _WARMUP = 2
@@ -77,7 +77,9 @@ def peak_bytes(case: Case, device: torch.device) -> int:
     return resting + highest
 
 
-def measure_pair(student: str, teacher: str, size: int, device: str, repeats: int, precision: str) -> dict[str, Any]:
+def measure_pair(
+    student: str, teacher: str, size: int, device: str, repeats: int, precision: str, methods: Sequence[str]
+) -> dict[str, Any]:
     """Measure all cases of one pair: time in turns, then operations and memory of each alone."""
     batch = BATCH[device][size]
     bench = Bench(MODELS[size][student], TEACHERS[size][teacher], size, batch, device, precision)
@@ -86,7 +88,7 @@ def measure_pair(student: str, teacher: str, size: int, device: str, repeats: in
             ALONE: lambda: bench.case(ALONE, "none"),
             TEACHER: bench.teacher_forward,
         }
-        for method in METHODS:
+        for method in methods:
             cache = stored(method)
             makers[f"{method} online"] = partial(bench.case, f"{method} online", method)
             makers[f"{method} cached"] = partial(bench.case, f"{method} cached", method, cache)
@@ -141,11 +143,13 @@ def quartiles(values: list[float]) -> list[float]:
     return [ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]]
 
 
-def measure(sizes: list[int], device: str, repeats: dict[int, int], precision: str, say: Any) -> list[dict[str, Any]]:
+def measure(
+    sizes: list[int], device: str, repeats: dict[int, int], precision: str, methods: Sequence[str], say: Any
+) -> list[dict[str, Any]]:
     """Measure all pairs at all sizes."""
     found = []
     for size in sizes:
         for student, teacher in PAIRS:
             say(f"steps at {size} px: {student} <- {teacher}")
-            found.append(measure_pair(student, teacher, size, device, repeats[size], precision))
+            found.append(measure_pair(student, teacher, size, device, repeats[size], precision, methods))
     return found

@@ -37,4 +37,4 @@ def test_every_method_can_be_timed(method):
 
 
 def test_the_benchmarks_time_every_method():
-    assert list(METHODS) == pairs.METHODS
+    assert {method for method, _ in pairs.METHODS.values()} == set(METHODS)

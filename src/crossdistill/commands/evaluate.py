@@ -2,13 +2,19 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse import Namespace
 
 from crossdistill.commands._run import RunParser
 from crossdistill.commands._show import consoles
 from crossdistill.config import RunConfig
 from crossdistill.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ABOUT = "Score a finished run, or a model by name with a checkpoint, on a split of its data or of another set."
 _LOADER = ("batch_size", "workers", "val_fraction", "split_seed", "max_train", "root", "labels")
@@ -35,12 +41,31 @@ def run(argv: Sequence[str]) -> int:
     from crossdistill.training.score import score
 
     result, progress = consoles()
+    if made.segmentation is not None:
+        return _segment(made, config, result, progress)
     probes = [name for name in ("knn", "linear_probe") if made[name]]
     scores = score(made.scored, config, progress, split=made.split, checkpoint=made.checkpoint, probes=probes)
     if made.json:
         print(json.dumps(scores, indent=2))
     else:
         show(accuracy_table({f"model ({made.scored})": scores}, made.split), result)
+    return 0
+
+
+def _segment(made: Namespace, config: RunConfig, result: "Console", progress: "Console") -> int:
+    from crossdistill.report.tables import TextTable, show
+    from crossdistill.training.segment import segmentation_score
+
+    found = segmentation_score(
+        made.scored, config, progress, folder=made.segmentation, stage=made.stage, checkpoint=made.checkpoint
+    )
+    if made.json:
+        print(json.dumps(asdict(found), indent=2))
+        return 0
+    header = ["", "mIoU, %", "pixels correct, %", "images", "cells"]
+    row = [f"model ({made.scored})", f"{found.miou:.2f}", f"{found.pixel_accuracy:.2f}", f"{found.images:,}"]
+    title = f"Linear segmentation from stage {made.stage}"
+    show(TextTable(title, header, [[*row, f"{found.grid[0]}x{found.grid[1]}"]]), result)
     return 0
 
 
@@ -53,6 +78,14 @@ def _parser() -> RunParser:
     parser.add_argument(
         "--linear_probe", action="store_true", help="Score the embedding by a linear classifier fitted on it as well."
     )
+    parser.add_argument(
+        "--segmentation",
+        metavar="FOLDER",
+        type=str | None,
+        default=None,
+        help="Score a linear segmentation from a stage map instead, on a folder of images and masks.",
+    )
+    parser.add_argument("--stage", type=Literal[1, 2, 3, 4], default=4, help="Stage map of --segmentation.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     return parser
 

@@ -1,0 +1,49 @@
+"""Score a finished run, or a model by name with a checkpoint, by a segmentation from its frozen stage maps."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from crossdistill.backbones import Backbone, create_backbone, load_backbone
+from crossdistill.backbones.build import classes_of_weights
+from crossdistill.config import RunConfig
+from crossdistill.data.masks import load_masked
+from crossdistill.data.transforms import eval_transform
+from crossdistill.errors import UserError
+from crossdistill.evaluation.segmentation import Segmentation, segment
+from crossdistill.training.engine import choose_device, set_threads
+
+
+def segmentation_score(
+    model: str, config: RunConfig, console: Console, *, folder: str, stage: int, checkpoint: str | None
+) -> Segmentation:
+    """Fit and score a linear classifier on a stage map of a model, on a folder of images and masks. Raises UserError.
+
+    Images are squashed to the network's input, so that every pixel of a mask is scored.
+    """
+    set_threads(config.engine)
+    train, test = load_masked(folder)
+    backbone = _load(model, config, checkpoint)
+    if backbone.stage_problem is not None:
+        raise UserError(backbone.stage_problem)
+    text = f"segmentation: {len(train):,} training and {len(test):,} test images with masks"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    whole = replace(config.augment, crop_mode="squash", crop_pct=1.0)
+    transform = eval_transform(whole, backbone.spec, backbone.img_size)
+    return segment(backbone, train, test, transform, console, stage=stage, device=choose_device(config.engine))
+
+
+def _load(model: str, config: RunConfig, checkpoint: str | None) -> Backbone:
+    if Path(model).is_dir():
+        return load_backbone(model, trust_code=config.trust_code)
+    if checkpoint is None:
+        raise UserError(f"{model!r} is not the folder of a run; a model by name needs --checkpoint FILE")
+    built = dict(
+        img_size=config.img_size,
+        checkpoint=checkpoint,
+        checkpoint_key=config.model.student_checkpoint_key,
+        small_images=config.model.stem == "small",
+        **config.model.student_args,
+    )
+    return create_backbone(model, classes_of_weights(model, **built) or 0, **built)
