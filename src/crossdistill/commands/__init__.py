@@ -9,6 +9,7 @@ COMMANDS: dict[str, str] = {
     "compare": "crossdistill.commands.compare",
     "report": "crossdistill.commands.report",
     "eval": "crossdistill.commands.evaluate",
+    "inspect": "crossdistill.commands.inspect",
     "export": "crossdistill.commands.export",
     "predict": "crossdistill.commands.predict",
     "models": "crossdistill.commands.models",

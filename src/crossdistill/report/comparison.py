@@ -7,7 +7,16 @@ from typing import Any
 
 from crossdistill.report.class_plots import class_gains, reliability
 from crossdistill.report.groups import Group
-from crossdistill.report.page import PAGE_NAME, cost_table, reached, teacher_top1, write_page
+from crossdistill.report.inspection import read_inspection
+from crossdistill.report.page import (
+    PAGE_NAME,
+    cost_table,
+    inspected_figures,
+    inspected_tables,
+    reached,
+    teacher_top1,
+    write_page,
+)
 from crossdistill.report.plots import comparison
 from crossdistill.report.records import RunRecord
 from crossdistill.report.statistics import gain
@@ -20,6 +29,7 @@ def write_comparison_page(folder: Path, groups: Sequence[Group]) -> Path:
     # One run is shown in detail: the first seed of the last group with a teacher.
     taught = next((group.runs[0] for group in reversed(groups) if "teacher" in group.runs[0].metrics), None)
     shown = taught or runs[0]
+    found = read_inspection(shown.folder)
     data = ", ".join(dict.fromkeys(run.metrics["data"] for run in runs))
     epochs = ", ".join(dict.fromkeys(str(run.metrics["training"]["epochs"]) for run in runs))
     curves = comparison({group.label: group.runs for group in groups}, _one_teacher(runs))
@@ -32,8 +42,9 @@ def write_comparison_page(folder: Path, groups: Sequence[Group]) -> Path:
         folder / PAGE_NAME,
         title=_pairs(runs),
         lead=f"{data}; {epochs} epochs; {len(runs)} runs.",
-        tables=[full_table(groups), cost_table(shown)],
-        figures=figures,
+        tables=[full_table(groups), cost_table(shown), *inspected_tables(found)],
+        figures=[*figures, *inspected_figures(found)],
+        inspection=found,
         samples=shown.samples,
         sampled=f" by {shown.metrics['method']}, seed {shown.metrics['seed']}",
         run=shown,

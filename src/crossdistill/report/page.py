@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from crossdistill.files import write_whole
+from crossdistill.report.inspection import Inspection, agreement_table, alignment_figure, read_inspection
 from crossdistill.report.plots import run_curves
 from crossdistill.report.records import RunRecord, read_run
 from crossdistill.report.tables import TextTable
@@ -22,21 +23,37 @@ def write_run_page(folder: Path) -> Path:
     """Write the page of one finished run into its folder."""
     run = read_run(folder)
     student, teacher = run.metrics["student"], run.metrics.get("teacher")
+    found = read_inspection(folder)
     taught = (
         f" taught by {teacher['name']} with {run.metrics['method']}" if teacher else ", trained on the labels alone"
     ) + ("" if "test" in student else ", without labels")
+    tables = run_table(run), neighbours_table(run), cost_table(run)
     return write_page(
         folder / PAGE_NAME,
         title=f"{student['name']}{taught}",
         lead=f"{run.metrics['data']}, seed {run.metrics['seed']}, {run.metrics['training']['epochs']} epochs, "
         f"{run.metrics['training']['seconds']:.0f} s of training; training-only parameters, removed afterwards: "
         f"{run.metrics['training']['training_only_parameters']:,}.",
-        tables=[table for table in (run_table(run), neighbours_table(run), cost_table(run)) if table],
-        figures=[{"title": "Training", "svg": run_curves(run)}],
+        tables=[*(table for table in tables if table), *inspected_tables(found)],
+        figures=[{"title": "Training", "svg": run_curves(run)}, *inspected_figures(found)],
+        inspection=found,
         samples=run.samples,
         sampled="",
         run=run,
     )
+
+
+def inspected_tables(found: Inspection | None) -> list[TextTable]:
+    """Return the tables of what `inspect` has found."""
+    table = None if found is None else agreement_table(found)
+    return [] if table is None else [table]
+
+
+def inspected_figures(found: Inspection | None) -> list[dict[str, Any]]:
+    """Return the figures of what `inspect` has found."""
+    svg = "" if found is None else alignment_figure(found)
+    title = "How alike the layers of teacher and student are (linear CKA; 1: equal up to rotation and scale)"
+    return [{"title": title, "svg": svg}] if svg else []
 
 
 def reached(group: Sequence[RunRecord], plain: Sequence[RunRecord]) -> str:

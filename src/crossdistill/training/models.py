@@ -106,7 +106,7 @@ def _check_optimiser(name: str) -> None:
 
 def build_models(config: RunConfig, choice: MethodChoice, data: ImageData) -> Distiller:
     """Build student, teachers and method of a run, with initial weights from its seed. Raises UserError."""
-    student, teachers = _student_and_teachers(config, choice.needs, data)
+    student, teachers = initial_models(config, choice.needs, data)
     if config.engine.sync_batchnorm:
         # Not Lightning's flag: torch's converter drops the activation inside timm's norm layers.
         student.model = convert_sync_batchnorm(student.model)
@@ -123,8 +123,8 @@ def build_models(config: RunConfig, choice: MethodChoice, data: ImageData) -> Di
     )
 
 
-def _student_and_teachers(config: RunConfig, needs: Needs, data: ImageData) -> tuple[Backbone, list[Backbone]]:
-    """Build the models, with initial weights from the seed. Raises UserError."""
+def initial_models(config: RunConfig, needs: Needs, data: ImageData) -> tuple[Backbone, list[Backbone]]:
+    """Build student and teachers of a run, with initial weights from its seed. Raises UserError."""
     torch.manual_seed(config.seed)
 
     def teachers() -> list[Backbone]:
@@ -142,7 +142,7 @@ def _student_and_teachers(config: RunConfig, needs: Needs, data: ImageData) -> t
 
 def rebuild_teacher(config: RunConfig, needs: Needs, data: ImageData) -> Teacher | None:
     """Build the teacher of a run once more, after it was released."""
-    student, teachers = _student_and_teachers(config, needs, data)
+    student, teachers = initial_models(config, needs, data)
     return make_teacher(teachers, student, config.teacher_weights)
 
 
