@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     # A run is scored with its own settings: the same data, the same held-out split.
     base = run_settings(made.scored, parser.given(argv)) if Path(made.scored).is_dir() else None
     config, made = _parser().read_run(argv, base)
-    from crossdistill.report.page import accuracy_table
+    from crossdistill.report.page import accuracy_table, corruption_table
     from crossdistill.report.tables import show
     from crossdistill.training.score import score
 
@@ -44,11 +44,22 @@ def run(argv: Sequence[str]) -> int:
     if made.segmentation is not None:
         return _segment(made, config, result, progress)
     probes = [name for name in ("knn", "linear_probe") if made[name]]
-    scores = score(made.scored, config, progress, split=made.split, checkpoint=made.checkpoint, probes=probes)
+    scores = score(
+        made.scored,
+        config,
+        progress,
+        split=made.split,
+        checkpoint=made.checkpoint,
+        probes=probes,
+        corruptions=made.corruptions,
+        ood=made.ood,
+    )
     if made.json:
         print(json.dumps(scores, indent=2))
     else:
         show(accuracy_table({f"model ({made.scored})": scores}, made.split), result)
+        if made.corruptions:
+            show(corruption_table(scores["corruptions"]), result)
     return 0
 
 
@@ -77,6 +88,16 @@ def _parser() -> RunParser:
     parser.add_argument("--knn", action="store_true", help="Score the embedding by its 20 nearest neighbours as well.")
     parser.add_argument(
         "--linear_probe", action="store_true", help="Score the embedding by a linear classifier fitted on it as well."
+    )
+    parser.add_argument(
+        "--corruptions", action="store_true", help="Score corrupted images as well: noise, blur, JPEG and others."
+    )
+    parser.add_argument(
+        "--ood",
+        metavar="DATA",
+        type=str | None,
+        default=None,
+        help="Images of no class of the model: how well the largest logit tells them from the scored ones.",
     )
     parser.add_argument(
         "--segmentation",

@@ -105,9 +105,19 @@ def accuracy_table(scores: Mapping[str, Mapping[str, Any]], split: str = "test")
     first = next(iter(scores.values()))
     columns = [("top1", "top-1, %"), ("top5", "top-5, %"), ("loss", "loss, nats"), ("ece", "calibration error, %")]
     columns += [("knn", "nearest neighbours, %"), ("linear_probe", "linear probe, %")]
+    columns += [("ood", "other images told apart (AUROC), %")]
     columns = [(key, name) for key, name in columns if key in first]
     rows = [[model, *(f"{values[key]:.2f}" for key, _ in columns)] for model, values in scores.items()]
     return TextTable(f"On the {split} split", ["", *(name for _, name in columns)], rows)
+
+
+def corruption_table(found: Mapping[str, Sequence[float]]) -> TextTable:
+    """Make the table of the accuracy on corrupted images, by kind and severity."""
+    columns = [statistics.mean(values) for values in zip(*found.values(), strict=True)]
+    every = {**found, "mean": columns}
+    rows = [[name, *(f"{v:.2f}" for v in (*values, statistics.mean(values)))] for name, values in every.items()]
+    severities = [str(number + 1) for number in range(len(columns))]
+    return TextTable("Top-1 on corrupted images, %, by severity", ["", *severities, "mean"], rows)
 
 
 def cost_table(run: RunRecord) -> TextTable:

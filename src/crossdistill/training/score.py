@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from crossdistill.data.loaders import evaluation_loader
 from crossdistill.data.trained import TrainedOn, read_trained
 from crossdistill.data.transforms import eval_transform
 from crossdistill.errors import UserError, unknown
-from crossdistill.evaluation.accuracy import evaluate
+from crossdistill.evaluation.accuracy import evaluate, ood_auroc
+from crossdistill.evaluation.corruptions import CORRUPTIONS, SEVERITIES, Corrupted
 from crossdistill.evaluation.embedding import embed, fit_probe, knn_accuracy
 from crossdistill.methods import NONE, choose_method
 from crossdistill.progress import Tracked
@@ -35,12 +37,16 @@ def score(
     split: str,
     checkpoint: str | None,
     probes: Sequence[str] = (),
-) -> dict[str, float]:
+    corruptions: bool = False,
+    ood: str | None = None,
+) -> dict[str, Any]:
     """Score a finished run, or a model by name with a checkpoint, on one split of the data.
 
     A run is scored on the images that its own list has in that split; on other data, images that it has trained on are
     left out of the held-out splits. `probes` are ways to score the embedding by the training split: "knn" and
-    "linear_probe". With them a model may have other classes, or no classifier. Raises UserError.
+    "linear_probe". With them a model may have other classes, or no classifier. With `corruptions` the result has
+    "corruptions": by name, the top-1 at each severity. `ood` is a folder of images of no class of the model: "ood" is
+    the area under the ROC curve, percent, by which the largest logit tells them from the scored ones. Raises UserError.
     """
     _check_split(split, probes)
     set_threads(config.engine)
@@ -57,7 +63,7 @@ def score(
     if not data.labelled:
         raise UserError("loader.labels is 'none', so nothing can be scored; give --loader.labels classes and --data")
     classified = has_classes_of(data, [backbone])
-    if not classified and not probes:
+    if not classified and (not probes or corruptions or ood is not None):
         raise UserError(f"the model has {backbone.spec.num_classes} classes, {config.data!r} has {data.num_classes}")
     splits = {"train": data.train, "val": data.val, "test": data.test}
     if other is not None and split != "train":
@@ -66,11 +72,29 @@ def score(
     device = choose_device(config.engine)
     backbone.to(device).eval()
 
-    def loader(name: str) -> Iterable[Any]:
-        batches = evaluation_loader(splits[name], transform, config.loader.batch_size, workers=config.loader.workers)
-        return Tracked(batches, console, f"{name} split")
+    def batches(images: Images, seen: Any, text: str) -> Iterable[Any]:
+        made = evaluation_loader(images, seen, config.loader.batch_size, workers=config.loader.workers)
+        return Tracked(made, console, text)
 
-    scores = evaluate(backbone, loader(split), data.num_classes, device) if classified else {}
+    def loader(name: str) -> Iterable[Any]:
+        return batches(splits[name], transform, f"{name} split")
+
+    scores: dict[str, Any] = {}
+    if classified:
+        scores |= evaluate(backbone, loader(split), data.num_classes, device)
+    if corruptions:
+
+        def corrupted(name: str, severity: int) -> float:
+            seen = Corrupted(transform, backbone.spec, name, severity)
+            tested = batches(splits[split], seen, f"{name}, severity {severity}")
+            return evaluate(backbone, tested, data.num_classes, device)["top1"]
+
+        scores["corruptions"] = {name: [corrupted(name, one) for one in SEVERITIES] for name in CORRUPTIONS}
+    if ood is not None:
+        strange = load_data(ood, replace(config.loader, labels="none", in_chans=data.channels, max_train=None))
+        report_data(strange, console)
+        others = [batches(one, transform, "other images") for one in (strange.train, strange.val, strange.test)]
+        scores["ood"] = ood_auroc(backbone, loader(split), chain.from_iterable(others), device)
     if probes:
         train, scored = (embed(backbone, loader(name), device) for name in ("train", split))
         scores["images"] = len(scored.labels)
