@@ -1,6 +1,7 @@
 """Files that are written completely or not at all, and folders that git ignores."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -20,3 +21,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def shortest_endings(paths: Sequence[str]) -> list[str]:
+    """Return as many last parts of each path as tell all of them apart."""
+    parts = [Path(path).parts for path in paths]
+    for count in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(one[-count:]) for one in parts]
+        if len(set(names)) == len(set(paths)):
+            return names
+    return list(paths)

@@ -97,9 +97,27 @@ def test_teachers_in_folders_of_one_name(capsys, tmp_path, teacher_folder):
         (["--jobs", "0"], "--jobs is 0"),
         (["--teachers", "nothing", "--methods", "kd"], "unknown model 'nothing'"),
         (["--students", "nothing"], "unknown model 'nothing'"),
+        (
+            ["--methods", "none,kd{temperature=2}", "--sweep", "options.kd.temperature=1,4"],
+            "a method or a student in braces sets it as well",
+        ),
+        (
+            ["--students", "test_vit{depth=2}", "--sweep", "model.student_args.depth=1,3", "--methods", "none"],
+            "a method or a student in braces sets it as well",
+        ),
+        (["--teachers", "TEACHER", "--sweep", "model.teacher_img_size=16,64"], "states it of its teacher"),
+        (
+            ["--teachers", "TEACHER", "--model.teacher-img-size", "64"],
+            "--model.teacher-img-size is for the model of --teacher, and --teachers does not list it",
+        ),
+        (
+            ["--students", "test_resnet", "--model.student-checkpoint", "w.pth", "--methods", "none"],
+            "is for the model of --student, and --students does not list it: leave it out, or give arguments in braces",
+        ),
     ],
 )
-def test_wrong_grids_are_refused(capsys, tmp_path, words, message):
+def test_wrong_grids_are_refused(capsys, tmp_path, teacher_folder, words, message):
+    words = [teacher_folder if word == "TEACHER" else word for word in words]
     given = ["compare", *QUICK, "--methods", "none", "--seeds", "0", "--out", tmp_path / "out", *words]
     code, _, err = run(capsys, *given)
     assert (code, message in err) == (2, True), err

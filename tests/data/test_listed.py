@@ -133,3 +133,12 @@ def test_images_that_were_relabelled_are_said(tmp_path, images):
     now = load_data(write(tmp_path / "list.csv", "path,label,split", *lines), LoaderConfig(), before.files)
     assert now.changes.relabelled == (images[20],)
     assert any("had another class when it began" in phrase for phrase in now.changes.phrases())
+
+
+def test_the_column_named_split_states_the_splits(tmp_path, images):
+    lines = [f"{path},train,{'ab'[i % 2]},{'train' if i < 16 else 'test'}" for i, path in enumerate(images)]
+    data = load(write(tmp_path / "list.csv", "path,set,label,split", *lines))
+    assert list(by_path(data.test)) == images[16:]
+    assert any("the column 'set'; splits are those in 'split'" in line for line in data.about)
+    with pytest.raises(UserError, match="separate columns by commas"):
+        load(write(tmp_path / "list.csv", "path;label", *[f"{path};a" for path in images]))

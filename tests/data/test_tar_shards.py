@@ -1,5 +1,6 @@
 import io
 import json
+import subprocess
 import tarfile
 
 import numpy as np
@@ -11,7 +12,7 @@ from crossdistill.config import LoaderConfig
 from crossdistill.data import load_data
 from crossdistill.data.datasets import base_of
 from tests.commands.running import TINY, run
-from tests.data.pictures import bar, noise
+from tests.data.pictures import bar, noise, put
 
 
 def content(picture, suffix="png"):
@@ -77,7 +78,7 @@ def test_labels_may_be_text_or_entries_of_json_or_named_by_a_file(tmp_path):
     base, chosen = base_of(named.train)
     assert named.train.labels == [int(base.keys[index]) % 2 for index in chosen]
     (tmp_path / "named" / "classnames.txt").write_text("owl\n")
-    with pytest.raises(UserError, match="has 1 different names; the labels count from 0 to 1"):
+    with pytest.raises(UserError, match="has 1 lines with 1 different names; the labels count from 0 to 1"):
         load(tmp_path / "named")
 
 
@@ -165,3 +166,79 @@ def test_a_run_on_shards_is_scored_on_its_own_images(tmp_path, capsys):
     code, _, err = run(capsys, "eval", out)
     assert code == 2
     assert "test" in err
+
+
+@pytest.mark.parametrize("kind", ["hard link", "symbolic link", "gnu", "pax"])
+def test_what_is_not_stored_plainly_is_refused(tmp_path, kind):
+    """Their bytes stand elsewhere in the shard, or nowhere: links, and files with holes that GNU tar leaves out."""
+    path = write(tmp_path / "shards" / "a.tar", *samples(range(20)))
+    if kind in ("gnu", "pax"):
+        source = tmp_path / "source"
+        source.mkdir()
+        for name, data in samples(range(20)):
+            (source / name).write_bytes(data.encode() if isinstance(data, str) else data)
+        with (source / "0003.png").open("ab") as file:
+            file.truncate(2**20)
+        sparse = ["-S", "--hole-detection=raw", f"--format={kind}"]
+        if subprocess.run(["tar", *sparse, "-cf", str(path), "-C", str(source), "."], check=False).returncode:
+            pytest.skip("this tar cannot write sparse entries")
+    else:
+        with tarfile.open(path, "a") as shard:
+            entry = tarfile.TarInfo("0099.png")
+            entry.type = tarfile.LNKTYPE if kind == "hard link" else tarfile.SYMTYPE
+            entry.linkname = "0001.png"
+            shard.addfile(entry)
+    with pytest.raises(UserError, match="which is not read: write the shard anew with plain files"):
+        load(tmp_path / "shards")
+
+
+def test_numbers_are_written_in_one_way_and_name_lines(tmp_path):
+    write(tmp_path / "a" / "a.tar", *samples(range(20), lambda n: ("1", "01", "2")[n % 3]))
+    with pytest.raises(UserError, match="write one class as '01' and as '1'"):
+        load(tmp_path / "a")
+    write(tmp_path / "b" / "a.tar", *samples(range(20), lambda n: ("00", "01")[n % 2]))
+    (tmp_path / "b" / "classnames.txt").write_text("owl\nant\n\n\n")
+    data = load(tmp_path / "b")
+    assert data.class_names == ("owl", "ant")
+    base, chosen = base_of(data.train)
+    assert data.train.labels == [int(base.keys[index]) % 2 for index in chosen]
+    assert not [line for line in data.about if "other types" in line]
+    (tmp_path / "b" / "classnames.txt").write_text("owl\n\nant\n")
+    with pytest.raises(UserError, match="has 3 lines with 2 different names"):
+        load(tmp_path / "b")
+
+
+@pytest.mark.parametrize("kind", ["tar", "csv", "parquet"])
+def test_minus_one_is_no_class_of_the_training_images(tmp_path, kind):
+    labels = [str((0, 1, 2)[n % 3]) for n in range(19)] + ["-1"]
+    if kind == "tar":
+        write(tmp_path / "a.tar", *samples(range(20), lambda n: labels[n]))
+        data = tmp_path
+    elif kind == "csv":
+        for number in range(20):
+            put(noise(number), tmp_path / f"{number}.png")
+        data = tmp_path / "list.csv"
+        data.write_text("path,label\n" + "".join(f"{n}.png,{label}\n" for n, label in enumerate(labels)))
+    else:
+        datasets = pytest.importorskip("datasets")
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+        images = [Image.fromarray(noise(number)) for number in range(20)]
+        rows = {"image": images, "label": list(map(int, labels))}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+        data = tmp_path
+    with pytest.raises(UserError, match="give training images the label -1, which stands for no label"):
+        load(data, label_column="label" if kind == "parquet" else None)
+
+
+def test_labels_of_all_splits_are_read_in_the_same_place(tmp_path):
+    write(tmp_path / "train.tar", *samples(range(20)))
+    write(tmp_path / "test.tar", *samples(range(20, 24), lambda n: json.dumps({"label": 1}), "json"))
+    with pytest.raises(UserError, match=r"sample '0020' .* has no label in .cls"):
+        load(tmp_path)
+    write(tmp_path / "test.tar", *samples(range(20, 24)))
+    put(noise(0), tmp_path / "beside.png")
+    assert any("1 image files beside the tar shards" in line for line in load(tmp_path).about)
+    large = json.dumps({"label": 1, "text": "x" * 2**21})
+    write(tmp_path / "large" / "a.tar", *samples(range(4), lambda n: large, "json"))
+    with pytest.raises(UserError, match="has more than 1 MiB"):
+        load(tmp_path / "large")

@@ -6,7 +6,7 @@ import torch
 
 from crossdistill import UserError
 from crossdistill.evaluation.predictions import Collected, read_predictions
-from crossdistill.report.groups import find_runs, group_runs
+from crossdistill.report.groups import find_runs, group_runs, teacher_names
 from crossdistill.report.records import RunRecord
 from crossdistill.report.statistics import gain
 from crossdistill.report.tables import TextTable, as_csv, as_latex, as_markdown
@@ -58,6 +58,18 @@ def test_teachers_of_one_name_are_told_apart_by_their_weights(tmp_path):
     assert [group.label for group in groups] == ["none", "t aaaaaa  kd", "t bbbbbb  kd"]
     assert [len(group.runs) for group in groups] == [1, 2, 2]
     assert [group.base and group.base.label for group in groups] == [None, "none", "none"]
+
+
+def test_teachers_of_one_name_are_named_by_their_folders(tmp_path):
+    runs = [
+        taught(tmp_path, 0, digest, f"teacher_checkpoint: /runs/{folder}/teacher")
+        for digest, folder in (("aaaaaaaa", "big"), ("bbbbbbbb", "small"))
+    ]
+    assert [group.label for group in group_runs(runs)] == ["t big/teacher  kd", "t small/teacher  kd"]
+    assert teacher_names(runs) == ["t big/teacher", "t small/teacher"]
+    # Two teachers under one path: the weights were replaced.
+    runs = [taught(tmp_path, 0, digest, "teacher_checkpoint: /runs/teacher") for digest in ("aaaaaaaa", "bbbbbbbb")]
+    assert teacher_names(runs) == ["t aaaaaa", "t bbbbbb"]
 
 
 def test_settings_that_change_a_result_make_groups_and_others_do_not(tmp_path):

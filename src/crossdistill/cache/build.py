@@ -61,7 +61,7 @@ def build_cache(
     UserError for a folder that holds another cache (with the difference), and for a disk that is or becomes full
     (nothing written is lost).
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, emoji=False)
     # Locks stay when the work is done: another process may be about to take one.
     locks = folder / LOCKS
     make_folder(folder)

@@ -11,7 +11,7 @@ def consoles() -> "tuple[Console, Console]":
     """Return the consoles of results and of progress."""
     from rich.console import Console
 
-    return Console(), Console(stderr=True)
+    return Console(emoji=False), Console(stderr=True, emoji=False)
 
 
 def show_run(out: Path) -> int:

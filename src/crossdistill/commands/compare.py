@@ -17,6 +17,7 @@ from crossdistill.config.yaml_text import load_yaml
 from crossdistill.errors import UserError
 
 if TYPE_CHECKING:
+    from crossdistill.config import RunConfig
     from crossdistill.training.grid import Axes, Student, Sweep, Variant
 
 ABOUT = "Train students by several methods over several seeds, with one recipe, and compare them."
@@ -35,6 +36,7 @@ def run_comparison(command: str, about: str, argv: Sequence[str], recipe: str | 
     named = split_variants(read_early_flags(argv).methods or _METHODS)
     config, made = parser.read_run(argv, base, methods=[re.sub(r"\{[^}]*\}", "", name) for name in named])
     axes = _axes(made)
+    _check_flags(parser.given(argv), config, axes)
     shard = _shard(made.shard)
     from crossdistill.report.tables import show
     from crossdistill.training.compare import check_comparison, compare
@@ -80,6 +82,29 @@ def _parser(command: str, about: str) -> RunParser:
         "--shard", type=str, default="1/1", help="i/n trains every n-th run, beginning with the i-th (job arrays)."
     )
     return parser
+
+
+_OF_ONE = {
+    "student": ("student_args", "student_stages", "student_checkpoint", "student_checkpoint_key"),
+    "teacher": ("teacher_args", "teacher_stages", "teacher_img_size"),
+}
+"""Settings of the model that is named by --student or --teacher alone."""
+
+
+def _check_flags(given: Sequence[str], config: "RunConfig", axes: "Axes") -> None:
+    """Raise UserError for settings of one model where --students or --teachers lists others."""
+    listed: dict[str, tuple[object, list[str]]] = {
+        "student": (config.student, [one.name for one in axes.students]),
+        "teacher": (config.teacher, list(axes.teachers)),
+    }
+    for kind, (own, names) in listed.items():
+        settings = [f"model.{name}" for name in _OF_ONE[kind]]
+        flag = next((one for one in given if any(one == name or one.startswith(f"{name}.") for name in settings)), None)
+        if names and own not in names and flag is not None:
+            raise UserError(
+                f"--{flag.replace('_', '-')} is for the model of --{kind}, and --{kind}s does not list it: leave it out"
+                + (", or give arguments in braces" if kind == "student" else "")
+            )
 
 
 def _axes(made: Namespace) -> "Axes":

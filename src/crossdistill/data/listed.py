@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from crossdistill.config.data import LoaderConfig
+from crossdistill.data.class_names import largest_number, sorted_classes
 from crossdistill.data.datasets import Images, Source
 from crossdistill.data.folder import ROLES, Files
 from crossdistill.data.split_names import split_role
@@ -82,7 +83,10 @@ def _rows(
         further = [repr(name) for name in columns if name.lower() in LABELS and name != label]
         if further:
             others.append(f"the column {', '.join(further)}; labels are those in {label!r} (--loader.label-column)")
-    split = next((name for name in columns if name.lower() in _SPLITS), None)
+    splits = [name for one in _SPLITS for name in columns if name.lower() == one]
+    split = splits[0] if splits else None
+    if splits[1:]:
+        others.append(f"the column {', '.join(map(repr, splits[1:]))}; splits are those in {split!r}")
     rows = []
     for row in reader:
         line = reader.line_num
@@ -115,6 +119,7 @@ def _column(file: Path, columns: list[str], named: str | None, known: tuple[str,
         raise UserError(
             f"{str(file)!r} has no column {named or ' or '.join(known[:3])!r} in its first line "
             f"({', '.join(columns[:6])}); name it with --loader.{kind}-column"
+            + (", and separate columns by commas" if len(columns) == 1 and ";" in columns[0] else "")
             + ("" if kind == "image" else ", or train without labels (--loader.labels none)")
         )
     return found
@@ -144,5 +149,5 @@ def _class_names(file: Path, rows: list[_Row]) -> tuple[str, ...]:
             )
     if len(found) < 2:
         raise UserError(f"{str(file)!r} lists images of {len(found)} class; a classifier needs at least 2")
-    numbers = all(name.isascii() and name.isdigit() for name in found)
-    return tuple(sorted(found, key=lambda name: (int(name), name)) if numbers else sorted(found))
+    largest_number(found, f"lines of {str(file)!r}")
+    return sorted_classes(found)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdistill.config.data import LoaderConfig
-from crossdistill.data.class_names import name_difference
+from crossdistill.data.class_names import largest_number, name_difference
 from crossdistill.data.datasets import Images, Source
 from crossdistill.data.rows import Rows
 from crossdistill.data.shards import roles_of, shard_files
@@ -208,6 +208,7 @@ def _class_names(shards: list[_Shard]) -> tuple[str, ...]:
     values = {value for shard in shards for value in shard.values()}
     if len({type(value) for value in values}) > 1:
         raise UserError(f"the column {shards[0].label!r} holds labels of several types; a class is one type of value")
+    largest_number({str(value) for value in values}, f"rows of the {shards[0].split} split")
     return tuple(str(value) for value in sorted(values))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from crossdistill.data.picture import picture_suffixes
 from crossdistill.errors import UserError, first_line
 
-_SMALL = 2**16
+_SMALL = 2**20
 """Most bytes of a label."""
 _BLOCK = 512
 
@@ -39,8 +39,10 @@ def read_samples(path: Path) -> list[Sample]:
     try:
         with tarfile.open(path, "r:") as shard:
             for member in shard:
-                if member.isreg() and not PurePosixPath(member.name).name.startswith("."):
-                    _add(samples, str(path), member, shard)
+                if member.isdir() or PurePosixPath(member.name).name.startswith("."):
+                    continue
+                _check_plain(path, member)
+                _add(samples, str(path), member, shard)
             end = shard.offset
     except tarfile.TarError as error:
         reason = "it is compressed, so images cannot be read in any order: unpack it" if _compressed(path) else error
@@ -54,6 +56,18 @@ def read_samples(path: Path) -> list[Sample]:
     if twice := next((sample for sample in samples if counts[sample.key] > 1), None):
         raise UserError(f"{twice} is there twice; the files of a sample must follow each other")
     return samples
+
+
+def _check_plain(path: Path, member: tarfile.TarInfo) -> None:
+    """Raise UserError for a member whose bytes do not stand in the shard one after the other."""
+    kind = "a link" if member.issym() or member.islnk() else None if member.isreg() else "a special file"
+    if member.issparse():
+        kind = "stored sparse"
+    if kind is not None:
+        raise UserError(
+            f"{member.name!r} in the tar shard {str(path)!r} is {kind}, which is not read: write the shard anew with "
+            "plain files (tar without --sparse, with --hard-dereference --dereference)"
+        )
 
 
 def place_of(key: str, shard: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdistill.config.data import LoaderConfig
+from crossdistill.data.class_names import largest_number, sorted_classes
 from crossdistill.data.datasets import Images, Source
 from crossdistill.data.listed import LABELS
 from crossdistill.data.rows import Rows
@@ -60,27 +61,40 @@ def tar_source(folder: Path, tree: Tree, config: LoaderConfig) -> Source:
     splits: dict[str, Images] = {}
     names: tuple[str, ...] = ("image",)
     number: dict[str, int] = {}
+    label: tuple[str, str | None] | None = None
     beside: Counter[str] = Counter()
     for role, split in sorted(roles.items(), key=lambda pair: pair[0] != "train"):
-        images, values = _read_split(split, [folder / path for path in found[split]], config, beside)
+        images, values, label = _read_split(split, [folder / path for path in found[split]], config, beside, label)
         splits[role] = images
         if role == "train" and config.labels == "classes":
             names, number = _class_names(folder, values)
         images.labels = _numbers(images, values, number, role) if config.labels == "classes" else [0] * len(values)
     others = [f"the split {split!r} ({len(found[split])} shards)" for split in found if split not in roles.values()]
     kinds = ", ".join(f".{ending} {count:,}" for ending, count in sorted(beside.items()))
-    left_out = [*others, *([f"files beside the images in the shards ({kinds})"] if kinds else []), *tree.left_out()]
-    return Source(folder.resolve().name, splits, names, tuple(left_out))
+    left_out = [*others, *([f"files beside the images in the shards ({kinds})"] if kinds else [])]
+    if pictures := sum(len(paths) for paths in tree.direct.values()):
+        left_out.append(f"{pictures:,} image files beside the tar shards")
+    if (folder / CLASS_NAMES).is_file() and names == read_class_list(folder / CLASS_NAMES):
+        # It was read, so it is not one of the files of other types.
+        tree.others[".txt"] -= 1
+        tree.others += Counter()
+    return Source(folder.resolve().name, splits, names, (*left_out, *tree.left_out()))
 
 
 def _read_split(
-    split: str, paths: Sequence[Path], config: LoaderConfig, beside: Counter[str]
-) -> tuple[Samples, list[str]]:
-    """Read the headers of all shards of a split: the places of its images, and their labels as text."""
+    split: str,
+    paths: Sequence[Path],
+    config: LoaderConfig,
+    beside: Counter[str],
+    label: tuple[str, str | None] | None,
+) -> tuple[Samples, list[str], tuple[str, str | None] | None]:
+    """Read the headers of all shards of a split: the places of its images, and their labels as text.
+
+    `label` says where the labels are, and is returned; None finds it in the first sample.
+    """
     images = Samples(split, [str(path) for path in paths])
     places: list[tuple[int, int, int]] = []
     values: list[str] = []
-    label: tuple[str, str | None] | None = None
     for number, path in enumerate(paths):
         samples = read_samples(path)
         if config.labels == "classes":
@@ -94,7 +108,7 @@ def _read_split(
                 sample.files.pop(label[0], None)
             beside.update(sample.files.keys())
     images.places = np.array(places, dtype=np.int64).reshape(-1, 3)
-    return images, values
+    return images, values, label
 
 
 def _image_of(sample: Sample, named: str | None) -> str:
@@ -107,6 +121,8 @@ def _image_of(sample: Sample, named: str | None) -> str:
     found = [ending for ending in sample.files if is_image(ending)]
     if len(found) != 1:
         many = "several images" if found else "no image"
+        if set(sample.files) == {""}:
+            raise UserError(f"{sample} is a file without an ending, so it is not known what it holds: leave it out")
         raise UserError(f"{sample} has {many} ({sample.endings}); name the ending with --loader.image-column")
     return found[0]
 
@@ -116,8 +132,8 @@ def _label_place(sample: Sample, named: str | None) -> tuple[str, str | None]:
     plain = None if named is None else named.lstrip(".")
     if plain is None and "cls" in sample.files:
         return "cls", None
-    if plain is not None and plain in sample.texts and plain != "json":
-        return plain, None
+    if plain is not None and plain.lower() in sample.texts and plain.lower() != "json":
+        return plain.lower(), None
     entries = _entries(sample) if "json" in sample.files else {}
     found = plain if plain in entries else None
     if plain is None:
@@ -132,6 +148,8 @@ def _label_place(sample: Sample, named: str | None) -> tuple[str, str | None]:
 
 
 def _entries(sample: Sample) -> dict[str, Any]:
+    if "json" in sample.files and "json" not in sample.texts:
+        raise UserError(f"the file .json of {sample} has more than 1 MiB, so no label is looked for in it")
     try:
         entries = json.loads(sample.texts.get("json", b""))
     except ValueError as error:
@@ -161,19 +179,24 @@ def _class_names(folder: Path, values: Sequence[str]) -> tuple[tuple[str, ...], 
     found = set(values)
     if len(found) < 2:
         raise UserError(f"the tar shards in {str(folder)!r} hold {len(found)} class; a classifier needs at least 2")
-    numbers = all(name.isascii() and name.isdigit() for name in found)
-    file = folder / CLASS_NAMES
-    if not numbers or not file.is_file():
-        names = tuple(sorted(found, key=lambda name: (int(name), name)) if numbers else sorted(found))
+    file, largest = folder / CLASS_NAMES, largest_number(found, f"the tar shards in {str(folder)!r}")
+    if largest is None or not file.is_file():
+        names = sorted_classes(found)
         return names, {name: place for place, name in enumerate(names)}
+    lines = read_class_list(file)
+    if len(set(lines)) < len(lines) or "" in lines or largest >= len(lines):
+        names_in = f"{str(file)!r} has {len(lines)} lines with {len(set(lines) - {''})} different names"
+        raise UserError(f"{names_in}; the labels count from 0 to {largest}")
+    return lines, {name: int(name) for name in found} | {str(place): place for place in range(len(lines))}
+
+
+def read_class_list(file: Path) -> tuple[str, ...]:
+    """Read the names in the lines of a file; empty lines at its end are left out. Raises UserError."""
     try:
-        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip())
+        lines = file.read_text(encoding="utf-8-sig").rstrip().split("\n")
     except (OSError, UnicodeError) as error:
         raise UserError(f"{str(file)!r} cannot be read: {first_line(error)}") from error
-    largest = max(map(int, found))
-    if len(set(lines)) < len(lines) or largest >= len(lines):
-        raise UserError(f"{str(file)!r} has {len(set(lines))} different names; the labels count from 0 to {largest}")
-    return lines, {str(place): place for place in range(len(lines))}
+    return tuple(line.strip() for line in lines)
 
 
 def _numbers(images: Samples, values: Sequence[str], number: Mapping[str, int], role: str) -> list[int]:

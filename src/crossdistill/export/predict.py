@@ -60,7 +60,10 @@ def _files_of(word: str, console: Console) -> list[str]:
         files = [os.path.join(word, path) for path in tree.inside("")]
         if not files:
             raise UserError(f"{word!r} holds no images")
-        if left_out := tree.left_out():
+        left_out = tree.left_out()
+        if tree.twins:
+            left_out.append(f"{len(tree.twins):,} files that macOS stores beside images ({tree.twins[0]})")
+        if left_out:
             text = f"{word}: left out: {'; '.join(left_out)}"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
         return files
@@ -157,7 +160,7 @@ class Predictions:
         if self.format == "table" and self._rows:
             header = ["file", *(f"class {place + 1}" for place in range(self.top_k))]
             columns = tuple(range(len(header)))
-            show(TextTable("", header, self._rows, text_columns=columns), Console(file=self.output))
+            show(TextTable("", header, self._rows, text_columns=columns), Console(file=self.output, emoji=False))
         if self._embeddings is not None:
             self._embeddings.close(whole=kind is None)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdistill.report.class_plots import class_gains, reliability
-from crossdistill.report.groups import Group
+from crossdistill.report.groups import Group, teacher_names
 from crossdistill.report.inspection import read_inspection
 from crossdistill.report.page import (
     PAGE_NAME,
@@ -121,8 +121,8 @@ def _pairs(runs: Sequence[RunRecord]) -> str:
 def _teachers(groups: Sequence[Group]) -> list[tuple[str, float]]:
     """Return name and accuracy of every teacher."""
     runs = [run for group in groups for run in group.runs]
-    found = [(run.metrics["teacher"]["name"], top1) for run in runs if (top1 := teacher_top1(run)) is not None]
-    return list(dict.fromkeys(found))
+    pairs = zip(teacher_names(runs), map(teacher_top1, runs), strict=True)
+    return list(dict.fromkeys((name, top1) for name, top1 in pairs if top1 is not None))
 
 
 def _one_teacher(runs: Sequence[RunRecord]) -> float | None:

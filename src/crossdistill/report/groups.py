@@ -1,5 +1,6 @@
 """Finished runs, found in folders and grouped by what they have in common: all settings but the seed."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 from crossdistill.config.files import EXECUTION, flat
 from crossdistill.config.yaml_text import load_yaml
 from crossdistill.errors import UserError
+from crossdistill.files import shortest_endings
 from crossdistill.report.records import METRICS_NAME, RunRecord, read_run
 
 _NAMED = ("seed", "role", "student", "teacher", "teacher_checkpoint", "method", "data")
@@ -51,7 +53,7 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     settings = [flat(load_yaml(run.settings) or {}) for run in runs]
     general = [{**_general(own), "data": run.metrics["data"]} for own, run in zip(settings, runs, strict=True)]
     varied = _varied(general)
-    students, teachers = [run.metrics["student"]["name"] for run in runs], _teachers(runs)
+    students, teachers = [run.metrics["student"]["name"] for run in runs], teacher_names(runs)
     grouped: dict[str, dict[int, RunRecord]] = {}
     pairs, plain = {}, {}
     for place, run in enumerate(runs):
@@ -77,8 +79,11 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     return [Group(group.label, group.runs, bases.get(group.label)) for group in ordered]
 
 
-def _teachers(runs: Sequence[RunRecord]) -> list[str]:
-    """Name the teacher of each run; "" without one. Teachers of one name are told apart by digests of their weights."""
+def teacher_names(runs: Sequence[RunRecord]) -> list[str]:
+    """Name the teacher of each run; "" without one.
+
+    Teachers of one name are told apart by the folders of their runs, else by digests of their weights.
+    """
     names = [str(run.metrics["teacher"]["name"]) if "teacher" in run.metrics else "" for run in runs]
     digests = [
         "+".join(digest[:6] for name, digest in sorted(run.environment.inputs.items()) if name.startswith("teacher"))
@@ -86,7 +91,19 @@ def _teachers(runs: Sequence[RunRecord]) -> list[str]:
     ]
     known = Counter(name for name, _ in set(zip(names, digests, strict=True)) if name)
     several = {name for name, count in known.items() if count > 1}
-    return [f"{name} {digest}" if name in several else name for name, digest in zip(names, digests, strict=True)]
+    marks = dict(zip(digests, _folder_names(runs, digests), strict=True))
+    return [f"{name} {marks[digest]}" if name in several else name for name, digest in zip(names, digests, strict=True)]
+
+
+def _folder_names(runs: Sequence[RunRecord], digests: Sequence[str]) -> list[str]:
+    """Return the ends of the paths of the teachers' runs; the digests where two teachers have one path, or several."""
+    folders = [(load_yaml(run.settings) or {}).get("teacher_checkpoint") for run in runs]
+    pairs = zip(runs, folders, strict=True)
+    paths = [os.path.normpath(run.folder / one) if isinstance(one, str) else "" for run, one in pairs]
+    if len(set(zip(paths, digests, strict=True))) != len(set(paths)):
+        return list(digests)
+    short = dict(zip(dict.fromkeys(paths), shortest_endings(list(dict.fromkeys(paths))), strict=True))
+    return [short[path] for path in paths]
 
 
 def _method(method: str, own: dict[str, Any], same: Sequence[dict[str, Any]]) -> str:

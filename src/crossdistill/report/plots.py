@@ -3,6 +3,7 @@
 import io
 import re
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -110,7 +111,10 @@ def _finish(axis: Axes, title: str) -> None:
 def svg_of(figure: Figure) -> str:
     """Return a figure as an SVG element that scales with its page, and close it."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with warnings.catch_warnings():
+        # Glyphs that the font lacks, and long labels: the browser draws the text, and the page has it in full.
+        warnings.simplefilter("ignore", UserWarning)
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     plt.close(figure)
     text = buffer.getvalue()
     # Without width and height the element scales with the page.

@@ -10,7 +10,7 @@ from crossdistill.backbones import Backbone
 from crossdistill.config import RunConfig
 from crossdistill.config.files import SETS
 from crossdistill.data.class_names import canonical_name, name_difference
-from crossdistill.data.datasets import Arrays, Images
+from crossdistill.data.datasets import Arrays, Images, Part
 from crossdistill.data.splits import ImageData
 from crossdistill.errors import UserError
 from crossdistill.training.inputs import report_data
@@ -48,9 +48,12 @@ def find_held_out(run: str, config: RunConfig, backbone: Backbone, console: Cons
         return HeldOut(Arrays(pixels, [0] * _NOISE), None, None, "", "images of noise, since the data is not there")
     data, known = data_of_run(run, config, backbone.spec.in_chans)
     report_data(data, console)
-    test, val = data.test, data.val
+    test: Images = data.test
+    val: Images | None = data.val
     if known is not None:
-        test, val = (without_trained(images, known, run, console) for images in (test, val))
+        test = without_trained(test, known, run, console)
+        left = sorted(set(range(len(data.val))) - set(known.find(data.val)))
+        val = Part(data.val, left) if left else None
     kind = "test images" if known is None else f"test images of {config.data!r}"
     name = "validation images, which are neither trained on nor scored"
     return HeldOut(test, _numbers(backbone, run, data), val, name, kind)

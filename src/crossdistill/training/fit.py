@@ -63,7 +63,7 @@ def fit(
     """
     lock = RunLock()
     try:
-        run = prepare(config, console or Console(stderr=True), lock, resume=resume, data=data, root=root)
+        run = prepare(config, console or Console(stderr=True, emoji=False), lock, resume=resume, data=data, root=root)
         run.trainer.fit(run.module, run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
         if run.trainer.is_global_zero:
             finish_run(run)

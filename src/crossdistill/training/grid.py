@@ -10,6 +10,7 @@ from crossdistill.config import RunConfig
 from crossdistill.config.files import with_changes
 from crossdistill.config.teacher import teacher_config
 from crossdistill.errors import UserError
+from crossdistill.files import shortest_endings
 from crossdistill.methods import MethodChoice, choose_method, options_for, options_key
 
 _OWN_FLAGS = ("student", "teacher", "teacher_checkpoint", "method", "seed", "data", "out", "role")
@@ -131,7 +132,8 @@ def make_cells(config: RunConfig, axes: Axes) -> list[Cell]:
     A method that reads no teacher has one run for all teachers, and one for all values of an option of another method.
     Raises UserError for invalid settings.
     """
-    names = _short_names(axes.teachers)
+    _check_sweep(axes)
+    names = _teacher_labels(axes.teachers)
     cells: dict[tuple[str, int], Cell] = {}
     for seed in axes.seeds:
         for student in axes.students or (None,):
@@ -152,14 +154,26 @@ def make_cells(config: RunConfig, axes: Axes) -> list[Cell]:
     return list(cells.values())
 
 
-def _short_names(teachers: Sequence[str]) -> dict[str, str]:
+def _check_sweep(axes: Axes) -> None:
+    """Raise UserError for a sweep of a setting that another axis decides."""
+    if axes.sweep is None:
+        return
+    name = axes.sweep.name
+    options = [(key, option) for one in axes.variants for key, values in one.options.items() for option in values]
+    owned = {f"options.{key}.{option}" for key, option in options}
+    owned |= {f"model.student_args.{key}" for one in axes.students for key in one.args}
+    if name in owned:
+        raise UserError(f"--sweep {name}: a method or a student in braces sets it as well; leave it out there")
+    of_teacher = name.startswith("model.teacher_") and any(Path(one).is_dir() for one in axes.teachers)
+    if of_teacher:
+        raise UserError(f"--sweep {name}: the folder of a run states it of its teacher; it cannot be swept")
+
+
+def _teacher_labels(teachers: Sequence[str]) -> dict[str, str]:
     """Name each teacher: a model by its name, a run by as many last parts of its path as tell it from the others."""
-    paths = {teacher: Path(teacher).resolve().parts if Path(teacher).is_dir() else (teacher,) for teacher in teachers}
-    for count in range(1, max(map(len, paths.values()), default=0) + 1):
-        names = {teacher: "/".join(parts[-count:]) for teacher, parts in paths.items()}
-        if len(set(names.values())) == len(names):
-            return names
-    return dict(zip(teachers, teachers, strict=True))
+    folders = [teacher for teacher in teachers if Path(teacher).is_dir()]
+    short = shortest_endings([str(Path(folder).resolve()) for folder in folders])
+    return {teacher: teacher for teacher in teachers} | dict(zip(folders, short, strict=True))
 
 
 def _settings(sweep: Sweep | None, variant: Variant) -> Iterable[tuple[str, dict[str, Any]]]:

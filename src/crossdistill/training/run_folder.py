@@ -135,7 +135,7 @@ def check_unchanged(before: RunConfig, now: RunConfig, *, other_devices: bool = 
     for name in {**new, **old}:
         if name not in free and new.get(name) != old.get(name):
             raise UserError(
-                f"--resume continues the run as it was, but {name} is now {new.get(name)!r} and was "
+                f"a run is continued as it was, but {name} is now {new.get(name)!r} and was "
                 f"{old.get(name)!r}; choose another --out for other settings"
             )
 

@@ -94,7 +94,7 @@ def export_run(run: str, config: RunConfig, plan: Plan, console: Console) -> Rep
     look = read_preprocessing(stored, f"{run!r}: its preprocessing cannot be read: ")
     held = find_held_out(run, config, backbone, console)
     if plan.int8 and held.calibration is None:
-        raise UserError(f"--int8 reads the ranges of activations from real images, but {held.about}; give --data")
+        raise UserError(f"--int8 needs validation images that were not trained on; there are none ({held.about})")
     report = Report(
         target=plan.target,
         model=backbone.spec.name,
