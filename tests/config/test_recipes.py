@@ -24,6 +24,7 @@ ADAMW = {"optim.name": "adamw", "optim.lr": 5e-4, "optim.weight_decay": 0.05, "o
 COMMON = {"img_size": 224, "model.stem": "native", "augment.crop": "resized", "optim.label_smoothing": 0.1}
 COMMON |= {"optim.balance": None}
 COMMON |= {"model.student_pretrained": False, "model.teacher_pretrained": True, "augment.color_jitter": 0.0}
+KAPPA = {"rsd": {"kappa": 0.01}}
 CIFAR = {
     "data": "torch/cifar100",
     "epochs": 300,
@@ -42,12 +43,12 @@ PUBLISHED = {
         "optim.warmup_epochs": 3,
         "optim.warmup_lr": 1e-4,
         "optim.clip_grad": None,
-        "options": {"ofa": {"weight": 0.1}},
+        "options": KAPPA | {"ofa": {"weight": 0.1}},
     },
     "cifar100-vit-mlp": ADAMW
     | MIXED
     | CIFAR
-    | {"optim.min_lr": 1e-5, "optim.warmup_epochs": 20, "optim.warmup_lr": 5e-7, "options": {}},
+    | {"optim.min_lr": 1e-5, "optim.warmup_epochs": 20, "optim.warmup_lr": 5e-7, "options": KAPPA},
     "imagenet-cnn": SGD
     | PLAIN
     | {
@@ -61,6 +62,7 @@ PUBLISHED = {
         "optim.warmup_lr": 1e-4,
         "optim.clip_grad": None,
         "optim.ema": None,
+        "options": KAPPA,
     },
     "imagenet-vit-mlp": ADAMW
     | MIXED
@@ -73,6 +75,7 @@ PUBLISHED = {
         "optim.warmup_epochs": 20,
         "optim.warmup_lr": 5e-7,
         "optim.ema": 0.99996,
+        "options": KAPPA,
     },
 }
 TEACHERS = {"epochs": 300, "optim.name": "adamw", "optim.lr": 5e-5, "optim.weight_decay": 0.05}

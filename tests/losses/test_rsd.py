@@ -186,3 +186,18 @@ def test_arguments_by_name_and_of_two_precisions():
     mixed = rsd_loss(student.float(), teacher)
     assert mixed.dtype == torch.float64
     assert mixed.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("width", "kappa"), [(64, 0.01), (100, 0.01), (250, 0.004)])
+def test_the_default_kappa_falls_with_the_width(width, kappa):
+    student = cd.create_backbone("test_vit", 5, 32, patch_size=8)
+    teacher = cd.create_backbone("test_resnet", 5, 32, channels=[32, 48, 48, width])
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(16, d, generator=generator) for d in (64, width))
+    losses = []
+    for options in ({}, {"kappa": kappa}):
+        torch.manual_seed(0)
+        method = cd.create_distiller("rsd", student=student, teacher=teacher, options=options).method
+        outputs = (cd.BackboneOutput(None, one) for one in (ours, theirs))
+        losses.append(method(*outputs, torch.zeros(16))["rsd"].item())
+    assert losses[0] == losses[1]

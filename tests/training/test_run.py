@@ -97,7 +97,7 @@ def test_checkpoints_hold_what_trains_and_no_teacher(rsd_run):
 def test_a_run_can_be_started_again_from_its_config(rsd_run):
     stored = yaml.safe_load((rsd_run / "config.yaml").read_text())
     assert stored["epochs"] == 8
-    assert stored["options"]["rsd"]["kappa"] == 0.01
+    assert stored["options"]["rsd"]["kappa"] == "auto"
     assert stored["augment"]["crop"] == "padded"
     assert set(stored) == set(RunConfig.__dataclass_fields__)
 

@@ -15,13 +15,18 @@ from crossdistill.methods.cells import Cells
 from crossdistill.methods.projectors import Decoupler, OFAExits, Stages, linear_map
 from crossdistill.types import BackboneOutput, Needs, Reads
 
+_KAPPA = 0.01
+"""The paper's kappa, for all widths."""
+
 
 @settings
 class RSDOptions:
-    """Options of `rsd`; the defaults are the paper's for CIFAR-100."""
+    """Options of `rsd`; the defaults but kappa are the paper's for CIFAR-100."""
 
-    kappa: NonNegative = 0.01
-    """kappa, weight of the decorrelation of different dimensions; >= 0. 0 leaves the invariance term alone."""
+    kappa: NonNegative | Literal["auto"] = "auto"
+    """kappa, weight of the decorrelation of different dimensions; >= 0. 0 leaves the invariance term alone. "auto" is
+    1 / D for a teacher of D dimensions and at most the paper's 0.01: D^2 pairs of dimensions would outweigh the D terms
+    of the invariance, and in a batch of few images they are mostly noise (docs/results.md)."""
     weight: NonNegative = 0.1
     """lambda, factor of the RSD term beside the task loss; >= 0. The term grows with the teacher's width."""
     on: Literal["embedding", "logits", "stages"] = "embedding"
@@ -110,7 +115,8 @@ class RSD(Method):
         return terms
 
     def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return rsd_loss(student, teacher, kappa=self.options.kappa)
+        kappa = self.options.kappa
+        return rsd_loss(student, teacher, kappa=min(_KAPPA, 1 / teacher.shape[1]) if kappa == "auto" else kappa)
 
 
 def _decoupler(options: RSDOptions, student_dim: int, teacher_dim: int) -> nn.Module:
