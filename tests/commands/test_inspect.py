@@ -4,6 +4,7 @@ import shutil
 import pytest
 
 from tests.commands.running import TINY, run
+from tests.data.pictures import bar, put
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,26 @@ def test_runs_without_a_teacher_or_without_labels(capsys, taught, tmp_path):
     found = json.loads((body / "inspection.json").read_text())
     assert found["confusions"] == []
     assert "alignment" in found
+
+
+def test_other_data_is_matched_by_the_names_of_its_classes(capsys, tmp_path):
+    for name, kind in (("ant", 0), ("bee", 4)):
+        for number in range(20):
+            put(bar(kind, number), tmp_path / "data" / name / f"{number}.png")
+            put(bar(kind, 100 + number), tmp_path / "new" / name / f"{number}.png")
+            put(bar(kind, 100 + number), tmp_path / "other" / f"a-{name}" / f"{number}.png")
+    out = tmp_path / "run"
+    words = ["--student", "test_resnet", "--method", "none", "--epochs", "1", "--loader.batch-size", "8", "--out", out]
+    assert run(capsys, "fit", *words, "--data", tmp_path / "data", "--engine.threads", "1")[0] == 0
+    assert run(capsys, "inspect", out, "--data", tmp_path / "new")[0] == 0
+    code, _, err = run(capsys, "inspect", out, "--data", tmp_path / "other")
+    assert (code, "knows other classes than" in err) == (2, True)
+    # A copy is divided as the run's own data is, so its test images are none that were trained on.
+    code, _, err = run(capsys, "inspect", out, "--data", shutil.copytree(tmp_path / "data", tmp_path / "copy"))
+    assert code == 0, err
+    assert "are left out" not in err
+    own = json.loads((out / "metrics.json").read_text())["student"]["test"]["images"]
+    assert json.loads((out / "inspection.json").read_text())["images"] == own
 
 
 def test_what_cannot_be_inspected_is_refused(capsys, taught, tmp_path):

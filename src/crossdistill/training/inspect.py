@@ -15,7 +15,7 @@ from crossdistill.backbones import Backbone, load_backbone
 from crossdistill.config import RunConfig
 from crossdistill.config.code import check_named_code, code_of
 from crossdistill.data import ImageData, Images
-from crossdistill.data.classes import has_classes_of
+from crossdistill.data.classes import has_classes_of, match_classes
 from crossdistill.data.transforms import eval_transform
 from crossdistill.errors import UserError
 from crossdistill.evaluation.cka import CKA, LEAST
@@ -32,7 +32,7 @@ from crossdistill.training.inputs import own_size, report_data
 from crossdistill.training.inspected import Evidence, Seen, confusions, neighbours
 from crossdistill.training.models import initial_models
 from crossdistill.training.run_folder import check_writable, read_config
-from crossdistill.training.score import data_of_run
+from crossdistill.training.score import data_of_run, without_trained
 from crossdistill.types import BackboneOutput
 
 _BATCH = 64
@@ -60,9 +60,11 @@ def inspect_run(run: str, config: RunConfig, console: Console, *, images: int) -
     check_writable(folder)
     set_threads(config.engine)
     student = load_backbone(run, trust_code=config.trust_code)
-    data, _ = data_of_run(run, config, student.spec.in_chans)
+    data, known = data_of_run(run, config, student.spec.in_chans)
     report_data(data, console)
-    chosen = evenly(data.test, images)
+    if data.labelled and student.spec.num_classes:
+        match_classes(student, run, data)
+    chosen = evenly(data.test if known is None else without_trained(data.test, known, run, console), images)
     if len(chosen) < LEAST:
         raise UserError(f"{len(chosen)} test images are too few to inspect; at least {LEAST} are needed")
     models = _load(folder, config, student, data)
