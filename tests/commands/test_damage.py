@@ -107,6 +107,7 @@ def test_a_damaged_finished_run_is_named(capsys, finished, tmp_path):
     print(f"{len(codes)} kinds of damage, {sum(code == 2 for code in codes.values())} refused")
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_named_in_a_report(capsys, finished, tmp_path):
     codes = {}
     for what, out in damaged_copies(finished, tmp_path):
@@ -130,7 +131,9 @@ def test_a_damaged_run_is_not_exported(capsys, finished, tmp_path, target):
     print(f"{len(codes)} kinds of damage, {sum(code == 2 for code in codes.values())} refused")
 
 
-def test_a_damaged_cache_is_named_or_gives_the_same_student(capsys, teacher_run, tmp_path):
+@pytest.fixture
+def cached(capsys, teacher_run, tmp_path):
+    """A teacher cache, the words of a run that reads it, and the student of that run."""
     cache, out = tmp_path / "cache", tmp_path / "out"
     words = [
         "fit",
@@ -144,19 +147,36 @@ def test_a_damaged_cache_is_named_or_gives_the_same_student(capsys, teacher_run,
         "--loader.views",
         "2",
     ]
-    assert check(capsys, "undamaged", *words, "--cache", cache, "--out", out) == 0
-    student = (out / "student.safetensors").read_bytes()
+    words += ["--out", out]
+    assert check(capsys, "undamaged", *words, "--cache", cache) == 0
+    return cache, words, (out / "student.safetensors").read_bytes()
+
+
+def read_damaged(capsys, what, damaged, words, student):
+    """Start the run on a damaged cache: it is refused, or the student is the same."""
+    shutil.rmtree(words[-1], ignore_errors=True)
+    code = check(capsys, what, *words, "--cache", damaged)
+    assert code == 2 or (words[-1] / "student.safetensors").read_bytes() == student, what
+    return code
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_is_named_or_gives_the_same_student(capsys, cached, tmp_path):
+    cache, *run_of = cached
     files = sorted(path.relative_to(cache).as_posix() for path in cache.rglob("*") if path.is_file())
     files = [name for name in files if name != ".gitignore" and "lock" not in name]
     assert len(files) >= 4
-    codes = {}
-    for what, damaged in damaged_copies(cache, tmp_path, files):
-        shutil.rmtree(out, ignore_errors=True)
-        codes[what] = check(capsys, what, *words, "--cache", damaged, "--out", out)
-        if codes[what] == 0:
-            assert (out / "student.safetensors").read_bytes() == student, what
-    print(f"{len(codes)} kinds of damage, {sum(code == 2 for code in codes.values())} refused")
-    assert 2 in codes.values()
+    damages = damaged_copies(cache, tmp_path, files)
+    codes = [read_damaged(capsys, what, damaged, *run_of) for what, damaged in damages]
+    print(f"{len(codes)} kinds of damage, {sum(code == 2 for code in codes)} refused")
+    assert 2 in codes
+
+
+@pytest.mark.parametrize(("name", "damage"), [("cache.json", cut), ("view-000-00000.bin", flipped)])
+def test_a_sample_of_damage_to_a_cache(capsys, cached, name, damage):
+    cache, *run_of = cached
+    damage(cache / name)
+    assert read_damaged(capsys, name, cache, *run_of) == 2
 
 
 @pytest.mark.slow

@@ -38,8 +38,8 @@ def page(tmp_path_factory):
     from crossdistill.cli import main
 
     out = tmp_path_factory.mktemp("browsed") / "out"
-    words = ["compare", *TINY, "--methods", "none,kd,rsd", "--teacher", "test_resnet", "--seeds", "0,1"]
-    words += ["--loader.max-train", "800", "--teacher-training", '{"epochs": 6}', "--epochs", "1", "--out", out]
+    words = ["compare", *TINY, "--methods", "none,kd,rsd", "--teacher", "test_resnet", "--seeds", "0"]
+    words += ["--trust-teacher", "true", "--teacher-training", '{"epochs": 2}', "--epochs", "1", "--out", out]
     assert main([str(word) for word in words]) == 0
     assert main(["inspect", str(out / "rsd-s0"), "--images", "40"]) == 0
     assert main([str(word) for word in ("report", out, "--out", out / "page")]) == 0
