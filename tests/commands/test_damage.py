@@ -96,13 +96,17 @@ def check(capsys, what, *words):
     return code
 
 
-def test_a_damaged_finished_run_is_named(capsys, finished, tmp_path):
+READ = ("config.yaml", "config.json", "student.safetensors")
+"""The files that scoring a run reads."""
+
+
+@pytest.mark.parametrize("files", [READ, pytest.param(FILES, marks=pytest.mark.slow)], ids=["read", "all"])
+def test_a_damaged_finished_run_is_named(capsys, finished, tmp_path, files):
     codes = {}
-    for what, out in damaged_copies(finished, tmp_path):
+    for what, out in damaged_copies(finished, tmp_path, files):
         codes[what] = check(capsys, what, "eval", out, "--split", "val")
     # Scoring may read past damage of other files. A flipped byte may leave the text of a setting readable.
-    read = ("config.yaml", "config.json", "student.safetensors")
-    silent = [what for what, code in codes.items() if code == 0 and what.startswith(read)]
+    silent = [what for what, code in codes.items() if code == 0 and what.startswith(READ)]
     assert [what for what in silent if not (what.startswith("config") and what.endswith("flipped"))] == []
     print(f"{len(codes)} kinds of damage, {sum(code == 2 for code in codes.values())} refused")
 
