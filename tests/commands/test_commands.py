@@ -48,7 +48,7 @@ def test_help_needs_no_torch():
         (["fit", "stray"], "unexpected argument 'stray'; options begin with --"),
         (["fit", "--teacher", "a", "--teacher", "b"], "--teacher is given twice; give several as one list"),
         (["fit", "--options.rsd.kapa", "1"], "unknown option --options.rsd.kapa; did you mean --options.rsd.kappa?"),
-        (["fit", "--options.rsd.kappa", "-1"], "kappa is -1.0; it must be greater than or equal to 0"),
+        (["fit", "--options.rsd.kappa", "-1"], "kappa is -1.0; it must be greater than or equal to 0, or 'auto'"),
         (
             ["fit", "--options.rsd.on", "stage"],
             "method 'rsd': on is 'stage'; it must be 'embedding', 'logits' or 'stages'",
@@ -152,8 +152,9 @@ def test_the_balance_is_a_number_a_word_or_null(capsys):
 
 def test_an_option_that_is_set_back_to_its_default_is_set_back(capsys, tmp_path):
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("options: {rsd: {kappa: 0.5}}\n")
-    assert parsed(capsys, "fit", "--recipe", recipe, "--options.rsd.kappa", "0.01")["options"] == {}
+    recipe.write_text("options: {rsd: {kappa: 0.5, weight: 0.3}}\n")
+    flags = ["--options.rsd.kappa", "auto", "--options.rsd.weight", "0.1"]
+    assert parsed(capsys, "fit", "--recipe", recipe, *flags)["options"] == {}
 
 
 def test_options_of_a_method_of_ones_own(capsys):

@@ -1,8 +1,10 @@
 """RSD: redundancy suppression distillation (ICCV 2025), the variants of its paper, and a spatial term of ours."""
 
-from typing import ClassVar, Literal
+import math
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -19,11 +21,20 @@ _KAPPA = 0.01
 """The paper's kappa, for all widths."""
 
 
+def _not_negative(value: float | str) -> float | str:
+    if isinstance(value, float) and not (value >= 0 and math.isfinite(value)):
+        raise UserError(f"kappa is {value}; it must be greater than or equal to 0, or 'auto'")
+    return value
+
+
+_Kappa = Annotated[float | Literal["auto"], AfterValidator(_not_negative)]
+
+
 @settings
 class RSDOptions:
     """Options of `rsd`; the defaults but kappa are the paper's for CIFAR-100."""
 
-    kappa: NonNegative | Literal["auto"] = "auto"
+    kappa: _Kappa = "auto"
     """kappa, weight of the decorrelation of different dimensions; >= 0. 0 leaves the invariance term alone. "auto" is
     1 / D for a teacher of D dimensions and at most the paper's 0.01: D^2 pairs of dimensions would outweigh the D terms
     of the invariance, and in a batch of few images they are mostly noise (docs/results.md)."""
