@@ -12,6 +12,7 @@ from crossdistill.config import AugmentConfig
 from crossdistill.data.transforms import eval_transform
 from crossdistill.evaluation.accuracy import ood_auroc
 from crossdistill.evaluation.corruptions import CORRUPTIONS, SEVERITIES, Corrupted
+from crossdistill.report.page import accuracy_table, corruption_table
 from tests.commands.running import run
 from tests.data.pictures import noise, put
 
@@ -71,9 +72,9 @@ def test_the_command_prints_both(tmp_path, capsys, teacher_run):
     assert all(len(values) == 5 for values in found["corruptions"].values())
     assert np.mean(found["corruptions"]["noise"]) < found["top1"]
     assert 0 <= found["ood"] <= 100
-    code, shown, err = run(capsys, "eval", teacher_run, "--corruptions", "--ood", tmp_path / "noise")
-    assert code == 0, err
-    assert "Top-1 on corrupted images, %, by severity" in shown
-    assert "AUROC" in shown
+    table = corruption_table(found["corruptions"])
+    assert [row[0] for row in table.rows] == [*CORRUPTIONS, "mean"]
+    assert float(table.rows[-1][-1]) == pytest.approx(np.mean(list(found["corruptions"].values())), abs=0.01)
+    assert "AUROC" in accuracy_table({"model": found}).header[-1]
     code, _, err = run(capsys, "eval", teacher_run, "--ood", tmp_path / "nothing")
     assert (code, "no such folder" in err) == (2, True)

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.commands.running import TINY, run
+from tests.commands.running import TINY
 
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -70,15 +70,3 @@ def test_the_page_sorts_by_keyboard_and_fits(page, tmp_path, width):
     assert found["images"]
     assert not found["wide"]
     assert {"Comparison", "Methods", "What the student confuses most"} <= set(found["headings"])
-
-
-def test_the_page_holds_everything_itself(page):
-    text = page.read_text()
-    assert not re.search(r'(?:src|href)="(?!data:|#)', text)
-    assert "@import" not in text
-    assert text.count("<script>") == 1
-
-
-def test_the_folder_is_named(capsys, tmp_path):
-    code, _, err = run(capsys, "report", tmp_path / "none")
-    assert (code, "none" in err) == (2, True)
