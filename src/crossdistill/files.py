@@ -1,5 +1,6 @@
-"""Files that are written completely or not at all, and folders that git ignores."""
+"""Files: written completely or not at all, their digests and names; folders that git ignores."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def file_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shortest_endings(paths: Sequence[str]) -> list[str]:

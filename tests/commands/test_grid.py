@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from crossdistill.config import RunConfig
+from crossdistill.training.grid import Axes, Variant, make_cells
 from tests.commands.running import TINY, run
 
 QUICK = [*TINY[2:], "--epochs", "1", "--trust-teacher", "true"]
@@ -80,6 +82,14 @@ def test_teachers_in_folders_of_one_name(capsys, tmp_path, teacher_folder):
     assert code == 0
     assert [folder for folder, *_ in rows(tmp_path / "out")] == ["a_teacher--kd-s0", "b_teacher--kd-s0"]
     assert "a/teacher  kd" in shown
+
+
+def test_a_run_in_a_folder_named_like_a_model_is_not_that_model(tmp_path):
+    folder = tmp_path / "test_resnet"
+    folder.mkdir()
+    cells = make_cells(RunConfig(), Axes([Variant("kd", "kd", {})], [0], teachers=["test_resnet", str(folder)]))
+    assert [cell.config.teacher for cell in cells] == ["test_resnet", None]
+    assert len({cell.folder for cell in cells}) == 2
 
 
 @pytest.mark.parametrize(

@@ -38,5 +38,8 @@ def test_a_set_of_the_hub_is_read_from_its_cache(snapshot):
 def test_a_set_that_is_not_there_is_refused(snapshot):
     with pytest.raises(UserError, match=r"'hfds/someone/fish' cannot be had from the hub \(loader.download is false\)"):
         load("hfds/someone/fish")
+    fill(snapshot / "train", count=20)
+    with pytest.raises(UserError, match="the set has no folder 'large'"):
+        load("hfds/someone/birds/large")
     with pytest.raises(UserError, match="'hfds/' cannot be had"):
         load("hfds/")

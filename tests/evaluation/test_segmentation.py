@@ -138,5 +138,11 @@ def test_the_command_scores_a_run(tmp_path, capsys):
     code, shown, err = run(capsys, "eval", out, "--segmentation", tmp_path / "masked", "--stage", "2")
     assert code == 0, err
     assert "Linear segmentation from stage 2" in shown
+    for words, said in (
+        (("--segmentation", tmp_path / "masked", "--knn"), "--knn has no effect with --segmentation"),
+        (("--stage", "2"), "--stage is for --segmentation"),
+    ):
+        code, _, err = run(capsys, "eval", out, *words)
+        assert (code, said in err) == (2, True), err
     code, _, err = run(capsys, "eval", out, "--segmentation", tmp_path / "none")
     assert (code, "no such folder" in err) == (2, True)

@@ -1,6 +1,5 @@
 """The arguments that a backbone is built from, as an exported student keeps them."""
 
-import hashlib
 import json
 from dataclasses import field
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from crossdistill.config.validation import NonNegativeInt, OptionalPositiveInt, PositiveInt, settings, validated
 from crossdistill.errors import UserError, first_line
+from crossdistill.files import file_digest
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "student.safetensors"
@@ -53,8 +53,7 @@ def weights_path(folder: str | Path) -> Path:
 
 def weights_digest(folder: str | Path) -> str:
     """Return the SHA-256 of a run's exported weights."""
-    with weights_path(folder).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(weights_path(folder))
 
 
 def check_export(folder: str | Path) -> None:

@@ -4,7 +4,6 @@ A shard holds one view of consecutive images, so that reading a sample touches o
 complete as soon as `view-003-00012.json` exists beside it.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from typing_extensions import TypedDict
 from crossdistill.cache.format import CacheFormat
 from crossdistill.config.validation import first_problem
 from crossdistill.errors import UserError
-from crossdistill.files import write_whole
+from crossdistill.files import file_digest, write_whole
 from crossdistill.types import BackboneOutput
 
 MANIFEST = "cache.json"
@@ -62,12 +61,6 @@ def missing_shards(folder: Path, fmt: CacheFormat, views: int) -> list[tuple[int
     return [key for key in every if not (folder / f"{shard_name(*key)}.json").exists()]
 
 
-def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class TeacherCache:
     """A finished cache, for reading; cheap to send to worker processes.
 
@@ -100,7 +93,7 @@ class TeacherCache:
         except ValidationError:
             stated = ""
         size = path.stat().st_size if path.exists() else -1
-        if size != (end - first) * self.format.row.itemsize or (verify and checksum(path) != stated):
+        if size != (end - first) * self.format.row.itemsize or (verify and file_digest(path) != stated):
             raise UserError(
                 f"{str(path)!r} was changed after it was written (its checksum or size differs): delete it and its "
                 ".json, and `crossdistill cache` with the same settings writes it again"

@@ -27,6 +27,8 @@ _READS = [
 ]
 _BY_NAME = ("recipe", "checkpoint", "img_size", "model")
 """Options that only a model given by its name has; a run has them in its folder."""
+_NOT_SEGMENTED = ("split", "knn", "linear_probe", "corruptions", "ood", "data")
+"""Options that --segmentation does not read: it has images of its own."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -41,6 +43,7 @@ def run(argv: Sequence[str]) -> int:
     from crossdistill.training.score import score
 
     result, progress = consoles()
+    _check_segmentation(made.segmentation is not None, parser.given(argv))
     if made.segmentation is not None:
         return _segment(made, config, result, progress)
     probes = [name for name in ("knn", "linear_probe") if made[name]]
@@ -61,6 +64,14 @@ def run(argv: Sequence[str]) -> int:
         if made.corruptions:
             show(corruption_table(scores["corruptions"]), result)
     return 0
+
+
+def _check_segmentation(wanted: bool, given: Sequence[str]) -> None:
+    """Raise UserError for options that would have no effect beside --segmentation, or without it."""
+    wrong = [name for name in given if name in (_NOT_SEGMENTED if wanted else ("stage",))]
+    if wrong:
+        option = wrong[0].replace("_", "-")
+        raise UserError(f"--{option} {'has no effect with' if wanted else 'is for'} --segmentation; leave it out")
 
 
 def _segment(made: Namespace, config: RunConfig, result: "Console", progress: "Console") -> int:

@@ -32,8 +32,7 @@ def listed_source(file: Path, config: LoaderConfig) -> Source:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data {str(file)!r} cannot be read as text in UTF-8: {first_line(error)}") from error
-    others: list[str] = []
-    rows = _lines(text) if file.suffix.lower() == ".txt" else _table(file, text, config, others)
+    rows, others = (_lines(text), []) if file.suffix.lower() == ".txt" else _table(file, text, config)
     if not rows:
         raise UserError(f"data {str(file)!r} lists no images")
     if all(role != "train" for *_, role in rows):
@@ -58,22 +57,23 @@ def _lines(text: str) -> list[_Row]:
     return [(number, _key(line), None, "train") for number, line in lines if line]
 
 
-def _table(file: Path, text: str, config: LoaderConfig, others: list[str]) -> list[_Row]:
+def _table(file: Path, text: str, config: LoaderConfig) -> tuple[list[_Row], list[str]]:
+    """Read a CSV or TSV file, and say which further columns could state labels or splits. Raises UserError."""
     # Not splitlines: it also splits at other characters than line feeds, and inside quoted values.
     separator = "\t" if file.suffix.lower() == ".tsv" else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         columns = [name.strip() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
-        return _rows(file, reader, columns, config, others)
+        return _rows(file, reader, columns, config)
     except csv.Error as error:
         raise UserError(f"line {reader.reader.line_num} of {str(file)!r} cannot be read: {error}") from error
 
 
 def _rows(
-    file: Path, reader: "csv.DictReader[str]", columns: list[str], config: LoaderConfig, others: list[str]
-) -> list[_Row]:
-    """Read the lines below the first, and say in `others` which columns could be labels as well. Raises UserError."""
+    file: Path, reader: "csv.DictReader[str]", columns: list[str], config: LoaderConfig
+) -> tuple[list[_Row], list[str]]:
+    others = []
     if twice := next((name for name in columns if columns.count(name) > 1), None):
         raise UserError(f"the first line of {str(file)!r} names the column {twice!r} twice")
     path = _column(file, columns, config.image_column, _PATHS, "image")
@@ -104,7 +104,7 @@ def _rows(
                 f"line {line} of {str(file)!r} has the split {values[split or '']!r}; it must be train, val or test"
             )
         rows.append((line, _key(values[path]), None if label is None else values[label], role))
-    return rows
+    return rows, others
 
 
 def _key(path: str) -> str:

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from crossdistill.data.datasets import Arrays, Images, base_of
+from crossdistill.data.datasets import Arrays, Images, Part, base_of
 from crossdistill.data.folder import Files
 from crossdistill.data.picture import Header, UnreadableError, read_header, read_picture
 from crossdistill.data.rows import Rows, opened
 from crossdistill.errors import UserError
+from crossdistill.files import file_digest
 
 _THREADS = 8
 """Files that are opened at the same time."""
@@ -30,6 +31,9 @@ _DIGESTED = 256
 _FEW = 64
 """Images of a torchvision set that are looked at; such a set is of one kind."""
 
+
+UNREADABLE = "unreadable"
+"""Mark of a file that cannot be read."""
 
 _T = TypeVar("_T")
 
@@ -63,10 +67,9 @@ def look(images: Images, *, decode: bool) -> Look:
 
 
 def sampled_contents(images: Images) -> bytes | None:
-    """Return the digests of 256 images spread over a split, and their number; None for data of another kind."""
-    if not isinstance(base_of(images)[0], Files | Rows):
-        return None
-    return "".join([str(len(images)), *_digests(images, _spread(len(images), _DIGESTED))]).encode()
+    """Return the marks of 256 images spread over a split, and their number; None for data of another kind."""
+    marks = content_marks(Part(images, _spread(len(images), _DIGESTED)))
+    return None if marks is None else "\n".join([str(len(images)), *marks]).encode()
 
 
 def content_marks(images: Images) -> list[str] | None:
@@ -82,10 +85,11 @@ def content_marks(images: Images) -> list[str] | None:
 
 def mark_of(path: str, *, contents: bool) -> str:
     """Return the size of a file in bytes and, with `contents`, a digest."""
-    size = _size(path)
-    if size < 0:
-        return "unreadable"
-    return f"{size}:{file_digest(path)[:16]}" if contents else str(size)
+    try:
+        size = os.stat(path).st_size
+        return f"{size}:{file_digest(path)[:16]}" if contents else str(size)
+    except OSError:
+        return UNREADABLE
 
 
 def place(images: Images, index: int) -> str:
@@ -119,13 +123,21 @@ def copies(parts: Mapping[str, Images], most_bytes: int) -> list[list[tuple[str,
 
     Returns None where more than `most_bytes` would have to be read.
     """
-    groups: dict[int, list[tuple[str, int]]] = defaultdict(list)
-    rows = [images for images in parts.values() if isinstance(base_of(images)[0], Rows)]
-    if sum(bytes_of(images) or 0 for images in rows) > most_bytes:
+    rows = {role: images for role, images in parts.items() if isinstance(base_of(images)[0], Rows)}
+    if sum(bytes_of(images) or 0 for images in rows.values()) > most_bytes:
         return None
+    # Rows are read once, for size and digest; of files those are read that have the size of another image.
+    marks = {role: content_marks(images) or [] for role, images in rows.items()}
+    groups: dict[int, list[tuple[str, int]]] = defaultdict(list)
     for role, images in parts.items():
-        for number, size in enumerate(_sizes(images)):
+        base, chosen = base_of(images)
+        if isinstance(base, Files):
+            sizes = [_size(base.paths[index]) for index in chosen]
+        else:
+            sizes = [int(mark.partition(":")[0]) for mark in marks.get(role, ())]
+        for number, size in enumerate(sizes):
             groups[size].append((role, number))
+    groups.pop(-1, None)
     todo = {size: members for size, members in groups.items() if len(members) > 1}
     if sum(size * len(members) for size, members in todo.items()) > most_bytes:
         return None
@@ -133,43 +145,18 @@ def copies(parts: Mapping[str, Images], most_bytes: int) -> list[list[tuple[str,
     for members in todo.values():
         for role in parts:
             numbers = [number for one, number in members if one == role]
-            for number, digest in zip(numbers, _digests(parts[role], numbers), strict=True):
-                equal[digest].append((role, number))
+            known = marks.get(role)
+            own = content_marks(Part(parts[role], numbers)) if known is None else [known[number] for number in numbers]
+            for number, mark in zip(numbers, own or (), strict=True):
+                if mark != UNREADABLE:
+                    equal[mark].append((role, number))
     return [members for members in equal.values() if len(members) > 1]
-
-
-def _sizes(images: Images) -> list[int]:
-    """Return the size in bytes of each file or stored image; of none for data of another kind."""
-    base, chosen = base_of(images)
-    if isinstance(base, Files):
-        return [_size(base.paths[i]) for i in chosen]
-    if isinstance(base, Rows):
-        return [len(_content(cell)) for cell in base.cells([int(index) for index in chosen])]
-    return []
-
-
-def _digests(images: Images, numbers: Sequence[int]) -> list[str]:
-    base, chosen = base_of(images)
-    if isinstance(base, Rows):
-        cells = base.cells([int(chosen[number]) for number in numbers])
-        return [hashlib.sha256(_content(cell)).hexdigest() for cell in cells]
-    assert isinstance(base, Files)
-    return in_threads(file_digest, [base.paths[chosen[number]] for number in numbers])
 
 
 def _content(cell: Any) -> bytes:
     """Return what tells one stored image from another: its bytes, or its path where the shard holds that alone."""
     stored: bytes = (cell or {}).get("bytes") or str((cell or {}).get("path") or "").encode("utf-8", "surrogateescape")
     return stored
-
-
-def file_digest(path: str) -> str:
-    """Return the SHA-256 of a file; of nothing where it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _size(path: str) -> int:

@@ -15,6 +15,7 @@ from crossdistill.data.rows import Rows
 from crossdistill.data.shards import roles_of, shard_files
 from crossdistill.data.tree import Tree
 from crossdistill.errors import UserError
+from crossdistill.files import file_digest
 
 _AT_ONCE = 1000
 _BLOCK, _BLOCKS = 2**16, 4096
@@ -148,9 +149,9 @@ def _converted(files: Sequence[str]) -> Any:
 def content_digest(path: str, most_bytes: int = 2**30) -> str:
     """Return a digest of a file; of one above `most_bytes` its size, its end and 4,096 blocks spread over it."""
     size = os.stat(path).st_size
+    if size <= most_bytes:
+        return file_digest(path)
     with open(path, "rb") as file:
-        if size <= most_bytes:
-            return hashlib.file_digest(file, "sha256").hexdigest()
         digest = hashlib.sha256(str(size).encode())
         for place in range(_BLOCKS):
             file.seek((size - _BLOCK) * place // (_BLOCKS - 1))

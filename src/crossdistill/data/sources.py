@@ -113,6 +113,8 @@ def _hub_folder(data: str, config: LoaderConfig) -> Path:
     except Exception as error:  # the hub raises many kinds: no network, no such set, no access
         hint = "" if config.download else " (loader.download is false)"
         raise UserError(f"data {data!r} cannot be had from the hub{hint}: {first_line(error)}") from error
+    if not Path(folder, below).is_dir():
+        raise UserError(f"data {data!r}: the set has no folder {below!r} with images or shards")
     return Path(folder, below)
 
 

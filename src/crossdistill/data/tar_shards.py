@@ -8,6 +8,7 @@ of the file `.json`; numbers are named by the lines of `classnames.txt` where th
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,22 +64,21 @@ def tar_source(folder: Path, tree: Tree, config: LoaderConfig) -> Source:
     number: dict[str, int] = {}
     label: tuple[str, str | None] | None = None
     beside: Counter[str] = Counter()
+    rest = tree
     for role, split in sorted(roles.items(), key=lambda pair: pair[0] != "train"):
         images, values, label = _read_split(split, [folder / path for path in found[split]], config, beside, label)
         splits[role] = images
         if role == "train" and config.labels == "classes":
-            names, number = _class_names(folder, values)
+            names, number, listed = _class_names(folder, values)
+            # The file that was read is none of the files that are left out.
+            rest = replace(tree, others=tree.others - Counter([".txt"])) if listed else tree
         images.labels = _numbers(images, values, number, role) if config.labels == "classes" else [0] * len(values)
     others = [f"the split {split!r} ({len(found[split])} shards)" for split in found if split not in roles.values()]
     kinds = ", ".join(f".{ending} {count:,}" for ending, count in sorted(beside.items()))
     left_out = [*others, *([f"files beside the images in the shards ({kinds})"] if kinds else [])]
     if pictures := sum(len(paths) for paths in tree.direct.values()):
         left_out.append(f"{pictures:,} image files beside the tar shards")
-    if (folder / CLASS_NAMES).is_file() and names == read_class_list(folder / CLASS_NAMES):
-        # It was read, so it is not one of the files of other types.
-        tree.others[".txt"] -= 1
-        tree.others += Counter()
-    return Source(folder.resolve().name, splits, names, (*left_out, *tree.left_out()))
+    return Source(folder.resolve().name, splits, names, (*left_out, *rest.left_out()))
 
 
 def _read_split(
@@ -170,8 +170,8 @@ def _label(sample: Sample, ending: str, entry: str | None) -> str:
     return str(value).strip()
 
 
-def _class_names(folder: Path, values: Sequence[str]) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Return the classes, and the number of each label.
+def _class_names(folder: Path, values: Sequence[str]) -> tuple[tuple[str, ...], dict[str, int], bool]:
+    """Return the classes, the number of each label, and whether classnames.txt was read.
 
     The classes are the lines of classnames.txt, which numbers count from 0; without it the labels themselves, numbers
     by value and text by code point.
@@ -182,15 +182,15 @@ def _class_names(folder: Path, values: Sequence[str]) -> tuple[tuple[str, ...], 
     file, largest = folder / CLASS_NAMES, largest_number(found, f"the tar shards in {str(folder)!r}")
     if largest is None or not file.is_file():
         names = sorted_classes(found)
-        return names, {name: place for place, name in enumerate(names)}
-    lines = read_class_list(file)
+        return names, {name: place for place, name in enumerate(names)}, False
+    lines = _read_class_list(file)
     if len(set(lines)) < len(lines) or "" in lines or largest >= len(lines):
         names_in = f"{str(file)!r} has {len(lines)} lines with {len(set(lines) - {''})} different names"
         raise UserError(f"{names_in}; the labels count from 0 to {largest}")
-    return lines, {name: int(name) for name in found} | {str(place): place for place in range(len(lines))}
+    return lines, {name: int(name) for name in found} | {str(place): place for place in range(len(lines))}, True
 
 
-def read_class_list(file: Path) -> tuple[str, ...]:
+def _read_class_list(file: Path) -> tuple[str, ...]:
     """Read the names in the lines of a file; empty lines at its end are left out. Raises UserError."""
     try:
         lines = file.read_text(encoding="utf-8-sig").rstrip().split("\n")

@@ -36,12 +36,15 @@ class TrainedOn:
         """Return the numbers of the images that the run has trained on: the same content, or the same path and size."""
         base, chosen = base_of(images)
         trained = {} if self.listed is None else self.listed.images.get("train", {})
-        if self.listed is not None and not self.listed.contents and isinstance(base, Files):
+        by_content = self.listed is not None and self.listed.contents
+        known = {*(self.marks or ()), *(trained.values() if by_content else ())}
+        marks = (content_marks(images) if known else None) or ()
+        found = {number for number, mark in enumerate(marks) if mark in known}
+        if not by_content and isinstance(base, Files):
             keys = [(base.keys[index], base.paths[index]) for index in chosen]
-            return [i for i, (key, path) in enumerate(keys) if trained.get(key) == mark_of(path, contents=False)]
-        known = {*(self.marks or ()), *(trained.values() if self.listed is not None and self.listed.contents else ())}
-        found = content_marks(images) if known else None
-        return [number for number, mark in enumerate(found or ()) if mark in known]
+            same = [trained.get(key) == mark_of(path, contents=False) for key, path in keys]
+            found |= {number for number, one in enumerate(same) if one}
+        return sorted(found)
 
 
 def unlisted_marks(train: Images, files: SplitList | None) -> list[str] | None:

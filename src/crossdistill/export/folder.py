@@ -1,12 +1,13 @@
 """The folder of an export: replaced as a whole, and never over files of the user."""
 
-import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from crossdistill.files import file_digest
 
 REPORT_NAME = "export.json"
 
@@ -19,12 +20,6 @@ def users_files(folder: Path) -> list[str]:
         written = {}
     others = [path for path in sorted(folder.iterdir()) if not (written and path.name == REPORT_NAME)]
     return [path.name for path in others if not path.is_file() or written.get(path.name) != file_digest(path)]
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

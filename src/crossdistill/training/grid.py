@@ -171,9 +171,8 @@ def _check_sweep(axes: Axes) -> None:
 
 def _teacher_labels(teachers: Sequence[str]) -> dict[str, str]:
     """Name each teacher: a model by its name, a run by as many last parts of its path as tell it from the others."""
-    folders = [teacher for teacher in teachers if Path(teacher).is_dir()]
-    short = shortest_endings([str(Path(folder).resolve()) for folder in folders])
-    return {teacher: teacher for teacher in teachers} | dict(zip(folders, short, strict=True))
+    whole = [str(Path(teacher).resolve()) if Path(teacher).is_dir() else teacher for teacher in teachers]
+    return dict(zip(teachers, shortest_endings(whole), strict=True))
 
 
 def _settings(sweep: Sweep | None, variant: Variant) -> Iterable[tuple[str, dict[str, Any]]]:

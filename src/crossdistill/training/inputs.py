@@ -23,6 +23,7 @@ from crossdistill.data.mixed import Joined, labelled_part
 from crossdistill.data.transforms import eval_transform
 from crossdistill.data.views import held_out_views, teacher_training_views, training_views
 from crossdistill.errors import UserError, first_line
+from crossdistill.files import file_digest
 from crossdistill.methods import MethodChoice
 from crossdistill.teacher import Teacher
 from crossdistill.training.engine import is_first_process
@@ -139,8 +140,7 @@ def digests(config: RunConfig, data: ImageData, probed: ImageData | None = None)
         path = Path(checkpoint)
         path = weights_path(path) if path.is_dir() else path
         if path.is_file():
-            with path.open("rb") as file:
-                found[f"{setting} {path.name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            found[f"{setting} {path.name}"] = file_digest(path)[:16]
     return found
 
 

@@ -22,14 +22,14 @@ from crossdistill.errors import UserError
 from crossdistill.export.about import PROGRAM_FILE, describe, require_packages
 from crossdistill.export.agreement import Agreement, check_difference, compare, evenly
 from crossdistill.export.card import write_card
-from crossdistill.export.folder import REPORT_NAME, file_digest, new_folder, users_files
+from crossdistill.export.folder import REPORT_NAME, new_folder, users_files
 from crossdistill.export.onnx_images import preprocessing_model, with_images
 from crossdistill.export.onnx_session import INT8_FILE, ONNX_FILE, OnnxModel
 from crossdistill.export.program import export_program, make_onnx, save_onnx, save_program
 from crossdistill.export.quantise import quantise
 from crossdistill.export.runners import ProgramModel, Runner, TimmModel, TorchModel, check_finite_weights
 from crossdistill.export.timm_folder import save_student
-from crossdistill.files import write_whole
+from crossdistill.files import file_digest, write_whole
 from crossdistill.training.engine import set_threads
 from crossdistill.training.exported_data import HeldOut, find_held_out
 from crossdistill.training.run_folder import check_writable, environment
