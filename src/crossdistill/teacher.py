@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from crossdistill.backbones import Backbone
 from crossdistill.errors import UserError
+from crossdistill.image_size import ImageSize, largest, sides_of
 from crossdistill.types import BackboneOutput, BackboneSpec
 
 TeacherWeights = Sequence[float] | Literal["confidence"] | None
@@ -42,9 +43,9 @@ class Teacher(nn.Module):
         return self.backbone.teachers if isinstance(self.backbone, Ensemble) else (self,)
 
     @property
-    def img_size(self) -> int:
-        """The side in pixels of its input; the largest one of several teachers."""
-        return max(member.backbone.img_size for member in self.members)
+    def img_size(self) -> ImageSize:
+        """The size of its input; the largest one of several teachers."""
+        return largest([member.backbone.img_size for member in self.members])
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode."""
@@ -54,7 +55,7 @@ class Teacher(nn.Module):
         """Convert images normalised for the student to the teacher's normalisation and size."""
         if not self._same_normalisation:
             images = images * self.scale + self.shift
-        size = (self.backbone.img_size, self.backbone.img_size)
+        size = sides_of(self.backbone.img_size)
         if isinstance(self.backbone, Ensemble):
             return images  # each of its teachers converts them
         if images.shape[-2:] != size:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.errors import UserError, kind_and_line
+from crossdistill.image_size import ImageSize, sides_of
 
 _V = TypeVar("_V")
 
@@ -22,10 +23,10 @@ class Call(Generic[_V]):
     value: _V
 
 
-def probe_images(model: nn.Module, in_chans: int, img_size: int) -> Tensor:
+def probe_images(model: nn.Module, in_chans: int, img_size: ImageSize) -> Tensor:
     """Make two fixed noise images on the model's device; draws nothing from the global generators."""
     like = next(model.parameters(), torch.empty(0))
-    shape = (2, in_chans, img_size, img_size)
+    shape = (2, in_chans, *sides_of(img_size))
     if like.is_meta:
         return torch.empty(shape, device="meta", dtype=like.dtype)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -70,7 +71,7 @@ def record(
 
 
 def record_probe(
-    model: nn.Module, name: str, in_chans: int, img_size: int, keep: Callable[[tuple[Any, ...], Any], _V]
+    model: nn.Module, name: str, in_chans: int, img_size: ImageSize, keep: Callable[[tuple[Any, ...], Any], _V]
 ) -> tuple[list[Call[_V]], Any]:
     """Run a model on the noise images, and record its calls as `record` does. Raises UserError where it cannot run."""
     images = probe_images(model, in_chans, img_size)
@@ -80,9 +81,10 @@ def record_probe(
         raise cannot_run(name, in_chans, img_size, error) from error
 
 
-def cannot_run(name: str, in_chans: int, img_size: int, error: Exception) -> UserError:
+def cannot_run(name: str, in_chans: int, img_size: ImageSize, error: Exception) -> UserError:
     """Build the error for a model that fails on images of this shape."""
     hint = "; if it needs three channels, --loader.in-chans 3 converts grey images" if in_chans == 1 else ""
+    height, width = sides_of(img_size)
     return UserError(
-        f"model {name!r} cannot run on images of {in_chans} x {img_size} x {img_size} ({kind_and_line(error)}){hint}"
+        f"model {name!r} cannot run on images of {in_chans} x {height} x {width} ({kind_and_line(error)}){hint}"
     )

@@ -5,9 +5,10 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-from crossdistill.config.validation import NonNegativeInt, OptionalPositiveInt, PositiveInt, settings, validated
+from crossdistill.config.validation import NonNegativeInt, PositiveInt, settings, validated
 from crossdistill.errors import UserError, first_line
 from crossdistill.files import file_digest
+from crossdistill.image_size import OptionalImageSize
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "student.safetensors"
@@ -21,7 +22,7 @@ class BackboneArgs:
 
     name: str
     num_classes: NonNegativeInt
-    img_size: OptionalPositiveInt = None
+    img_size: OptionalImageSize = None
     in_chans: PositiveInt = 3
     small_images: bool = False
     stages: list[str] | None = None

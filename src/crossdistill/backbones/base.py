@@ -8,20 +8,21 @@ from torch import Tensor, nn
 
 from crossdistill.backbones.args import BackboneArgs
 from crossdistill.errors import UserError
+from crossdistill.image_size import ImageSize, sides_of
 from crossdistill.types import BackboneOutput, BackboneSpec
 
 
 class Backbone(nn.Module):
     """A network that returns logits, pooled embedding and, when asked, four stage maps in one forward pass.
 
-    `model` is the plain network, `spec` holds facts read from it, `img_size` is the side of its input in pixels,
+    `model` is the plain network, `spec` holds facts read from it, `img_size` is the size of its input in pixels,
     `args` holds the arguments that build it again. A network without a classifier has
     `spec.num_classes` 0 and returns no logits.
     """
 
     model: nn.Module
     spec: BackboneSpec
-    img_size: int
+    img_size: ImageSize
     args: BackboneArgs
 
     def __init__(self) -> None:
@@ -75,18 +76,19 @@ def expected_normalisation(model: nn.Module, in_chans: int) -> tuple[tuple[float
     return tuple(float(v) for v in mean), tuple(float(v) for v in std)
 
 
-def read_spec(model: nn.Module, output: BackboneOutput, name: str, img_size: int, in_chans: int) -> BackboneSpec:
+def read_spec(model: nn.Module, output: BackboneOutput, name: str, img_size: ImageSize, in_chans: int) -> BackboneSpec:
     """Read the facts about a backbone from one output. Raises UserError for an embedding without a dimension."""
     maps = output.stages
     if output.embedding.shape[1] == 0:
         raise UserError(f"model {name!r} returns an embedding of width 0; it must have at least one dimension")
     mean, std = expected_normalisation(model, in_chans)
+    height, _ = sides_of(img_size)
     return BackboneSpec(
         name=name,
         num_classes=0 if output.logits is None else output.logits.shape[1],
         embedding_dim=output.embedding.shape[1],
         stage_channels=None if maps is None else tuple(m.shape[1] for m in maps),
-        stage_strides=None if maps is None else tuple(round(img_size / m.shape[2]) for m in maps),
+        stage_strides=None if maps is None else tuple(round(height / m.shape[2]) for m in maps),
         in_chans=in_chans,
         mean=mean,
         std=std,

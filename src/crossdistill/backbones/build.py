@@ -38,6 +38,7 @@ from crossdistill.backbones.transformers_network import (
 from crossdistill.config.code import check_named_code, is_code
 from crossdistill.config.validation import validated
 from crossdistill.errors import UserError, first_line, unknown
+from crossdistill.image_size import ImageSize, image_size
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ _log = logging.getLogger(__name__)
 def create_backbone(
     name: str,
     num_classes: int,
-    img_size: int | None = None,
+    img_size: ImageSize | str | None = None,
     in_chans: int = 3,
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
@@ -60,12 +61,12 @@ def create_backbone(
 
     `name` is a timm model, "torchvision:<name>", "hf:<name or folder>" (transformers, always with its weights), or
     "package.module:factory" (a callable that returns an `nn.Module`; those of num_classes, in_chans and img_size that
-    it accepts are passed). `num_classes` 0 builds a network without a classifier. `img_size` in pixels (None: the
-    model's own); `checkpoint` a safetensors or torch file, or the folder of a finished run; `checkpoint_key` chooses
-    one of several networks in the file; `small_images` builds a convolutional network without early strides and a
-    transformer with a small patch size; `stages` names four modules where they cannot be found; `new_head` loads all
-    weights of the checkpoint but those of the classifier, which is trained anew; `model_args` go to the model's
-    constructor. Raises UserError for an unknown name and for a model or checkpoint that does not fit.
+    it accepts are passed). `num_classes` 0 builds a network without a classifier. `img_size` in pixels: a side, or
+    (height, width) (None: the model's own); `checkpoint` a safetensors or torch file, or the folder of a finished run;
+    `checkpoint_key` chooses one of several networks in the file; `small_images` builds a convolutional network without
+    early strides and a transformer with a small patch size; `stages` names four modules where they cannot be found;
+    `new_head` loads all weights of the checkpoint but those of the classifier, which is trained anew; `model_args` go
+    to the model's constructor. Raises UserError for an unknown name and for a model or checkpoint that does not fit.
     """
     name = absolute_name(name)
     given = dict(
@@ -94,12 +95,12 @@ def create_backbone(
     return backbone
 
 
-def _build(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, int]:
+def _build(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, ImageSize]:
     own = args.name.startswith("torchvision:") or is_code(args.name)
     return (build_other if own else build_timm)(args, pretrained)
 
 
-def _wrap(model: nn.Module, args: BackboneArgs, size: int) -> Backbone:
+def _wrap(model: nn.Module, args: BackboneArgs, size: ImageSize) -> Backbone:
     """Make the backbone of a plain network: by timm's interface where it has that, else by hooks."""
     name, stages = args.name, args.stages
     backbone: Backbone
@@ -115,7 +116,7 @@ def _wrap(model: nn.Module, args: BackboneArgs, size: int) -> Backbone:
 
 
 def _load(
-    model: nn.Module, path: Path, args: BackboneArgs, size: int, new_head: bool, key: str | None
+    model: nn.Module, path: Path, args: BackboneArgs, size: ImageSize, new_head: bool, key: str | None
 ) -> tuple[Any, str, str]:
     """Load a weights file or the model of a run.
 
@@ -141,7 +142,7 @@ def _load(
     return (None if heads else names or loaded.class_names), loaded.part, "" if heads or names else loaded.note
 
 
-def _fits_without_head(model: nn.Module, path: Path, args: BackboneArgs, size: int, key: str | None) -> bool:
+def _fits_without_head(model: nn.Module, path: Path, args: BackboneArgs, size: ImageSize, key: str | None) -> bool:
     heads = classifier_names(model, args.name, args.num_classes, args.in_chans, size)
     try:
         load_weights(model, path, key=key, without=heads)
@@ -152,7 +153,7 @@ def _fits_without_head(model: nn.Module, path: Path, args: BackboneArgs, size: i
 
 def classes_of_weights(
     name: str,
-    img_size: int | None = None,
+    img_size: ImageSize | str | None = None,
     in_chans: int = 3,
     checkpoint: str | Path | None = None,
     checkpoint_key: str | None = None,
@@ -175,7 +176,7 @@ def from_args(args: BackboneArgs, checkpoint: str | Path | None = None) -> Backb
     return create_backbone(checkpoint=checkpoint, **model_args, **values)
 
 
-def outline(name: str, num_classes: int, img_size: int | None = None, **arguments: Any) -> Backbone:
+def outline(name: str, num_classes: int, img_size: ImageSize | str | None = None, **arguments: Any) -> Backbone:
     """Build a model without memory for its weights, where that is possible; for its spec, size and cost."""
     build = partial(create_backbone, name, num_classes, img_size, **arguments)
     try:
@@ -186,8 +187,8 @@ def outline(name: str, num_classes: int, img_size: int | None = None, **argument
         return build()
 
 
-def own_img_size(name: str) -> int:
-    """Return the side in pixels that a model is built for by default. Raises UserError for an unknown name."""
+def own_img_size(name: str) -> ImageSize:
+    """Return the input size that a model is built for by default. Raises UserError for an unknown name."""
     if name.startswith(("hf-hub:", "local-dir:")):
         return create_backbone(name, 1).img_size
     if is_transformers(name):
@@ -200,7 +201,7 @@ def own_img_size(name: str) -> int:
         cfg = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         raise UserError(f"model {name!r}: {first_line(error)}") from error
-    return OTHER_SIZE if cfg is None else int(cfg.input_size[-1])
+    return OTHER_SIZE if cfg is None else image_size(cfg.input_size[-2:])
 
 
 def load_backbone(folder: str | Path, *, trust_code: bool = False) -> Backbone:

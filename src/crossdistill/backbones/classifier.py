@@ -14,13 +14,16 @@ from crossdistill.backbones.args import weights_path
 from crossdistill.backbones.checkpoint import stored_weights
 from crossdistill.backbones.structure import is_classifier
 from crossdistill.errors import UserError
+from crossdistill.image_size import ImageSize
 
 _LEAST_UNKNOWN = 2000
 """Outputs from which weights are those of a classifier, though timm does not know its set of classes."""
 _TORCHVISION_CLASSES = 1000
 
 
-def classifier_names(model: nn.Module, name: str, num_classes: int, in_chans: int, img_size: int) -> tuple[str, ...]:
+def classifier_names(
+    model: nn.Module, name: str, num_classes: int, in_chans: int, img_size: ImageSize
+) -> tuple[str, ...]:
     """Return the names of the classifier, or of several heads. Raises UserError for a network without one."""
     ask = getattr(model, "get_classifier", None)
     if callable(ask):
@@ -51,7 +54,7 @@ def pretrained_classes(name: str) -> int | None:
 
 
 def stored_classes(
-    model: nn.Module, name: str, checkpoint: str | Path, key: str | None, in_chans: int, img_size: int
+    model: nn.Module, name: str, checkpoint: str | Path, key: str | None, in_chans: int, img_size: ImageSize
 ) -> int:
     """Return the classes that a file of weights for a model (built with one class) has; 0 for a headless file.
 

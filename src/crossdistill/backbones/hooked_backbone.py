@@ -1,6 +1,5 @@
 """Any other `nn.Module`: stages and embedding are read by hooks on its named modules."""
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -10,8 +9,9 @@ from torch import Tensor, nn
 from crossdistill.backbones._probe import Call, evaluating, probe_images, record_probe
 from crossdistill.backbones.base import Backbone, read_spec
 from crossdistill.backbones.stages import STAGES
-from crossdistill.backbones.structure import Shape, find_classifier, find_stages, output_shape, read_layouts
+from crossdistill.backbones.structure import Shape, find_classifier, find_stages, output_shape, read_layouts, token_grid
 from crossdistill.errors import UserError, unknown
+from crossdistill.image_size import ImageSize, sides_of
 from crossdistill.types import BackboneOutput
 
 
@@ -28,7 +28,7 @@ class HookedBackbone(Backbone):
         self,
         model: nn.Module,
         name: str,
-        img_size: int,
+        img_size: ImageSize,
         in_chans: int,
         num_classes: int,
         stages: Sequence[str] | None = None,
@@ -47,7 +47,7 @@ class HookedBackbone(Backbone):
             self._classifier = classifier.name
             classifier.module.register_forward_pre_hook(self._keep_input)
         calls = [call for call in calls if call.value is not None]
-        self._stage_names, self._layouts = self._read_stages(stages, calls)
+        self._stage_names, self._layouts = self._read_stages(stages, calls, sides_of(img_size))
         for stage in set(self._stage_names):
             model.get_submodule(stage).register_forward_hook(partial(self._keep_output, stage))
         with evaluating(self):
@@ -55,13 +55,13 @@ class HookedBackbone(Backbone):
         self.spec = read_spec(model, probed, name, img_size, in_chans)
 
     def _read_stages(
-        self, stages: Sequence[str] | None, calls: list[Call[Shape | None]]
+        self, stages: Sequence[str] | None, calls: list[Call[Shape | None]], sides: tuple[int, int]
     ) -> tuple[tuple[str, ...], list[str | int]]:
         """Find the modules of the stages, and the layout of each. Raises UserError for wrong names in `stages`."""
         try:
-            names = find_stages(calls) if stages is None else self._named(stages, calls)
+            names = find_stages(calls, sides) if stages is None else self._named(stages, calls)
             last_calls = {call.name: call for call in calls}
-            return names, read_layouts([last_calls[name] for name in names], self.model)
+            return names, read_layouts([last_calls[name] for name in names], self.model, sides)
         except UserError as error:
             if stages is not None:
                 raise
@@ -106,8 +106,9 @@ class HookedBackbone(Backbone):
                 embedding = embedding.mean(dim=(2, 3))
             maps = None
             if stages:
+                sides = (images.shape[2], images.shape[3])
                 named = zip(self._stage_names, self._layouts, strict=True)
-                maps = tuple(_to_map(self._seen[name], layout) for name, layout in named)
+                maps = tuple(_to_map(self._seen[name], layout, sides) for name, layout in named)
         finally:
             # No tensor of a forward pass is kept after it.
             self._recording = ()
@@ -126,12 +127,14 @@ def _check_output(output: Any, name: str, num_classes: int) -> None:
         )
 
 
-def _to_map(output: Tensor, layout: str | int) -> Tensor:
+def _to_map(output: Tensor, layout: str | int, sides: tuple[int, int]) -> Tensor:
     if layout == "NHWC":
         return output.permute(0, 3, 1, 2)
     if isinstance(layout, str):
         return output
     # Class and register tokens come before the patches.
     patches = output[:, layout:]
-    side = math.isqrt(patches.shape[1])
-    return patches.transpose(1, 2).unflatten(2, (side, side))
+    grid = token_grid(patches.shape[1], sides)
+    if grid is None:
+        raise UserError(f"{patches.shape[1]} tokens are not a grid of an image of {sides[0]} x {sides[1]}")
+    return patches.transpose(1, 2).unflatten(2, grid)

@@ -15,6 +15,7 @@ from crossdistill.backbones.args import BackboneArgs
 from crossdistill.backbones.classifier import classifier_names
 from crossdistill.backbones.small_stem import SMALL_STEM, remove_strides, strided_modules
 from crossdistill.errors import UserError, first_line, kind_and_line, unknown
+from crossdistill.image_size import ImageSize, image_size, sides_of
 
 OTHER_SIZE = 224
 """Side in pixels of models that do not state one."""
@@ -26,24 +27,25 @@ comes from a patch embedding, whose patches stay at least 2 pixels wide."""
 _TORCHVISION_CLASSES = 1000
 
 
-def build_timm(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, int]:
-    """Build a timm model, and return it with the side of its input. Raises UserError."""
+def build_timm(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, ImageSize]:
+    """Build a timm model, and return it with the size of its input. Raises UserError."""
     name, img_size, model_args = args.name, args.img_size, args.model_args
     if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
         raise unknown("model", name, timm.list_models())
     wanted = dict(num_classes=args.num_classes, in_chans=args.in_chans, **model_args)
     if not args.small_images:
         model = _create(name, wanted, {"img_size": img_size}, pretrained)
-        return model, img_size or int(model.pretrained_cfg["input_size"][-1])
+        return model, img_size or stated_size(model)
     with torch.device("meta"):
         plan = _create(name, wanted, {"img_size": img_size}, False)
-    size = img_size or int(plan.pretrained_cfg["input_size"][-1])
+    size = img_size or stated_size(plan)
+    side = min(sides_of(size))
     strides = [int(info["reduction"]) for info in plan.feature_info]
     if len(set(strides)) == 1:
-        patch = max(1, size // _SMALL_GRID)
+        patch = max(1, side // _SMALL_GRID)
     else:
-        patch = max(2, strides[0] * size // (_SMALL_LAST * strides[-1]))
-    extras: dict[str, int | None] = {"img_size": img_size}
+        patch = max(2, strides[0] * side // (_SMALL_LAST * strides[-1]))
+    extras: dict[str, ImageSize | None] = {"img_size": img_size}
     if "patch_size" not in model_args:
         extras["patch_size"] = min(patch, strides[0])
     model = _create(name, wanted, extras, pretrained)
@@ -59,6 +61,11 @@ def build_timm(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, int]:
         stem = {"base": name, "strided": names}
         model = _create(SMALL_STEM, {**wanted, **stem}, {"img_size": img_size}, pretrained)
     return model, size
+
+
+def stated_size(model: Any) -> ImageSize:
+    """Return the input size that a timm model states."""
+    return image_size([int(side) for side in model.pretrained_cfg["input_size"][-2:]])
 
 
 def _create(name: str, wanted: dict[str, Any], optional: dict[str, Any], pretrained: bool) -> Any:
@@ -81,8 +88,8 @@ def _call(factory: Callable[..., Any], name: str, wanted: dict[str, Any], option
             raise UserError(f"model {name!r} cannot be built with {given} ({kind_and_line(error)})") from error
 
 
-def build_other(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, int]:
-    """Build a torchvision model or the user's own, and return it with the side of its input. Raises UserError."""
+def build_other(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, ImageSize]:
+    """Build a torchvision model or the user's own, and return it with the size of its input. Raises UserError."""
     size = args.img_size or OTHER_SIZE
     torchvisions = args.name.startswith("torchvision:")
     model = _torchvision_model(args, pretrained) if torchvisions else _own_model(args, size)
@@ -110,13 +117,13 @@ def _torchvision_model(args: BackboneArgs, pretrained: bool) -> nn.Module:
     return model
 
 
-def _remove_classifier(model: nn.Module, name: str, img_size: int) -> None:
+def _remove_classifier(model: nn.Module, name: str, img_size: ImageSize) -> None:
     """Replace the classifier, the last layer with torchvision's number of classes, by an identity."""
     for classifier in classifier_names(model, name, _TORCHVISION_CLASSES, 3, img_size):
         model.set_submodule(classifier, nn.Identity())
 
 
-def _own_model(args: BackboneArgs, img_size: int) -> nn.Module:
+def _own_model(args: BackboneArgs, img_size: ImageSize) -> nn.Module:
     name = args.name
     factory, taken = _import_factory(name)
     offered = dict(num_classes=args.num_classes, in_chans=args.in_chans, img_size=img_size)

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from crossdistill.backbones._probe import record_probe
 from crossdistill.errors import UserError
+from crossdistill.image_size import ImageSize, sides_of
 
 SMALL_STEM = "crossdistill_small_stem"
 
 
-def strided_modules(model: nn.Module, name: str, in_chans: int, img_size: int, last_cells: int) -> list[str]:
-    """Name the modules whose stride must be removed for the last map to have `last_cells` cells along a side.
+def strided_modules(model: nn.Module, name: str, in_chans: int, img_size: ImageSize, last_cells: int) -> list[str]:
+    """Name the modules whose stride must be removed for the last map to have `last_cells` cells along its shorter side.
 
     They are those of the first resolution levels; parallel branches of one level (the convolution of a block and its
     shortcut) come together. Empty where the last map is large enough. Raises UserError where the model cannot run on
@@ -39,9 +40,10 @@ def strided_modules(model: nn.Module, name: str, in_chans: int, img_size: int, l
         if isinstance(call.module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and 1 < call.value[0] / call.value[1] <= 4
     ]
     names: list[str] = []
-    last = min((after for _, _, after in seen), default=img_size)
-    size = img_size
-    while last < last_cells and last < img_size:
+    side = min(sides_of(img_size))
+    last = min((after for _, _, after in seen), default=side)
+    size = side
+    while last < last_cells and last < side:
         level = [(name, after) for name, before, after in seen if before == size]
         if not level:
             raise UserError(
@@ -55,10 +57,10 @@ def strided_modules(model: nn.Module, name: str, in_chans: int, img_size: int, l
 
 
 def _sides(inputs: tuple[Any, ...], output: Any) -> tuple[int, int]:
-    """Return the width of a module's first input and of its output; (1, 1) where they are not maps."""
+    """Return the shorter side of a module's first input and of its output; (1, 1) where they are not maps."""
     before = inputs[0] if inputs else None
     if isinstance(before, Tensor) and isinstance(output, Tensor) and before.ndim == output.ndim == 4:
-        return before.shape[-1], output.shape[-1]
+        return min(before.shape[2:]), min(output.shape[2:])
     return 1, 1
 
 

@@ -13,6 +13,7 @@ from crossdistill.backbones._probe import evaluating
 from crossdistill.backbones.base import Backbone
 from crossdistill.backbones.cut import Entry, Stub, Tokens, cut_after
 from crossdistill.errors import UserError
+from crossdistill.image_size import sides_of
 from crossdistill.types import BackboneOutput
 
 
@@ -74,8 +75,8 @@ class Tail:
         self._entry.features = features
         for stub in self._stubs:
             stub.like, stub.batch = features.detach(), len(features)
-        spec, size = self.backbone.spec, self.backbone.img_size
-        images = features.detach().new_zeros(()).expand(len(features), spec.in_chans, size, size)
+        sides = sides_of(self.backbone.img_size)
+        images = features.detach().new_zeros(()).expand(len(features), self.backbone.spec.in_chans, *sides)
         try:
             output: BackboneOutput = self.network(images)
             return output

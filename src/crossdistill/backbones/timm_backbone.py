@@ -11,6 +11,7 @@ from crossdistill.backbones._probe import cannot_run, evaluating, probe_images
 from crossdistill.backbones.base import Backbone, read_spec
 from crossdistill.backbones.stages import choose_stages
 from crossdistill.errors import UserError, kind_and_line
+from crossdistill.image_size import ImageSize
 from crossdistill.types import BackboneOutput
 
 _log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class TimmBackbone(Backbone):
 
     model: Any  # timm's conventions (forward_head, feature_info, ...) have no common type
 
-    def __init__(self, model: nn.Module, name: str, img_size: int, in_chans: int) -> None:
+    def __init__(self, model: nn.Module, name: str, img_size: ImageSize, in_chans: int) -> None:
         super().__init__()
         self.model = model
         self.img_size = img_size
@@ -58,7 +59,7 @@ class TimmBackbone(Backbone):
             embedding = self.model.forward_head(final, pre_logits=True)
             expected = self.model.forward_head(final)
         except Exception as error:  # the code of a model can raise anything
-            raise cannot_run(name, images.shape[1], images.shape[-1], error) from error
+            raise cannot_run(name, images.shape[1], self.img_size, error) from error
         if embedding.ndim != 2 or expected.ndim != 2:
             raise UserError(
                 f"model {name!r} returns an embedding of shape {tuple(embedding.shape)} and logits of shape "

@@ -10,6 +10,7 @@ from crossdistill.backbones.base import Backbone, read_spec
 from crossdistill.backbones.stages import choose_stages
 from crossdistill.backbones.transformers_network import VisionNetwork
 from crossdistill.errors import UserError, kind_and_line
+from crossdistill.image_size import ImageSize
 from crossdistill.types import BackboneOutput
 
 
@@ -24,7 +25,7 @@ class TransformersBackbone(Backbone):
 
     model: VisionNetwork
 
-    def __init__(self, model: VisionNetwork, name: str, img_size: int, in_chans: int) -> None:
+    def __init__(self, model: VisionNetwork, name: str, img_size: ImageSize, in_chans: int) -> None:
         super().__init__()
         self.model = model
         self.img_size = img_size

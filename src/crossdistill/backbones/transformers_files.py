@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from crossdistill.errors import UserError, kind_and_line
+from crossdistill.image_size import ImageSize, image_size
 
 PREFIX = "hf:"
 _HEADED = "ForImageClassification"
@@ -81,18 +82,21 @@ def read_processor(name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def processor_size(name: str, config: Any, processor: dict[str, Any]) -> int:
-    """Return the side in pixels of the images that the processor makes. Raises UserError."""
+def processor_size(name: str, config: Any, processor: dict[str, Any]) -> ImageSize:
+    """Return the size of the images that the processor makes. Raises UserError."""
     crops = processor.get("do_center_crop", False) and "crop_size" in processor
     stated: Any = processor.get("crop_size" if crops else "size")
     if stated is None:
         stated = getattr(vision_config(config), "image_size", None)
     if isinstance(stated, dict):
-        sides = {int(side) for key, side in stated.items() if key in ("height", "width", "shortest_edge") and side}
-        stated = sides.pop() if len(sides) == 1 else None
-    if not isinstance(stated, int):
-        raise UserError(f"model {name!r} states no square input size; give img_size (--model.teacher-img-size)")
-    return stated
+        named = {key: int(side) for key, side in stated.items() if key in ("height", "width", "shortest_edge") and side}
+        if named.keys() == {"height", "width"}:
+            stated = (named["height"], named["width"])
+        else:
+            stated = next(iter(named.values())) if len(set(named.values())) == 1 else None
+    if stated is None:
+        raise UserError(f"model {name!r} states no input size; give img_size (--model.teacher-img-size)")
+    return image_size(stated)
 
 
 def read_look(config: Any, processor: dict[str, Any]) -> dict[str, Any]:

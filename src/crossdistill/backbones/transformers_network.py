@@ -21,12 +21,13 @@ from crossdistill.backbones.transformers_files import (
     vision_config,
 )
 from crossdistill.errors import UserError
+from crossdistill.image_size import ImageSize, sides_of
 
 
 class VisionNetwork(nn.Module):
     """A transformers model that takes images (B, C, H, W) and returns logits, or without a classifier the embedding."""
 
-    def __init__(self, body: nn.Module, look: dict[str, Any], size: int) -> None:
+    def __init__(self, body: nn.Module, look: dict[str, Any], size: ImageSize) -> None:
         super().__init__()
         self.body = body
         self.pretrained_cfg = look
@@ -43,7 +44,7 @@ class VisionNetwork(nn.Module):
         self.patch: int | None = patch if isinstance(patch, int) else None
         self.extra: dict[str, Any] = {}
         accepted = inspect.signature(body.forward).parameters
-        if getattr(config, "image_size", size) not in (size, [size, size]) and "interpolate_pos_encoding" in accepted:
+        if sides_of(getattr(config, "image_size", size)) != sides_of(size) and "interpolate_pos_encoding" in accepted:
             self.extra["interpolate_pos_encoding"] = True
 
     def get_classifier(self) -> nn.Module | None:
@@ -88,13 +89,13 @@ def transformers_classes(name: str) -> int:
     return int(config.num_labels) if is_headed(config) else 0
 
 
-def transformers_size(name: str) -> int:
-    """Return the side in pixels of the images that a model's processor makes. Raises UserError."""
+def transformers_size(name: str) -> ImageSize:
+    """Return the size of the images that a model's processor makes. Raises UserError."""
     return processor_size(name, read_config(name), read_processor(name))
 
 
-def build_transformers(args: BackboneArgs) -> tuple[nn.Module, int]:
-    """Build a model with its weights, and return it with the side of its input. Raises UserError.
+def build_transformers(args: BackboneArgs) -> tuple[nn.Module, ImageSize]:
+    """Build a model with its weights, and return it with the size of its input. Raises UserError.
 
     Another number of classes than that of the weights is a new classifier, on the same embedding.
     """
@@ -122,7 +123,7 @@ def build_transformers(args: BackboneArgs) -> tuple[nn.Module, int]:
 
 
 @torch.no_grad()
-def _measure(network: VisionNetwork, args: BackboneArgs, size: int) -> None:
+def _measure(network: VisionNetwork, args: BackboneArgs, size: ImageSize) -> None:
     """Find how many tokens come before the patches. Raises UserError for a model whose output changes from run to run.
 
     The first and the last patch of the image must be the first and the last token after them.
@@ -155,7 +156,7 @@ def _measure(network: VisionNetwork, args: BackboneArgs, size: int) -> None:
                 raise UserError(f"the patches of model {args.name!r} are not the last of its tokens, row by row")
 
 
-def _set_classifier(network: VisionNetwork, args: BackboneArgs, size: int, stored: int) -> None:
+def _set_classifier(network: VisionNetwork, args: BackboneArgs, size: ImageSize, stored: int) -> None:
     """Keep the classifier of the weights, remove it, or put a new one in its place."""
     if stored:
         calls, _ = record_probe(network, args.name, args.in_chans, size, output_shape)

@@ -18,6 +18,7 @@ from crossdistill.data.datasets import Images, base_of
 from crossdistill.data.folder import Files
 from crossdistill.data.mixed import Joined
 from crossdistill.data.resident import ResidentViews
+from crossdistill.image_size import ImageSize, image_size, written
 from crossdistill.teacher import Ensemble, Teacher
 from crossdistill.types import BackboneSpec
 
@@ -36,7 +37,7 @@ def fingerprint(
     augment: AugmentConfig,
     view_seed: int,
     precision: str,
-    drawn_size: int | None = None,
+    drawn_size: ImageSize | None = None,
 ) -> dict[str, Any]:
     """Describe teacher, data, views and code: equal records mean interchangeable stored outputs.
 
@@ -59,7 +60,7 @@ def _describe_teacher(teacher: Teacher) -> dict[str, Any]:
         "weights": _hash(_weights(teacher)),
         "built": [_built(member) for member in members],
         "timm": timm.__version__,
-        "img_size": [member.backbone.img_size for member in members],
+        "img_size": [written(member.backbone.img_size) for member in members],
         **_libraries(members),
         "normalisation": [[list(member.spec.mean), list(member.spec.std)] for member in members],
         "mixed": teacher.backbone.mixing_weights if isinstance(teacher.backbone, Ensemble) else None,
@@ -82,20 +83,21 @@ def _describe_data(images: Images) -> dict[str, Any]:
     }
 
 
-def _own(augment: AugmentConfig, drawn_size: int | None) -> dict[str, Any]:
+def _own(augment: AugmentConfig, drawn_size: ImageSize | None) -> dict[str, Any]:
     """Return what is special to views of the teacher's own size; nothing for those that the student sees."""
     if drawn_size is None:
         return {}
     # A resized crop is the same part of an image at all sizes.
     depends = augment.decided(drawn_size).crop == "padded" or augment.erasing > 0
-    return {"teacher_view": "own", "drawn_size": drawn_size if depends else None}
+    return {"teacher_view": "own", "drawn_size": written(drawn_size) if depends else None}
 
 
 def _describe_views(views: Dataset[Any], student: BackboneSpec, augment: AugmentConfig) -> dict[str, Any]:
-    size = _get(views, 0)[0].shape[-1]
+    height, width = _get(views, 0)[0].shape[-2:]
+    size = image_size((height, width))
     augment = augment.decided(size)
     return {
-        "img_size": size,
+        "img_size": written(size),
         "resident": isinstance(views, ResidentViews),
         "crop": augment.crop,
         "crop_mode": augment.crop_mode,

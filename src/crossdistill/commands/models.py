@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from crossdistill.commands._parser import Parser
 from crossdistill.commands._show import consoles
 from crossdistill.errors import UserError, unknown
+from crossdistill.image_size import written
 
 if TYPE_CHECKING:
     from crossdistill.backbones import Backbone
@@ -21,7 +22,12 @@ def run(argv: Sequence[str]) -> int:
     parser = Parser("models", ABOUT)
     parser.add_argument("pattern", nargs="?", type=str, default=None, help="A name or a pattern such as 'resnet*'.")
     parser.add_argument("--num_classes", type=int, default=1000, help="Classes of the classifier; 0 for none.")
-    parser.add_argument("--img_size", type=int | None, default=None, help="Side in pixels; the model's own by default.")
+    parser.add_argument(
+        "--img_size",
+        type=int | str | None,
+        default=None,
+        help="Pixels along a side, or HEIGHTxWIDTH; the model's own by default.",
+    )
     parser.add_argument("--small_images", action="store_true", help="With the stem for small images.")
     made = parser.read(argv)
     import timm
@@ -53,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _read(
-    names: Sequence[str], num_classes: int, img_size: int | None, small_images: bool
+    names: Sequence[str], num_classes: int, img_size: int | str | None, small_images: bool
 ) -> tuple[list[list[str]], list[str]]:
     """Read models, and return the rows of the table and what went wrong with the others."""
     from crossdistill.backbones.build import outline
@@ -80,7 +86,7 @@ def _row(backbone: "Backbone") -> list[str]:
         stages = " @ ".join(" ".join(map(str, numbers)) for numbers in (spec.stage_channels, spec.stage_strides))
     return [
         spec.name,
-        str(backbone.img_size),
+        str(written(backbone.img_size)),
         f"{count_parameters(backbone) / 1e6:.2f}",
         f"{count_macs(backbone) / 1e6:.0f}",
         str(spec.embedding_dim),

@@ -16,6 +16,7 @@ from crossdistill.config.validation import (
     settings,
 )
 from crossdistill.errors import UserError
+from crossdistill.image_size import ImageSize, sides_of
 
 SMALL_IMAGE = 64
 """Side in pixels up to which images are small: cropped after padding, evaluated without a crop, kept on the device."""
@@ -97,9 +98,10 @@ class AugmentConfig:
     cutmix: NonNegative = 0.0
     """Alpha of CutMix; 0 is off."""
     crop_mode: Literal["auto", "center", "squash"] = "auto"
-    """How images that are not square are fitted, in training and in evaluation: "center" keeps their proportions, and
-    evaluation cuts off the longer ends; "squash" shows the whole image, resized to a square. "auto" squashes where
-    training does so (crop "padded" or "none"), and images that are more than twice as long as they are short."""
+    """How images of other proportions than the input are fitted, in training and in evaluation: "center" keeps their
+    proportions, and evaluation cuts off the longer ends; "squash" shows the whole image, resized to the input. "auto"
+    squashes where training does so (crop "padded" or "none"), where the input is not square, and images that are more
+    than twice as long as they are short."""
     teacher_view: Literal["auto", "own", "student"] = "auto"
     """What the teacher sees: "own" is the same crop, flip and colour at the teacher's input size, made from the decoded
     image; "student" is what the student sees, resized. "auto" is own where the teacher's input is larger than the
@@ -113,17 +115,18 @@ class AugmentConfig:
         """Whether images of a batch are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
-    def decided(self, img_size: int, *, long: bool = False) -> "AugmentConfig":
+    def decided(self, img_size: ImageSize, *, long: bool = False) -> "AugmentConfig":
         """Return these settings with nothing left to "auto".
 
-        `img_size` is the side in pixels of the network's input; `long` says that at least half of the images are more
-        than twice as long as they are short.
+        `img_size` is the size of the network's input; `long` says that at least half of the images are more than twice
+        as long as they are short.
         """
-        small = img_size <= SMALL_IMAGE
+        height, width = sides_of(img_size)
+        small = max(height, width) <= SMALL_IMAGE
         crop: Any = self.crop if self.crop != "auto" else "padded" if small else "resized"
         mode: Any = self.crop_mode
         if mode == "auto":
-            mode = "squash" if crop != "resized" or long else "center"
+            mode = "squash" if crop != "resized" or long or height != width else "center"
         whole = small or mode == "squash"
         return replace(self, crop=crop, crop_mode=mode, crop_pct=self.crop_pct or (1.0 if whole else 0.875))
 

@@ -7,15 +7,15 @@ from pydantic import AfterValidator
 
 from crossdistill.config.validation import OptionalNonNegativeInt, settings
 from crossdistill.errors import UserError
+from crossdistill.image_size import image_size, written
 
 Stem = Literal["auto", "native", "small"]
 
 
-def _sizes(value: int | list[int | None] | None) -> int | list[int | None] | None:
-    for size in value if isinstance(value, list) else [value]:
-        if size is not None and size < 1:
-            raise UserError(f"model.teacher_img_size is {value}; a size must be at least 1")
-    return value
+def _sizes(value: int | str | list[int | str | None] | None) -> int | str | list[int | str | None] | None:
+    if isinstance(value, list):
+        return [None if size is None else written(image_size(size)) for size in value]
+    return None if value is None else written(image_size(value))
 
 
 def _arguments(value: dict[str, Any]) -> dict[str, Any]:
@@ -66,8 +66,8 @@ class ModelConfig:
     """Arguments of the student's constructor, e.g. {drop_path_rate: 0.1}."""
     teacher_args: _Arguments = field(default_factory=dict)
     """Arguments of the teacher's constructor."""
-    teacher_img_size: Annotated[int | list[int | None] | None, AfterValidator(_sizes)] = None
-    """Side in pixels of the teacher's input, or a list for several; null uses img_size where that is given or the
+    teacher_img_size: Annotated[int | str | list[int | str | None] | None, AfterValidator(_sizes)] = None
+    """The teacher's input size, as img_size, or a list for several; null uses img_size where that is given or the
     images are small, else the teacher's own. A finished run knows its own."""
     teacher_classes: OptionalNonNegativeInt | list[str] | str = None
     """Classes of the teacher's classifier: their number (0 builds it without one), or their names in the order of its

@@ -9,6 +9,7 @@ from crossdistill.config.data import SMALL_IMAGE, AugmentConfig, LoaderConfig
 from crossdistill.config.model import Stem
 from crossdistill.config.run import RunConfig
 from crossdistill.errors import UserError
+from crossdistill.image_size import ImageSize, image_size, sides_of, written
 
 _SMALLEST = 32
 """Side in pixels to which smaller images are enlarged by default."""
@@ -40,8 +41,8 @@ class DataFacts(Protocol):
 def resolve(
     config: RunConfig,
     data: DataFacts,
-    own_size: Callable[[str], int],
-    run_size: Callable[[str], int] = lambda folder: 0,
+    own_size: Callable[[str], ImageSize],
+    run_size: Callable[[str], ImageSize | None] = lambda folder: None,
 ) -> RunConfig:
     """Return the same run with everything decided; resolving it again changes nothing.
 
@@ -50,7 +51,7 @@ def resolve(
     """
     small = max(max(data.size), _SMALLEST) if max(data.size) <= SMALL_IMAGE else None
     given = config.img_size or small
-    img_size = given or own_size(config.student)
+    img_size = image_size(given or own_size(config.student))
     model = replace(
         config.model,
         stem=_stem(config.model.stem, img_size, config.model.student_pretrained),
@@ -58,7 +59,8 @@ def resolve(
         teacher_img_size=config.model.teacher_img_size or _teacher_sizes(config.teachers, given, own_size),
     )
     augment = config.augment.decided(img_size, long=data.long)
-    larger = max(data.size) > img_size < _largest(config.teachers, model.teacher_img_size, run_size)
+    side, largest = max(sides_of(img_size)), _largest(config.teachers, model.teacher_img_size, run_size)
+    larger = max(data.size) > side < largest
     augment = replace(augment, teacher_view=_teacher_view(config, larger))
     loader = replace(config.loader, in_chans=config.loader.in_chans or data.channels)
     if config.cached and loader.views is None:
@@ -69,15 +71,18 @@ def resolve(
     engine = config.engine
     if engine.channels_last == "auto":
         engine = replace(engine, channels_last=not engine.sharded)
-    return replace(config, img_size=img_size, model=model, augment=augment, loader=loader, optim=optim, engine=engine)
+    size = written(img_size)
+    return replace(config, img_size=size, model=model, augment=augment, loader=loader, optim=optim, engine=engine)
 
 
 def _teacher_sizes(
-    teachers: Sequence[tuple[str | None, str | None]], given: int | None, own_size: Callable[[str], int]
-) -> list[int | None] | None:
+    teachers: Sequence[tuple[str | None, str | None]], given: int | str | None, own_size: Callable[[str], ImageSize]
+) -> list[int | str | None] | None:
     """Decide the input size of each teacher; None for those that are finished runs and know their own."""
     sizes = [
-        None if name is None or (checkpoint is not None and Path(checkpoint).is_dir()) else given or own_size(name)
+        None
+        if name is None or (checkpoint is not None and Path(checkpoint).is_dir())
+        else given or written(own_size(name))
         for name, checkpoint in teachers
     ]
     return sizes if any(sizes) else None
@@ -85,16 +90,16 @@ def _teacher_sizes(
 
 def _largest(
     teachers: Sequence[tuple[str | None, str | None]],
-    sizes: int | list[int | None] | None,
-    run_size: Callable[[str], int],
+    sizes: int | str | list[int | str | None] | None,
+    run_size: Callable[[str], ImageSize | None],
 ) -> int:
-    """Return the largest input size of the teachers; 0 without any."""
+    """Return the longest side of the teachers' inputs in pixels; 0 without any."""
     listed = sizes if isinstance(sizes, list) else [sizes] * len(teachers)
     known = [
-        size or (run_size(checkpoint) if checkpoint is not None and Path(checkpoint).is_dir() else 0)
+        size or (run_size(checkpoint) if checkpoint is not None and Path(checkpoint).is_dir() else None)
         for (_, checkpoint), size in zip(teachers, listed, strict=False)
     ]
-    return max(known, default=0)
+    return max((max(sides_of(size)) for size in known if size is not None), default=0)
 
 
 def _teacher_view(config: RunConfig, larger: bool) -> Literal["own", "student"]:
@@ -111,13 +116,13 @@ def _teacher_view(config: RunConfig, larger: bool) -> Literal["own", "student"]:
     return "own" if given == "own" or larger else "student"
 
 
-def _stem(stem: Stem, img_size: int, pretrained: bool) -> Literal["native", "small"]:
+def _stem(stem: Stem, img_size: ImageSize, pretrained: bool) -> Literal["native", "small"]:
     if stem != "auto":
         return stem
-    return "small" if img_size <= SMALL_IMAGE and not pretrained else "native"
+    return "small" if max(sides_of(img_size)) <= SMALL_IMAGE and not pretrained else "native"
 
 
-def _resident(loader: LoaderConfig, augment: AugmentConfig, img_size: int, channels: int, images: int) -> bool:
+def _resident(loader: LoaderConfig, augment: AugmentConfig, img_size: ImageSize, channels: int, images: int) -> bool:
     """Decide whether images are kept on the device. Raises UserError where that is asked for and cannot be done."""
     if loader.resident is False:
         return False
@@ -136,5 +141,6 @@ def _resident(loader: LoaderConfig, augment: AugmentConfig, img_size: int, chann
         )
     if obstacle is not None:
         return False
-    fits = img_size <= SMALL_IMAGE and images * channels * img_size**2 <= _MOST_RESIDENT_BYTES
+    height, width = sides_of(img_size)
+    fits = max(height, width) <= SMALL_IMAGE and images * channels * height * width <= _MOST_RESIDENT_BYTES
     return bool(loader.resident) or fits

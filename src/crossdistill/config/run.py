@@ -9,6 +9,7 @@ from crossdistill.config.model import ModelConfig
 from crossdistill.config.optim import OptimConfig
 from crossdistill.config.validation import Off, OptionalPositiveInt, PositiveInt, Seed, settings
 from crossdistill.errors import UserError
+from crossdistill.image_size import OptionalSizeText
 
 Value = int | float | bool | None | str | list[Any]
 
@@ -36,8 +37,9 @@ class RunConfig:
     """Passes over the training images."""
     seed: Seed = 0
     """Seed of initial weights, order of images, dropout and unlimited views."""
-    img_size: OptionalPositiveInt = None
-    """Side in pixels of the student's input; null uses the data's own size up to 64 px, else the model's."""
+    img_size: OptionalSizeText = None
+    """Side in pixels of the student's input, or height and width, e.g. 256x128; null uses the data's own size up to
+    64 px, else the model's."""
     probe_data: str | None = None
     """Labelled images that score the embedding of a run without labels by its nearest neighbours; the epoch with the
     highest accuracy on their held-out part is kept. Null keeps the one with the lowest held-out loss."""

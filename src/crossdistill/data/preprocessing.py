@@ -17,7 +17,7 @@ class Preprocessing:
     """How evaluation makes an array of an image, in the terms of timm's `create_transform`."""
 
     input_size: tuple[int, int, int]
-    """Channels (1 or 3), height and width in pixels; height and width are equal."""
+    """Channels (1 or 3), height and width in pixels."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_pct: float
@@ -26,7 +26,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         channels, height, width = self.input_size
-        if channels not in (1, 3) or height != width or height < 1 or not len(self.mean) == len(self.std) == channels:
+        if channels not in (1, 3) or min(height, width) < 1 or not len(self.mean) == len(self.std) == channels:
             raise UserError(
                 f"preprocessing: the input of {self.input_size} with {len(self.mean)} means is not an image"
             )
@@ -34,9 +34,10 @@ class Preprocessing:
             raise UserError(f"preprocessing: crop_pct is {self.crop_pct}; it must lie between 0.1 and 1")
 
     @property
-    def resized(self) -> int:
-        """Side in pixels to which an image is resized before its centre is cut out."""
-        return math.floor(self.input_size[1] / self.crop_pct)
+    def resized(self) -> tuple[int, int]:
+        """Height and width in pixels which a resized image covers before its centre is cut out."""
+        _, height, width = self.input_size
+        return math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
 
     def pixels(self, image: Image.Image) -> Any:
         """Return an image (mode L or RGB) as uint8 (H, W, C), of any size, with the channels of the network."""
@@ -46,17 +47,25 @@ class Preprocessing:
     def __call__(self, image: Image.Image) -> Any:
         """Return an image (mode L or RGB) as float32 (C, H, W), resized, cut and normalised."""
         image = image.convert("RGB" if self.input_size[0] == 3 else "L")
-        size = (self.resized, self.resized)
-        if self.crop_mode == "center":
-            short = min(image.size)
-            size = (int(self.resized * image.width / short), int(self.resized * image.height / short))
-        image = image.resize(size, Image.Resampling.BICUBIC)
-        side = self.input_size[1]
-        left, top = round((image.width - side) / 2), round((image.height - side) / 2)
-        values = np.asarray(image.crop((left, top, left + side, top + side)), dtype=np.float32) / np.float32(255)
-        values = values.reshape(side, side, -1).transpose(2, 0, 1)
+        image = image.resize(self._new_size(image), Image.Resampling.BICUBIC)
+        _, height, width = self.input_size
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        values = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / np.float32(255)
+        values = values.reshape(height, width, -1).transpose(2, 0, 1)
         mean, std = (np.asarray(v, dtype=np.float32).reshape(-1, 1, 1) for v in (self.mean, self.std))
         return np.ascontiguousarray((values - mean) / std)
+
+    def _new_size(self, image: Image.Image) -> tuple[int, int]:
+        """Return width and height to which an image is resized."""
+        height, width = self.resized
+        if self.crop_mode == "squash":
+            return width, height
+        if height == width:
+            short = min(image.size)
+            return int(width * image.width / short), int(height * image.height / short)
+        # timm rounds here, where torchvision cuts off.
+        ratio = min(image.height / height, image.width / width)
+        return round(image.width / ratio), round(image.height / ratio)
 
 
 def read_preprocessing(stored: Any, owner: str) -> Preprocessing:

@@ -44,7 +44,10 @@ class ResidentViews(Dataset[Any]):
         self.pixels = torch.cat(parts).to(device)
         self.labels = torch.as_tensor(images.labels).to(device)
         self.scale, self.shift = (1 / (255 * std)).to(device), (-mean / std).to(device)
-        self.augment, self.seed = None if augment is None else augment.decided(self.pixels.shape[-1]), seed
+        self.augment, self.seed = (
+            None if augment is None else augment.decided((self.pixels.shape[2], self.pixels.shape[3])),
+            seed,
+        )
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -63,12 +66,15 @@ class ResidentViews(Dataset[Any]):
 
 
 def _augmented(pixels: Tensor, augment: AugmentConfig, seed: int, indices: Tensor, views: Tensor) -> Tensor:
-    """Crop after padding with black, and flip; pixels (B, C, S, S) uint8."""
-    size = pixels.shape[-1]
-    around = padding(size) if augment.crop == "padded" else 0
+    """Crop after padding with black, and flip; pixels (B, C, H, W) uint8."""
+    height, width = pixels.shape[2:]
+    above, beside = padding((height, width)) if augment.crop == "padded" else (0, 0)
     numbers = uniform(seed, indices, views, 3)
-    top, left = (numbers[:, :2] * (2 * around + 1)).long().clamp_(max=2 * around).unbind(1)
-    windows = F.pad(pixels, (around, around, around, around)).unfold(2, size, 1).unfold(3, size, 1)
+    top, left = (
+        (numbers[:, axis] * (2 * around + 1)).long().clamp_(max=2 * around)
+        for axis, around in ((0, above), (1, beside))
+    )
+    windows = F.pad(pixels, (beside, beside, above, above)).unfold(2, height, 1).unfold(3, width, 1)
     cropped = windows[torch.arange(len(pixels), device=pixels.device), :, top, left]
     if not augment.hflip:
         return cropped

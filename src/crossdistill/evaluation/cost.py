@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from crossdistill.backbones import Backbone, probe_images
+from crossdistill.image_size import sides_of
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -42,7 +43,7 @@ def _count(backbone: Backbone) -> int:
 def images_per_second(backbone: Backbone, batch_size: int = 32, repeats: int = 5) -> float:
     """Time the forward pass on the model's device: the median of a few batches, after a warm-up batch."""
     device = next(backbone.parameters()).device
-    shape = (batch_size, backbone.spec.in_chans, backbone.img_size, backbone.img_size)
+    shape = (batch_size, backbone.spec.in_chans, *sides_of(backbone.img_size))
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     training = backbone.training
     backbone.eval()

@@ -30,16 +30,15 @@ def preprocessing_model(look: Preprocessing, opset: int, ir_version: int) -> Any
     """Return the preprocessing alone as an ONNX model, from `image` to `tensor`."""
     from onnx import TensorProto, helper, numpy_helper
 
-    side, channels = look.input_size[1], look.input_size[0]
+    channels, *sides = look.input_size
     numbers = {
         "two": np.float32(2),
         "low": np.float32(0),
         "high": np.float32(255),
         "mean": np.asarray(look.mean, np.float32).reshape(1, -1, 1, 1),
         "std": np.asarray(look.std, np.float32).reshape(1, -1, 1, 1),
-        "resized": np.array([look.resized]),
-        "sides": np.array([look.resized, look.resized]),
-        "side": np.array([side, side]),
+        "resized": np.array(look.resized),
+        "side": np.array(sides),
         "first": np.array([0]),
         "second": np.array([1]),
         "third": np.array([2]),
@@ -54,14 +53,24 @@ def preprocessing_model(look: Preprocessing, opset: int, ir_version: int) -> Any
         node("Slice", ["shape", "first", "third"], ["outer"]),
         node("Slice", ["shape", "third", "end"], ["inner"]),
     ]
-    if look.crop_mode == "center":
+    if look.crop_mode == "squash":
+        nodes.append(node("Identity", ["resized"], ["new"]))
+    elif sides[0] == sides[1]:
         nodes += [
             node("ReduceMin", ["inner"], ["short"], keepdims=1),
             node("Mul", ["inner", "resized"], ["scaled"]),
             node("Div", ["scaled", "short"], ["new"]),
         ]
     else:
-        nodes.append(node("Identity", ["sides"], ["new"]))
+        nodes += [
+            node("Cast", ["inner"], ["inner_double"], to=TensorProto.DOUBLE),
+            node("Cast", ["resized"], ["resized_double"], to=TensorProto.DOUBLE),
+            node("Div", ["inner_double", "resized_double"], ["ratios"]),
+            node("ReduceMin", ["ratios"], ["ratio"], keepdims=1),
+            node("Div", ["inner_double", "ratio"], ["exact"]),
+            node("Round", ["exact"], ["rounded"]),
+            node("Cast", ["rounded"], ["new"], to=TensorProto.INT64),
+        ]
     # Pillow resizes the rows, then the columns, and rounds to bytes each time.
     nodes += [
         node("Slice", ["inner", "first", "second"], ["height"]),
@@ -86,7 +95,7 @@ def preprocessing_model(look: Preprocessing, opset: int, ir_version: int) -> Any
         nodes,
         "preprocessing",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", "height", "width", channels])],
-        [helper.make_tensor_value_info("tensor", TensorProto.FLOAT, ["batch", channels, side, side])],
+        [helper.make_tensor_value_info("tensor", TensorProto.FLOAT, ["batch", channels, *sides])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in numbers.items() if name in used],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from crossdistill.backbones import Backbone
 from crossdistill.errors import UserError, kind_and_line
 from crossdistill.export.about import METADATA, About
+from crossdistill.image_size import sides_of
 
 
 class Outputs(nn.Module):
@@ -38,7 +39,7 @@ def output_names(backbone: Backbone) -> list[str]:
 
 def export_program(backbone: Backbone) -> torch.export.ExportedProgram:
     """Trace a backbone with any number of images in a batch. Raises UserError for a network that cannot be traced."""
-    images = torch.zeros(2, backbone.spec.in_chans, backbone.img_size, backbone.img_size)
+    images = torch.zeros(2, backbone.spec.in_chans, *sides_of(backbone.img_size))
     shapes = {"images": {0: torch.export.Dim("batch")}}
     try:
         with _quiet(), torch.no_grad():

@@ -16,6 +16,7 @@ from crossdistill.backbones.family import is_convolutional
 from crossdistill.backbones.tail import Tail
 from crossdistill.config.validation import AtLeastOne, NonNegative, NonNegativeInt, PositiveInt, settings
 from crossdistill.errors import UserError
+from crossdistill.image_size import sides_of
 from crossdistill.losses.infonce import info_nce_loss
 from crossdistill.losses.ofa import ofa_loss
 from crossdistill.methods.base import Method, comparable
@@ -75,19 +76,21 @@ class LocalToGlobal(nn.Module):
     is resized and each cell embedded.
     """
 
-    def __init__(self, channels: int, side: int, back_channels: int, back_side: int, swin_block: bool) -> None:
+    def __init__(
+        self, channels: int, grid: tuple[int, int], back_channels: int, back_grid: tuple[int, int], swin_block: bool
+    ) -> None:
         super().__init__()
-        self.side = back_side
-        step = side // back_side if side % back_side == 0 else 1
-        self.shrinks = step == 1 and side > back_side
+        self.grid = back_grid
+        steps = [ours // theirs if ours % theirs == 0 else 0 for ours, theirs in zip(grid, back_grid, strict=True)]
+        step = steps[0] if steps[0] == steps[1] > 0 else 1
+        self.shrinks = step == 1 and math.prod(grid) > math.prod(back_grid)
         self.embed = nn.Conv2d(channels, back_channels, step, stride=step)
         self.norm = nn.LayerNorm(back_channels)
         heads = max(h for h in range(1, max(2, back_channels // 32 + 1)) if back_channels % h == 0)
         self.mix: nn.Module = nn.Identity()
         if swin_block:
-            self.mix = SwinTransformerBlock(
-                back_channels, (back_side, back_side), heads, window_size=_window(back_side)
-            )
+            window = (_window(back_grid[0]), _window(back_grid[1]))
+            self.mix = SwinTransformerBlock(back_channels, back_grid, heads, window_size=window)
 
     @override
     def forward(self, features: Tensor) -> Tensor:
@@ -98,9 +101,9 @@ class LocalToGlobal(nn.Module):
         return self.mix(rows).permute(0, 3, 1, 2)
 
     def _resized(self, features: Tensor) -> Tensor:
-        if features.shape[-1] == self.side:
+        if features.shape[2:] == self.grid:
             return features
-        return F.interpolate(features, (self.side, self.side), mode="bilinear", align_corners=False)
+        return F.interpolate(features, self.grid, mode="bilinear", align_corners=False)
 
 
 def _window(side: int) -> int:
@@ -153,8 +156,8 @@ class FBT(Method):
         self.tail = Tail(back, _FRONT_STAGE)
         self.borrowed = (self.tail,)
         channels = [model.spec.channels(_FRONT_STAGE) for model in (front, back)]
-        sides = [_grid(model) for model in (front, back)]
-        self.l2g = LocalToGlobal(channels[0], sides[0], channels[1], sides[1], options.swin_block)
+        grids = [_grid(model) for model in (front, back)]
+        self.l2g = LocalToGlobal(channels[0], grids[0], channels[1], grids[1], options.swin_block)
         self.prefix: nn.Parameter | None = None
         if self.tail.prefix_tokens:
             self.prefix = nn.Parameter(torch.zeros(1, self.tail.prefix_tokens, channels[1]))
@@ -234,7 +237,9 @@ def _front_is_teacher(options: FBTOptions, student: Backbone, teacher: Backbone)
     return is_convolutional(teacher) and not is_convolutional(student)
 
 
-def _grid(model: Backbone) -> int:
-    """Return the cells along a side of a model's stage-3 map."""
+def _grid(model: Backbone) -> tuple[int, int]:
+    """Return the rows and columns of a model's stage-3 map."""
     assert model.spec.stage_strides is not None
-    return max(1, round(model.img_size / model.spec.stage_strides[_FRONT_STAGE - 1]))
+    height, width = sides_of(model.img_size)
+    stride = model.spec.stage_strides[_FRONT_STAGE - 1]
+    return max(1, round(height / stride)), max(1, round(width / stride))

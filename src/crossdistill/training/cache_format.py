@@ -12,6 +12,7 @@ from crossdistill.cache import CacheFormat
 from crossdistill.cache.fingerprint import short_name
 from crossdistill.cache.store import LOCKS, MANIFEST, read_manifest
 from crossdistill.errors import UserError
+from crossdistill.image_size import sides_of
 from crossdistill.teacher import Teacher
 from crossdistill.types import Reads
 
@@ -50,7 +51,7 @@ def _stage_shapes(teacher: Teacher, reads: Reads) -> tuple[tuple[int, tuple[int,
         return ()
     backbone = teacher.backbone
     like = next(backbone.parameters())
-    images = like.new_zeros(1, backbone.spec.in_chans, backbone.img_size, backbone.img_size)
+    images = like.new_zeros(1, backbone.spec.in_chans, *sides_of(backbone.img_size))
     maps = backbone(images, stages=True).require_stages()
     return tuple((stage, tuple(pooled(maps[stage - 1], reads.side).shape[1:])) for stage in reads.stages)
 

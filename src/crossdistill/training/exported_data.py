@@ -13,6 +13,7 @@ from crossdistill.data.class_names import canonical_name, name_difference
 from crossdistill.data.datasets import Arrays, Images, Part
 from crossdistill.data.splits import ImageData
 from crossdistill.errors import UserError
+from crossdistill.image_size import sides_of
 from crossdistill.training.inputs import report_data
 from crossdistill.training.run_folder import read_config
 from crossdistill.training.score import data_of_run, without_trained
@@ -43,7 +44,7 @@ def find_held_out(run: str, config: RunConfig, backbone: Backbone, console: Cons
         text = f"note: the data of the run, {config.data!r}, is not there: the export is checked on noise; give --data"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
         channels = (3,) if backbone.spec.in_chans == 3 else ()
-        shape = (_NOISE, backbone.img_size, backbone.img_size, *channels)
+        shape = (_NOISE, *sides_of(backbone.img_size), *channels)
         pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         return HeldOut(Arrays(pixels, [0] * _NOISE), None, None, "", "images of noise, since the data is not there")
     data, known = data_of_run(run, config, backbone.spec.in_chans)

@@ -24,6 +24,7 @@ from crossdistill.data.transforms import eval_transform
 from crossdistill.data.views import held_out_views, teacher_training_views, training_views
 from crossdistill.errors import UserError, first_line
 from crossdistill.files import file_digest
+from crossdistill.image_size import ImageSize
 from crossdistill.methods import MethodChoice
 from crossdistill.teacher import Teacher
 from crossdistill.training.engine import is_first_process
@@ -41,7 +42,7 @@ def decide(config: RunConfig, choice: MethodChoice, data: ImageData) -> tuple[Ru
     return replace(resolve(config, data, own_img_size, _run_size), options=choice.plain), choice
 
 
-def _run_size(folder: str) -> int:
+def _run_size(folder: str) -> ImageSize:
     args = read_args(folder)
     return args.img_size or own_img_size(args.name)
 
@@ -88,8 +89,8 @@ def check_counts(config: RunConfig, data: ImageData, processes: int) -> None:
         raise UserError(f"mixup and CutMix pair the images of a batch; the one batch of {len(data.train)} is odd")
 
 
-def own_size(augment: AugmentConfig, teacher: Teacher | None) -> int | None:
-    """Return the side in pixels at which views are rendered for the teacher; None where it sees the student's."""
+def own_size(augment: AugmentConfig, teacher: Teacher | None) -> ImageSize | None:
+    """Return the size at which views are rendered for the teacher; None where it sees the student's."""
     return teacher.img_size if augment.teacher_view == "own" and teacher is not None else None
 
 
@@ -100,7 +101,7 @@ def make_views(
     data: ImageData,
     student: Backbone,
     device: torch.device,
-    teacher_size: int | None = None,
+    teacher_size: ImageSize | None = None,
     *,
     stored: bool = False,
 ) -> tuple[Dataset[Any], Dataset[Any]]:
@@ -118,7 +119,7 @@ def make_views(
 
 
 def make_teacher_views(
-    loader: LoaderConfig, augment: AugmentConfig, data: ImageData, student: Backbone, teacher_size: int
+    loader: LoaderConfig, augment: AugmentConfig, data: ImageData, student: Backbone, teacher_size: ImageSize
 ) -> tuple[Dataset[Any], Dataset[Any]]:
     """Make the views of `make_views` as the teacher sees them, at its own size, normalised for the student."""
     train = teacher_training_views(

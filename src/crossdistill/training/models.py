@@ -23,6 +23,7 @@ from crossdistill.distiller import Distiller, create_distiller
 from crossdistill.errors import UserError, unknown
 from crossdistill.evaluation.finite_teacher import check_finite
 from crossdistill.evaluation.teacher_check import check_teacher
+from crossdistill.image_size import written
 from crossdistill.methods import (
     METHODS,
     Method,
@@ -147,7 +148,7 @@ def rebuild_teacher(config: RunConfig, needs: Needs, data: ImageData) -> Teacher
 
 
 def build_student(
-    name: str, model: ModelConfig, img_size: int | None, data: ImageData, num_classes: int | None = None
+    name: str, model: ModelConfig, img_size: int | str | None, data: ImageData, num_classes: int | None = None
 ) -> Backbone:
     """Build the student of a run, with the classes of the data unless others are given. Raises UserError."""
     student = create_backbone(
@@ -181,7 +182,7 @@ def build_teachers(
     Raises UserError for classes of other names, where the logits are read.
     """
     sizes = model.teacher_img_size
-    listed: Sequence[int | None] = sizes if isinstance(sizes, list) else [sizes] * len(teachers)
+    listed: Sequence[int | str | None] = sizes if isinstance(sizes, list) else [sizes] * len(teachers)
     if len(listed) != len(teachers):
         raise UserError(f"model.teacher_img_size lists {len(listed)} sizes for {len(teachers)} teachers")
     built: list[Backbone] = []
@@ -233,12 +234,14 @@ def _match_teacher(teacher: Backbone, owner: str, data: ImageData, reads: Reads)
             raise
 
 
-def _load_teacher(name: str | None, run: str, img_size: int | None, model: ModelConfig, trust_code: bool) -> Backbone:
+def _load_teacher(
+    name: str | None, run: str, img_size: int | str | None, model: ModelConfig, trust_code: bool
+) -> Backbone:
     """Load the model of a finished run. Raises UserError for settings that contradict it."""
     teacher = load_backbone(run, trust_code=trust_code or name == read_args(run).name)
     built = teacher.args
     for field, given, stored in (
-        ("teacher_img_size", img_size, built.img_size),
+        ("teacher_img_size", img_size, None if built.img_size is None else written(built.img_size)),
         ("teacher_args", model.teacher_args or None, built.model_args),
         ("teacher_stages", model.teacher_stages, built.stages),
         ("teacher_classes", _number_of_classes(model), built.num_classes),
@@ -258,7 +261,7 @@ def _number_of_classes(model: ModelConfig) -> int | None:
 
 
 def _build_teacher(
-    name: str | None, checkpoint: str | None, img_size: int | None, model: ModelConfig, data: ImageData
+    name: str | None, checkpoint: str | None, img_size: int | str | None, model: ModelConfig, data: ImageData
 ) -> Backbone:
     if name is None:
         raise UserError(f"teacher_checkpoint {checkpoint!r} is not the folder of a run; name its model with --teacher")

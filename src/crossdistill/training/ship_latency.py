@@ -1,6 +1,6 @@
 """The time that teacher, student and exported student take for a batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from crossdistill.errors import UserError
 from crossdistill.export.latency import latency
 from crossdistill.export.onnx_session import OnnxModel
 from crossdistill.export.runners import Runner, TorchModel
+from crossdistill.image_size import sides_of
 
 
 def ship_latency(
@@ -37,10 +38,10 @@ def _calls(
         else:
             found[f"teacher ({teacher.spec.name}), PyTorch"] = _torch_call(teacher)
     found["student, PyTorch"] = _torch_call(student.backbone)
-    side = student.preprocessing.input_size[1]
+    sides = student.preprocessing.input_size[1:]
     for name, model in forms.items():
         if isinstance(model, OnnxModel):
-            found[f"student, {name}"] = _onnx_call(model, side)
+            found[f"student, {name}"] = _onnx_call(model, sides)
     return found
 
 
@@ -64,7 +65,7 @@ def _teacher(name: str | None, checkpoint: str | None, config: RunConfig, number
 
 def _torch_call(backbone: Backbone) -> Callable[[int], Callable[[], Any]]:
     def make(size: int) -> Callable[[], Any]:
-        images = torch.zeros(size, backbone.spec.in_chans, backbone.img_size, backbone.img_size)
+        images = torch.zeros(size, backbone.spec.in_chans, *sides_of(backbone.img_size))
 
         def call() -> None:
             with torch.inference_mode():
@@ -75,10 +76,10 @@ def _torch_call(backbone: Backbone) -> Callable[[int], Callable[[], Any]]:
     return make
 
 
-def _onnx_call(model: OnnxModel, side: int) -> Callable[[int], Callable[[], Any]]:
+def _onnx_call(model: OnnxModel, sides: Sequence[int]) -> Callable[[int], Callable[[], Any]]:
     def make(size: int) -> Callable[[], Any]:
         channels = model.preprocessing.input_size[0]
-        tensor, image = (size, channels, side, side), (size, side, side, channels)
+        tensor, image = (size, channels, *sides), (size, *sides, channels)
         as_image = model.about.input == "image"
         batch = np.zeros(image, np.uint8) if as_image else np.zeros(tensor, np.float32)
         return lambda: model.call(batch)
