@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from jsonargparse import Namespace
@@ -38,17 +38,31 @@ def run_comparison(command: str, about: str, argv: Sequence[str], recipe: str | 
     axes = _axes(made)
     _check_flags(parser.given(argv), config, axes)
     shard = _shard(made.shard)
+    if made.cluster_parameters and made.cluster is None:
+        raise UserError("--cluster-parameters describe the jobs of --cluster, which is not given")
+    if made.cluster is not None and shard != (1, 1):
+        raise UserError("--cluster divides the runs among its jobs; leave --shard out")
     from crossdistill.report.tables import show
-    from crossdistill.training.compare import check_comparison, compare
+    from crossdistill.training.compare import check_comparison, compare, finished_runs, outcome_so_far
     from crossdistill.training.workers import SINCE, run_workers
 
     folder = Path(config.out or out)
     result, progress = consoles()
     since = float(os.environ.get(SINCE, time.time()))
-    if made.jobs > 1 and SINCE not in os.environ:
-        check_comparison(config, axes, folder)
-        run_workers([command, *argv], made.jobs, since, progress, threads=config.engine.threads is None)
-    outcome = compare(config, axes, folder, progress, shard=shard, since=since)
+    of_another = SINCE in os.environ
+    if (made.jobs > 1 or made.cluster) and not of_another:
+        cells, words = check_comparison(config, axes, folder), [command, *argv]
+        if made.cluster is None:
+            run_workers(words, made.jobs, since, progress, threads=config.engine.threads is None)
+        else:
+            from crossdistill.training.cluster import run_jobs
+
+            place = dict(cluster=made.cluster, parameters=made.cluster_parameters, since=since)
+            run_jobs(words, made.jobs, folder, progress, finished=lambda: finished_runs(cells, folder), **place)
+    if made.cluster is not None and not of_another:
+        outcome = outcome_so_far(cells, folder, since)
+    else:
+        outcome = compare(config, axes, folder, progress, shard=shard, since=since)
     if outcome.table is not None:
         show(outcome.table, result)
         result.print(f"report: {outcome.page}", soft_wrap=True, highlight=False, markup=False)
@@ -78,6 +92,18 @@ def _parser(command: str, about: str) -> RunParser:
         "--sweep", type=str, default="", help="One setting with several values: options.kd.temperature=1,2,4."
     )
     parser.add_argument("--jobs", type=PositiveInt, default=1, help="Processes that train runs at the same time.")
+    parser.add_argument(
+        "--cluster",
+        type=Literal["slurm", "local"] | None,
+        default=None,
+        help="Submit the processes as jobs by submitit; local runs them on this machine, to try it.",
+    )
+    parser.add_argument(
+        "--cluster_parameters",
+        type=dict[str, Any],
+        default={},
+        help="Of each job, as submitit names them: {slurm_partition: gpu, gpus_per_node: 1, timeout_min: 240}.",
+    )
     parser.add_argument(
         "--shard", type=str, default="1/1", help="i/n trains every n-th run, beginning with the i-th (job arrays)."
     )

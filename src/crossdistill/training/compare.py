@@ -78,6 +78,16 @@ def check_comparison(config: RunConfig, axes: Axes, out: Path) -> list[Cell]:
     return cells
 
 
+def finished_runs(cells: Sequence[Cell], out: Path) -> int:
+    """Return how many runs of a comparison are finished."""
+    return sum((out / folder / METRICS_NAME).exists() for folder in {cell.folder for cell in cells})
+
+
+def outcome_so_far(cells: Sequence[Cell], out: Path, since: float) -> Outcome:
+    """Return what is finished of a comparison that other processes have trained, without training."""
+    return make_outcome(cells, out, Failures(out, since))
+
+
 @dataclass
 class _Comparison:
     """What the runs of one comparison share."""

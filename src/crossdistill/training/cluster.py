@@ -1,0 +1,100 @@
+"""Jobs of a cluster that train the runs of one comparison, submitted by submitit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from crossdistill.errors import UserError, first_line
+from crossdistill.training.workers import SINCE
+
+_FOLDER = ".jobs"
+"""Folder of the jobs' logs, in that of the comparison."""
+_POLL_S = 2.0
+_MOST_TIMEOUTS = 100
+
+
+def run_jobs(
+    words: Sequence[str],
+    jobs: int,
+    out: Path,
+    console: Console,
+    *,
+    cluster: str,
+    parameters: dict[str, Any],
+    since: float,
+    finished: Callable[[], int],
+) -> None:
+    """Run the command `words` as `jobs` jobs of a cluster ("slurm", or "local" for this machine), and wait for them.
+
+    The jobs share the folder of the comparison, as processes on one machine do. A job that is preempted or reaches its
+    time limit is queued again, and goes on. `parameters` are those of `submitit.AutoExecutor`; `finished` returns the
+    number of finished runs, for progress. Raises UserError where the jobs cannot be submitted; a job that fails later
+    is named on the console.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("--cluster needs submitit: pip install 'crossdistill[cluster]'") from error
+
+    class Work(submitit.helpers.Checkpointable):  # type: ignore[misc]
+        """One job. Slurm sends the warning before a time limit to all of its processes; the child ignores it."""
+
+        def __call__(self) -> int:
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "crossdistill", *words],
+                env={**os.environ, SINCE: str(since)},
+                preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
+            )
+            return self.child.wait()
+
+        def checkpoint(self) -> Any:
+            """Stop the child, which saves a checkpoint, and queue the job again."""
+            self.child.terminate()
+            # `Popen.wait` would wait for the lock of the call that this one interrupts.
+            os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
+            return submitit.helpers.DelayedSubmission(Work())
+
+    logs = out / _FOLDER
+    try:
+        executor = submitit.AutoExecutor(logs, cluster, **{f"{cluster}_max_num_timeout": _MOST_TIMEOUTS})
+        executor.update_parameters(**{"name": "crossdistill", **parameters})
+        with executor.batch():
+            submitted = [executor.submit(Work()) for _ in range(jobs)]
+    except Exception as error:  # sbatch, a wrong parameter and a missing cluster raise many kinds
+        raise UserError(f"the jobs cannot be submitted to {cluster!r}: {first_line(error)}") from error
+    plain: dict[str, Any] = dict(highlight=False, markup=False, soft_wrap=True)
+    console.print(f"submitted {jobs} jobs to {cluster!r}, the first is {submitted[0].job_id}; logs: {logs}", **plain)
+    try:
+        _wait(submitted, finished, lambda text: console.print(text, **plain))
+    except KeyboardInterrupt:
+        console.print(f"the jobs go on; `crossdistill report {out}` shows what is finished", **plain)
+        raise
+
+
+def _wait(jobs: Sequence[Any], finished: Callable[[], int], say: Callable[[str], None]) -> None:
+    """Wait until all jobs have ended, show how many runs are finished, and name the jobs that failed."""
+    shown = -1
+    while True:
+        running = [job for job in jobs if not job.done()]
+        now = finished()
+        if now != shown:
+            say(f"{now} runs finished, {len(running)} jobs queued or running")
+        if not running:
+            break
+        shown = now
+        time.sleep(_POLL_S)
+    for job in jobs:
+        try:
+            code = job.result()
+        except Exception as error:  # a job can fail in as many ways as a machine
+            say(f"job {job.job_id} failed ({first_line(error)}): {job.paths.stderr}")
+        else:
+            if code not in (0, 1):  # 1: a run failed, and is in the table of results
+                say(f"job {job.job_id} ended with exit code {code}: {job.paths.stderr}")
