@@ -71,7 +71,7 @@ def short_table(groups: Sequence[Group]) -> TextTable:
 def full_table(groups: Sequence[Group]) -> TextTable:
     """Make the table of a page, with how sure the gains are, and the costs."""
     header = ["", "top-1, %", "±", "gain", "95%", "p", "top-5, %", "calibration error, %", "epochs to match none"]
-    header += ["minutes", "params, M", "MMACs", "images/s", "extra params", "runs"]
+    header += ["minutes", "memory, MiB", "params, M", "MMACs", "images/s", "extra params", "runs"]
     width = len(header)
     rows = [[f"teacher ({name})", f"{top1:.2f}", *[""] * (width - 3), "1"] for name, top1 in _teachers(groups)]
     rows += [_full_row(group) for group in groups]
@@ -79,7 +79,8 @@ def full_table(groups: Sequence[Group]) -> TextTable:
         "± is the sample standard deviation over seeds. Gain is over none with the same student, in points: 95% is "
         "half of the confidence interval over shared seeds (Student's t), p that of a paired t-test over the test "
         "images. Epochs to match none is the fraction of the epochs after which a run has the best validation accuracy "
-        "of none with the same seed. Minutes are those of training, images/s those of the student, 32 at a time."
+        "of none with the same seed. Minutes are those of training; memory is the most that it took, on the first "
+        "GPU or without one of the whole process; images/s are those of the student, 32 at a time."
     )
     return TextTable("Comparison", header, rows, note)
 
@@ -101,6 +102,8 @@ def _full_row(group: Group) -> list[str]:
     cells.append(f"{statistics.mean(test['ece'] for test in tests):.2f}")
     cells.append(reached(group.runs, plain))
     cells.append(f"{statistics.mean(one['training']['seconds'] for one in metrics) / 60:.1f}")
+    peaks = [peak for one in metrics if (peak := one["training"].get("peak_memory")) is not None]
+    cells.append(f"{statistics.median(peaks) / 2**20:.0f}" if peaks else "")
     first = metrics[0]
     cells += [f"{first['student']['parameters'] / 1e6:.2f}", f"{first['student']['macs'] / 1e6:.1f}"]
     cells.append(f"{statistics.median(one['student']['images_per_second'] for one in metrics):.0f}")

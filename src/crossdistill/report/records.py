@@ -54,7 +54,7 @@ class ModelRecord(TypedDict):
     parameters: int
     macs: int
     images_per_second: float
-    img_size: int
+    img_size: int | str
 
 
 class ScoredModel(ModelRecord):
@@ -72,6 +72,8 @@ class TrainingRecord(TypedDict):
     epochs: int
     training_only_parameters: int
     global_batch: int
+    peak_memory: NotRequired[int | None]
+    """Bytes that training took at most: of the first GPU, or of the process."""
 
 
 class Metrics(TypedDict):

@@ -21,9 +21,11 @@ from crossdistill.tasks import KNN, task_class
 from crossdistill.training.callbacks import BestCheckpoint, StopOnSignal
 from crossdistill.training.checkpoints import BEST, CHECKPOINTS, LAST, RunCheckpoints
 from crossdistill.training.finite import FiniteCheck
+from crossdistill.training.peak_memory import PeakMemory
 from crossdistill.training.run_log import RunProgress, StepLog
 
 _QUIET = (
+    "`srun` command is available",
     "many workers",
     "LeafSpec",
     "number of training batches",
@@ -41,8 +43,8 @@ _PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 
 def make_trainer(
     config: RunConfig, out: Path, console: Console, title: str, identity: str
-) -> tuple[L.Trainer, StepLog]:
-    """Make the Trainer of a run that writes into `out`, and the callback that logs its steps.
+) -> tuple[L.Trainer, StepLog, PeakMemory]:
+    """Make the Trainer of a run that writes into `out`, and the callbacks that log its steps and its memory.
 
     Its checkpoints carry the `identity` of the run. Raises UserError for a machine without the devices or the
     precision asked for.
@@ -50,7 +52,7 @@ def make_trainer(
     engine = config.engine
     quiet_lightning()
     _check_processes(engine)
-    log = StepLog(engine.log_every)
+    log, memory = StepLog(engine.log_every), PeakMemory()
     # The check is first: before a log row restarts, and before a signal's checkpoint.
     finite = FiniteCheck(out, engine.log_every, engine.on_nan, console)
     try:
@@ -67,6 +69,7 @@ def make_trainer(
             callbacks=[
                 finite,
                 log,
+                memory,
                 RunProgress(console, title, log),
                 *_checkpointing(out / CHECKPOINTS, config),
             ],
@@ -83,7 +86,7 @@ def make_trainer(
         raise UserError(f"engine: {first_line(error)}") from error
     if trainer.strategy.root_device.type == "cpu" and (engine.precision == "16" or engine.sync_batchnorm):
         raise UserError("engine.precision 16 and engine.sync_batchnorm need a GPU; on the CPU use bf16 or 32")
-    return trainer, log
+    return trainer, log, memory
 
 
 def _loggers(out: Path) -> list[Logger]:

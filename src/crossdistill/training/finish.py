@@ -24,6 +24,7 @@ from crossdistill.evaluation.predictions import Collected
 from crossdistill.evaluation.samples import save_samples
 from crossdistill.export.timm_folder import save_student
 from crossdistill.files import write_whole
+from crossdistill.image_size import largest, written
 from crossdistill.progress import Tracked
 from crossdistill.report.page import write_run_page
 from crossdistill.report.records import (
@@ -141,6 +142,7 @@ def _training(run: Run) -> TrainingRecord:
     method = run.distiller.method or nn.Identity()
     return {
         "seconds": run.log.seconds,
+        "peak_memory": run.memory.peak,
         "epochs": run.config.epochs,
         "training_only_parameters": count_parameters(method),
         "global_batch": run.config.loader.batch_size * run.trainer.world_size * run.config.engine.accumulate,
@@ -154,5 +156,5 @@ def describe(*models: Backbone) -> ScoredModel:
         "parameters": sum(count_parameters(model) for model in models),
         "macs": sum(count_macs(model) for model in models),
         "images_per_second": 1 / sum(1 / images_per_second(model) for model in models),
-        "img_size": max(model.img_size for model in models),
+        "img_size": written(largest([model.img_size for model in models])),
     }

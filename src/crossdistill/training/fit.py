@@ -17,6 +17,7 @@ from crossdistill.data.mixed import labelled_part
 from crossdistill.data.split_list import read_split_list
 from crossdistill.distiller import Distiller
 from crossdistill.evaluation.cost import count_parameters
+from crossdistill.image_size import written
 from crossdistill.training.cached import HeldOutOutputs, prepare_cache
 from crossdistill.training.datamodule import DataModule
 from crossdistill.training.engine import make_trainer, set_threads
@@ -102,7 +103,7 @@ def prepare(
     inputs = digests(config, data, None if config.probe_data is None else probed)
     identity = identity_of(config, inputs)
     title = f"{_label(config)} {config.student} s{config.seed}"
-    trainer, log = make_trainer(config, out, console, title, identity)
+    trainer, log, memory = make_trainer(config, out, console, title, identity)
     if resume:
         check_resumed(config, inputs, out, data, trainer.world_size)
     check_counts(config, data, trainer.world_size)
@@ -122,7 +123,20 @@ def prepare(
     labelled = None if config.loader.unlabelled is None else len(labelled_part(data.train))
     datamodule = DataModule(train, val, config.loader, seed=config.seed, labelled=labelled)
     return Run(
-        config, out, console, data, distiller, trainer, log, module, datamodule, cache, identity, checkpoint, probed
+        config=config,
+        out=out,
+        console=console,
+        data=data,
+        distiller=distiller,
+        trainer=trainer,
+        log=log,
+        memory=memory,
+        module=module,
+        datamodule=datamodule,
+        cache=cache,
+        identity=identity,
+        checkpoint=checkpoint,
+        probed=probed,
     )
 
 
@@ -176,7 +190,7 @@ def _announce(config: RunConfig, data: ImageData, distiller: Distiller, console:
     console.print(
         f"{_label(config)}: {student.spec.name} ({count_parameters(student) / 1e6:.2f} M) on {data.name}, "
         f"{len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images at "
-        f"{student.img_size} px",
+        f"{written(student.img_size)} px",
         highlight=False,
         markup=False,
         soft_wrap=True,

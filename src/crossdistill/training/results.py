@@ -34,6 +34,7 @@ _COLUMNS = {
     "teacher_top1": "REAL",
     "epochs": "INTEGER",
     "seconds": "REAL",
+    "peak_memory": "INTEGER",
     "training_only_parameters": "INTEGER",
     "parameters": "INTEGER",
     "macs": "INTEGER",
@@ -108,10 +109,13 @@ def _stored(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         with closing(sqlite3.connect(path)) as table:
-            found = table.execute(f"SELECT {', '.join(_COLUMNS)} FROM runs").fetchall()
+            present = {row[1] for row in table.execute("PRAGMA table_info(runs)")}
+            # A table that an earlier version wrote has fewer columns.
+            names = [name for name in _COLUMNS if name in present]
+            found = table.execute(f"SELECT {', '.join(names)} FROM runs").fetchall()
     except sqlite3.Error:
         return []
-    return [dict(zip(_COLUMNS, row, strict=True)) for row in found]
+    return [dict(zip(names, row, strict=True)) for row in found]
 
 
 def _row(out: Path, cell: Cell, failures: Failures) -> dict[str, Any] | None:
@@ -138,4 +142,5 @@ def _numbers(metrics: Metrics) -> dict[str, Any]:
     if teacher is not None:
         found |= {"teacher": teacher["name"], "teacher_top1": teacher.get("test", {}).get("top1")}
     found |= {name: training[name] for name in ("epochs", "seconds", "training_only_parameters")}
+    found["peak_memory"] = training.get("peak_memory")
     return {**found, "parameters": student["parameters"], "macs": student["macs"]}

@@ -12,6 +12,7 @@ from crossdistill.data import ImageData
 from crossdistill.distiller import Distiller
 from crossdistill.training.datamodule import DataModule
 from crossdistill.training.module import DistillModule
+from crossdistill.training.peak_memory import PeakMemory
 from crossdistill.training.run_log import StepLog
 
 
@@ -26,6 +27,7 @@ class Run:
     distiller: Distiller
     trainer: L.Trainer
     log: StepLog
+    memory: PeakMemory
     module: DistillModule
     datamodule: DataModule
     cache: TeacherCache | None
