@@ -56,6 +56,19 @@ def test_a_model_that_a_file_names_is_not_imported(strange, mark, capsys, tmp_pa
     assert run(capsys, *teacher, "--teacher", NAME, "--trust-teacher", "true", "--out", tmp_path / "s")[0] == 0
 
 
+def test_a_model_that_is_larger_than_its_weights_takes_no_memory(finished, capsys, tmp_path):
+    shutil.copytree(finished, tmp_path / "large")
+    path = tmp_path / "large" / "config.json"
+    stored = json.loads(path.read_text())
+    # 10 TB in float32: building it would end this process.
+    stored["crossdistill"]["model_args"] |= {"embed_dim": 2**18, "num_heads": 1}
+    path.write_text(json.dumps(stored))
+    teacher = ["fit", *TINY, "--epochs", "1", "--method", "rsd", "--teacher-checkpoint", tmp_path / "large"]
+    for words in (["eval", tmp_path / "large"], [*teacher, "--out", tmp_path / "s"]):
+        code, _, err = run(capsys, *words)
+        assert (code, "describes a network with" in err) == (2, True), err
+
+
 @pytest.mark.parametrize(
     "changes", [{"method": "tests.danger:Own"}, {"student": NAME}, {"method": "kd+tests.danger:Own"}]
 )

@@ -212,7 +212,24 @@ def load_backbone(folder: str | Path, *, trust_code: bool = False) -> Backbone:
     """
     args = read_args(folder)
     check_named_code([args.name], str(Path(folder) / CONFIG_FILE), (), trust=trust_code)
+    _check_size(args, Path(folder))
     return from_args(args, folder)
+
+
+def _check_size(args: BackboneArgs, folder: Path) -> None:
+    """Raise UserError for a network that is larger than the file of its weights, before memory is taken for it."""
+    try:
+        stored = weights_path(folder).stat().st_size
+        with torch.device("meta"):
+            model, _ = _build(args, pretrained=False)
+    except (OSError, NotImplementedError, RuntimeError, UserError):
+        return  # a file that cannot be read, and a constructor that computes with values, are seen when it is built
+    described = sum(tensor.numel() for tensor in model.state_dict().values())
+    if described > stored:  # a number needs at least one byte
+        raise UserError(
+            f"{str(folder / CONFIG_FILE)!r} describes a network with {described:,} numbers, but its weights file "
+            f"has {stored:,} bytes: one of the two is not that of the run"
+        )
 
 
 def _check_args(args: BackboneArgs, folder: Path) -> None:
