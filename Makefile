@@ -14,11 +14,16 @@ RUN := $(ENV)/bin/python
 demo: $(ENV)/ready
 	PYTHONPATH=src $(RUN) -m crossdistill demo
 
+# As many processes as there are cores; the tests of a file stay together, as they share trained models.
 test: $(ENV)/ready
-	PYTHONPATH=src $(RUN) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 PYTHONPATH=src $(RUN) -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile $(TESTS)
 
+# Without the directories whose tests depend on our own files and processes alone (`make test LOCK=requirements-newest.lock`
+# runs all).
+test-newest: TESTS := tests/backbones tests/losses tests/methods tests/evaluation tests/tasks tests/training/test_run.py \
+  tests/commands/test_commands.py tests/commands/test_export.py tests/data/test_preprocessing.py $(wildcard tests/test_*.py)
 test-newest:
-	$(MAKE) test LOCK=requirements-newest.lock
+	$(MAKE) test LOCK=requirements-newest.lock TESTS="$(TESTS)"
 
 lint: $(ENV)/ready
 	$(RUN) -m ruff check .
@@ -41,7 +46,7 @@ $(ENV)/ready:
 	touch $@
 
 # Resolve the newest versions that pyproject.toml allows; for requirements.lock torch stays at the oldest supported one.
-COMPILE = $(ENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra parquet --extra hf --extra onnx --group dev --no-header
+COMPILE = $(ENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra parquet --extra hf --extra onnx --extra cluster --group dev --no-header
 lock: $(ENV)/ready
 	$(COMPILE) --constraint constraints.txt pyproject.toml --output-file requirements.lock
 	$(COMPILE) pyproject.toml --output-file requirements-newest.lock

@@ -123,6 +123,7 @@ def test_one_of_several_networks_is_chosen_by_its_key(source, tmp_path):
         create_backbone("test_resnet", 5, 32, checkpoint=path, checkpoint_key="ema")
 
 
+@pytest.mark.slow
 def test_the_same_file_gives_the_same_answer_in_every_process(source, tmp_path):
     path = tmp_path / "two.pth"
     weights = source.model.state_dict()

@@ -26,7 +26,7 @@ WALK = {
     "nextvit_small": 64, "nf_regnet_b0": 64, "pit_ti_224": 224, "poolformer_s12": 64, "pvt_v2_b0": 64, "rdnet_tiny": 64,
     "regnetx_002": 64, "regnety_002": 64, "repghostnet_050": 64, "repvgg_a0": 64, "repvit_m0_9": 64, "res2net50_26w_4s": 64,
     "resmlp_12_224": 32, "resnest14d": 64, "resnet18": 64, "resnetv2_18": 64, "rexnet_100": 64, "samvit_base_patch16": 1024,
-    "sequencer2d_s": 224, "shvit_s1": 64, "skresnet18": 64, "spnasnet_100": 64, "starnet_s1": 64, "swiftformer_xs": 64,
+    "shvit_s1": 64, "skresnet18": 64, "spnasnet_100": 64, "starnet_s1": 64, "swiftformer_xs": 64,
     "swin_tiny_patch4_window7_224": 224, "swinv2_cr_tiny_224": 224, "swinv2_tiny_window8_256": 256, "test_convnext": 64,
     "tiny_vit_5m_224": 224, "tinynet_e": 64, "tnt_s_legacy_patch16_224": 32, "twins_svt_small": 224, "vgg11": 64,
     "visformer_tiny": 224, "vit_relpos_small_patch16_224": 32, "vit_tiny_patch16_224": 32, "vit_tiny_r_s16_p8_224": 64,

@@ -23,11 +23,13 @@ from crossdistill.training.fit import fit
 from crossdistill.training.grid import Axes, Variant
 from tests.pairs import METHODS, build
 
-PAIRS = [("cnn", "plain_vit"), ("plain_vit", "cnn"), ("mlp", "hierarchical_vit"), ("hybrid", "mlp")]
-PAIRS += [("headed_cnn", "plain_vit"), ("plain_vit", "headed_cnn")]
+PAIRS = [("cnn", "plain_vit"), ("headed_cnn", "plain_vit")]
+MORE_PAIRS = [("plain_vit", "cnn"), ("mlp", "hierarchical_vit"), ("hybrid", "mlp"), ("plain_vit", "headed_cnn")]
 
 
-@pytest.mark.parametrize(("student", "teacher"), PAIRS)
+@pytest.mark.parametrize(
+    ("student", "teacher"), [*PAIRS, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in MORE_PAIRS)]
+)
 def test_every_method_gives_the_same_losses_from_what_is_stored(student, teacher):
     images, targets = torch.randn(8, 3, 32, 32), torch.arange(8) % 5
     pair = build(student), build(teacher)
@@ -95,7 +97,13 @@ def losses(run):
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
-@pytest.mark.parametrize(("method", "resident"), [("rsd", None), ("fbt", None), ("hcd", None), ("kd", False)])
+@pytest.mark.parametrize(
+    ("method", "resident"),
+    [
+        ("rsd", None),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("fbt", None), ("hcd", None), ("kd", False))),
+    ],
+)
 def test_a_cached_run_is_the_online_run_to_half_precision(config, silent, tmp_path, method, resident):
     augment = AugmentConfig(hflip=0.5) if resident is None else AugmentConfig(auto_augment="rand-m5", erasing=0.3)
     config = replace(config, method=method, loader=replace(config.loader, resident=resident), augment=augment)
@@ -164,6 +172,7 @@ def test_a_cache_of_other_views_is_refused_by_a_run(config, silent, tmp_path):
         fit(replace(config, out=str(tmp_path / "third")), console=silent)
 
 
+@pytest.mark.slow
 def test_a_cache_with_more_is_used_by_those_that_need_less(config, silent, tmp_path, monkeypatch):
     """compare stores what all methods read, and runs the teacher once."""
     monkeypatch.chdir(tmp_path)

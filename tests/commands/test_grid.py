@@ -148,6 +148,7 @@ def test_shards_and_processes_divide_the_runs(capsys, tmp_path, teacher_folder):
     assert attempts(out) == {f"{method}-s{seed}": 1 for method in ("none", "kd") for seed in (0, 1)}
 
 
+@pytest.mark.slow
 def test_a_signal_reaches_all_processes_and_the_command_goes_on(capsys, tmp_path, teacher_folder):
     out = tmp_path / "out"
     words = ["compare", *QUICK, "--student", "test_resnet", "--teacher-checkpoint", teacher_folder, "--out", out]
@@ -192,3 +193,35 @@ def kill_all(word):
                         os.kill(int(process), signal.SIGKILL)
             except OSError:
                 continue
+
+
+def test_jobs_of_a_cluster_share_the_runs(capsys, tmp_path, teacher_folder):
+    """submitit's executor of this machine; it was tried by hand with Slurm, also with a job that is queued again."""
+    out = tmp_path / "grid"
+    words = ["compare", *QUICK, "--student", "test_resnet", "--seeds", "0,1", "--methods", "none,rsd", "--out", out]
+    words += ["--teacher-checkpoint", teacher_folder, "--jobs", "2", "--cluster", "local"]
+    code, shown, err = run(capsys, *words)
+    assert code == 0, err
+    assert "report: " in shown
+    assert "4 runs finished, " in err
+    assert [state for _, state, _ in rows(out)] == ["finished"] * 4
+    assert set(attempts(out).values()) == {1}
+    logs = "".join(path.read_text() for path in (out / ".jobs").glob("*log.err"))
+    assert all(f"  {method}-s{seed}: " in logs for method in ("none", "rsd") for seed in (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--cluster", "local", "--shard", "1/2"], "--shard"),
+        (["--cluster-parameters", "{timeout_min: 1}"], "--cluster, which is not given"),
+        (["--cluster", "local", "--cluster-parameters", "{nonsense: 1}"], "cannot be submitted to 'local'"),
+        (["--cluster", "slurm"], "cannot be submitted to 'slurm'"),
+    ],
+)
+def test_jobs_that_cannot_be_submitted(capsys, tmp_path, teacher_folder, flags, message, monkeypatch):
+    monkeypatch.setenv("PATH", "/bin")
+    words = ["compare", *QUICK, "--student", "test_resnet", "--teacher-checkpoint", teacher_folder]
+    code, _, err = run(capsys, *words, "--seeds", "0", "--methods", "none", "--out", tmp_path / "out", *flags)
+    assert code == 2
+    assert message in err.splitlines()[-1]

@@ -27,7 +27,7 @@ def check(results):
 
 
 # Events far from each other; the places are taken modulo the number of events.
-@pytest.mark.parametrize(("kind", "numbers"), [("fit", (29,)), ("cache", (10,))])
+@pytest.mark.parametrize(("kind", "numbers"), [("fit", (29,)), pytest.param("cache", (10,), marks=pytest.mark.slow)])
 def test_a_sample_of_file_events(tmp_path, kind, numbers):
     check(killed(tmp_path, kind, *numbers))
 

@@ -43,8 +43,18 @@ def home(tmp_path_factory):
     [
         (".", "./photos", ["--teacher-checkpoint", "./teacher", "--cache", "./cache"]),
         ("work", "../photos", ["--teacher-checkpoint", "../teacher", "--model.student-checkpoint", "../start"]),
-        (".", "photos", ["--teacher-checkpoint", "teacher/student.safetensors", "--teacher", "test_resnet"]),
-        ("work", "../photos/", ["--teacher-checkpoint", "[../teacher, ./../teacher]", "--cache", "../cache/two"]),
+        pytest.param(
+            ".",
+            "photos",
+            ["--teacher-checkpoint", "teacher/student.safetensors", "--teacher", "test_resnet"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "work",
+            "../photos/",
+            ["--teacher-checkpoint", "[../teacher, ./../teacher]", "--cache", "../cache/two"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_run_is_found_from_another_directory(capsys, home, tmp_path, monkeypatch, inside, data, others):

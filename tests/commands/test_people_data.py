@@ -47,7 +47,9 @@ def bars(root, kinds, count=30, rgb=False):
     return root
 
 
-@pytest.mark.parametrize(("height", "width"), [(16, 64), (64, 16), (24, 96)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(16, 64), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((64, 16), (24, 96)))]
+)
 def test_the_ends_of_long_images_are_evaluated(capsys, tmp_path, height, width):
     rng = np.random.default_rng(0)
     for name, place in (("first", 0), ("last", max(height, width) - 8)):

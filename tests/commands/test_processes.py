@@ -41,6 +41,7 @@ def test_control_c_saves_and_resume_finishes(tmp_path):
     assert json.loads((out / "metrics.json").read_text())["training"]["epochs"] == 40
 
 
+@pytest.mark.slow
 def test_nothing_depends_on_the_hash_seed_or_the_locale(tmp_path):
     data = tmp_path / "dåta"
     for number, name in enumerate(("Äpfel", "日本", "class10", "class2", "a[red]b", "it's", "A", "a")):
@@ -98,6 +99,7 @@ def curve(run, name):
 TWO = ["--engine.devices", "2", "--loader.batch-size", "32", "--engine.log-every", "1"]
 
 
+@pytest.mark.slow
 def test_divided_weights_train_as_whole_ones_do_and_resume(teacher_run, tmp_path):
     """FSDP on two processes, the teacher divided as well, stopped and resumed: the numbers of one process."""
     stopping = "tests.training.stopping:StoppingRSD"
@@ -116,6 +118,7 @@ def test_divided_weights_train_as_whole_ones_do_and_resume(teacher_run, tmp_path
     load_backbone(cut)
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_with_two(tmp_path, monkeypatch, capsys):
     stopping = "tests.training.stopping:Stopping"
     words = ["fit", *TINY, "--method", stopping, "--epochs", "3", "--engine.log-every", "1"]
@@ -135,6 +138,7 @@ def test_a_run_of_one_process_goes_on_with_two(tmp_path, monkeypatch, capsys):
     assert curve(cut, "train/loss") == pytest.approx(curve(whole, "train/loss"), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_number_that_is_not_finite_in_one_of_two_processes(tmp_path):
     """Both stop with the finding of the other, or both leave the step out."""
     words = ["fit", *TINY, *TWO, "--method", "tests.training.diverging:Diverging", "--loader.max-train", "320"]

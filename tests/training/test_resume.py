@@ -20,7 +20,15 @@ def config(quick):
 
 
 @pytest.mark.parametrize(
-    ("stop_at", "workers", "accumulate"), [(2, 0, 1), (7, 1, 1), (5, 0, 1), (10, 1, 1), (8, 0, 2), (15, 0, 1)]
+    ("stop_at", "workers", "accumulate"),
+    [
+        (2, 0, 1),
+        (7, 1, 1),
+        pytest.param(5, 0, 1, marks=pytest.mark.slow),
+        pytest.param(10, 1, 1, marks=pytest.mark.slow),
+        (8, 0, 2),
+        pytest.param(15, 0, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     config, silent, tmp_path, monkeypatch, stop_at, workers, accumulate
