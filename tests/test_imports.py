@@ -11,7 +11,7 @@ import crossdistill
 
 SOURCE = Path(crossdistill.__file__).parent
 LAYERS = [
-    {"errors", "files", "progress"},
+    {"errors", "files", "image_size", "progress"},
     {"types"},
     {"config", "distributed"},
     {"losses", "backbones", "data", "tasks"},

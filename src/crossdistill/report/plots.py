@@ -19,6 +19,8 @@ from crossdistill.report.records import Curve, RunRecord
 from crossdistill.tasks import KNN, Classification, NoLabels
 
 COLOURS = ["#6b7280", "#d97706", "#2563eb", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d"]
+_DASHES = ("-", "--", ":", "-.")
+"""Kinds of lines, for more lines than colours."""
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -34,11 +36,18 @@ STYLE: Any = {
 
 def run_curves(run: RunRecord) -> str:
     """Plot a run's losses, held-out accuracy, learning rate and speed over its epochs."""
-    terms = sorted(name for name in run.curves if name.startswith("train/") and name.split("/")[1] not in _NOT_TERMS)
+    # A term that is 0 throughout (the task's, without labels) has no line on a logarithmic axis.
+    terms = sorted(
+        name
+        for name, curve in run.curves.items()
+        if name.startswith("train/") and name.split("/")[1] not in _NOT_TERMS and any(value for _, value in curve)
+    )
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(9, 5), layout="constrained")
-        for name, colour in zip(terms, COLOURS, strict=False):
-            _line(axes[0, 0], run.curves[name], colour, name.split("/")[1])
+        for number, name in enumerate(terms):
+            again, place = divmod(number, len(COLOURS))
+            dashes = _DASHES[again % len(_DASHES)]
+            _line(axes[0, 0], run.curves[name], COLOURS[place], name.split("/")[1], dashes)
         axes[0, 0].set_yscale("log")
         _finish(axes[0, 0], "unweighted loss terms, training (log scale)")
         labelled = NoLabels.monitor not in run.curves
@@ -96,9 +105,9 @@ def _two_axes(groups: Mapping[str, Any]) -> tuple[Figure, Any]:
     return plt.subplots(2, 1, figsize=(9, 3.4 + height), layout="constrained", height_ratios=(3.4, height))
 
 
-def _line(axis: Axes, curve: Curve, colour: str, label: str | None) -> None:
+def _line(axis: Axes, curve: Curve, colour: str, label: str | None, dashes: str = "-") -> None:
     if curve:
-        axis.plot(*zip(*curve, strict=True), color=colour, label=label, lw=1.5)
+        axis.plot(*zip(*curve, strict=True), dashes, color=colour, label=label, lw=1.5)
     if label is not None:
         axis.legend(frameon=False)
 
