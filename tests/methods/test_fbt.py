@@ -136,18 +136,21 @@ def test_nothing_shared_is_registered_twice():
     assert distiller(images, targets).loss.dtype == torch.float64
 
 
-@pytest.mark.parametrize(("side", "back"), [(2, 8), (8, 2), (7, 4), (4, 4)])
-def test_the_projector_may_embed_before_it_resizes(side, back):
+@pytest.mark.parametrize(
+    ("front", "back"),
+    [((2, 2), (8, 8)), ((8, 8), (2, 2)), ((7, 7), (4, 4)), ((4, 4), (4, 4)), ((8, 4), (4, 2)), ((6, 3), (2, 3))],
+)
+def test_the_projector_may_embed_before_it_resizes(front, back):
     """Where it does, the numbers are those of resizing first."""
     from crossdistill.methods.fbt import LocalToGlobal
 
-    l2g = LocalToGlobal(6, side, 32, back, swin_block=True).double().eval()
-    features = torch.randn(2, 6, side, side, dtype=torch.float64)
+    l2g = LocalToGlobal(6, front, 32, back, swin_block=True).double().eval()
+    features = torch.randn(2, 6, *front, dtype=torch.float64)
     first = features
-    if side % back:
-        first = torch.nn.functional.interpolate(features, (back, back), mode="bilinear", align_corners=False)
+    if front[0] % back[0] or front[0] * back[1] != front[1] * back[0]:
+        first = torch.nn.functional.interpolate(features, back, mode="bilinear", align_corners=False)
     expected = l2g.mix(l2g.norm(l2g.embed(first).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-    assert expected.shape == (2, 32, back, back)
+    assert expected.shape == (2, 32, *back)
     torch.testing.assert_close(l2g(features), expected, rtol=1e-10, atol=1e-10)
 
 
