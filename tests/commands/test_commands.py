@@ -466,15 +466,12 @@ def test_a_damaged_finished_run_is_named(capsys, tmp_path):
 
 
 def test_numbers_are_never_cut(tmp_path, teacher_folder):
-    """Into a pipe and in a narrow terminal: the whole heading and every number."""
+    """Into a pipe, beside a narrow terminal: the whole heading and every number."""
     command = [sys.executable, "-m", "crossdistill", "eval", str(teacher_folder), "--engine.accelerator", "cpu"]
-    for columns in ("40", "200"):
-        shown = subprocess.run(
-            command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": columns}
-        )
-        assert "calibration error, %" in shown.stdout
-        assert "top-1, %" in shown.stdout
-        assert "…" not in shown.stdout
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "40"})
+    assert "calibration error, %" in shown.stdout
+    assert "top-1, %" in shown.stdout
+    assert "…" not in shown.stdout
 
 
 def test_nothing_that_a_command_writes_is_committed(capsys, tmp_path):

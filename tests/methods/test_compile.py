@@ -8,18 +8,13 @@ import torch
 import crossdistill as cd
 from tests.pairs import METHODS, build
 
-# A sample of every kind: embeddings and stage maps, and a borrowed stage. All methods are under the slow marker.
-CORE = [("rsd", {"spatial": 4, "spatial_samples": 3}), ("fbt", {})]
-PAIRS = [
-    pytest.param("cnn", "plain_vit", CORE),
-    *(
-        pytest.param(*pair, list(METHODS.values()), marks=pytest.mark.slow)
-        for pair in (("cnn", "plain_vit"), ("plain_vit", "cnn"), ("mlp", "hierarchical_vit"), ("hybrid", "mlp"))
-    ),
-]
+PAIRS = [("cnn", "plain_vit"), ("plain_vit", "cnn"), ("mlp", "hierarchical_vit"), ("hybrid", "mlp")]
+ALL = [(*pair, list(METHODS.values())) for pair in PAIRS]
+DENSE = ("cnn", "plain_vit", [("rsd", {"spatial": 4, "spatial_samples": 3}), ("fbt", {})])
 
 
-@pytest.mark.parametrize(("student", "teacher", "methods"), PAIRS)
+@pytest.mark.slow
+@pytest.mark.parametrize(("student", "teacher", "methods"), [DENSE, *ALL])
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_a_step_is_one_graph_with_the_same_numbers(student, teacher, methods):
     pair = build(student), build(teacher)
