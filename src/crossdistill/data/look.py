@@ -4,24 +4,21 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from crossdistill.data.datasets import Arrays, Images, Part, base_of
 from crossdistill.data.folder import Files
 from crossdistill.data.picture import Header, UnreadableError, read_header, read_picture
+from crossdistill.data.remembered import in_threads, read_once
 from crossdistill.data.rows import Rows, opened
 from crossdistill.errors import UserError
 from crossdistill.files import file_digest
 
-_THREADS = 8
-"""Files that are opened at the same time."""
-_AT_ONCE = 64
-"""Files that a thread reads in one task."""
 MOST_BYTES = 2**30
 """Bytes that are read at the start of a command to compare the contents of files, or the headers in shards."""
 _SAMPLED = 20_000
@@ -34,8 +31,6 @@ _FEW = 64
 
 UNREADABLE = "unreadable"
 """Mark of a file that cannot be read."""
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -51,9 +46,11 @@ def look(images: Images, *, decode: bool) -> Look:
     """Read the header of every image of a split; `decode` reads all of each."""
     base, chosen = base_of(images)
     if isinstance(base, Files):
-        return _collect(
-            range(len(chosen)), in_threads(partial(_tried, _reader(decode)), [base.paths[i] for i in chosen])
-        )
+        paths, tried = [base.paths[i] for i in chosen], partial(_tried, _reader(decode))
+        if decode:
+            return _collect(range(len(chosen)), in_threads(tried, paths))
+        found = read_once(base.root, paths, "header", tried, _header_text, _header_from)
+        return _collect(range(len(chosen)), found)
     if isinstance(base, Rows):
         whole = decode or base.nbytes <= MOST_BYTES
         numbers = range(len(chosen)) if whole else _spread(len(chosen), _SAMPLED)
@@ -76,11 +73,19 @@ def content_marks(images: Images) -> list[str] | None:
     """Return size and digest of each file or stored image; None for data of another kind."""
     base, chosen = base_of(images)
     if isinstance(base, Files):
-        return in_threads(partial(mark_of, contents=True), [base.paths[index] for index in chosen])
+        return marks_of(base.root, [base.paths[index] for index in chosen])
     if not isinstance(base, Rows):
         return None
     cells = (_content(cell) for cell in base.cells([int(index) for index in chosen]))
     return [f"{len(cell)}:{hashlib.sha256(cell).hexdigest()[:16]}" for cell in cells]
+
+
+def marks_of(root: Path, paths: Sequence[str], *, contents: bool = True) -> list[str]:
+    """Return `mark_of` for each of some files below `root`."""
+    read = partial(mark_of, contents=contents)
+    if not contents:
+        return in_threads(read, paths)
+    return read_once(root, paths, "mark", read, lambda mark: None if mark == UNREADABLE else mark, str)
 
 
 def mark_of(path: str, *, contents: bool) -> str:
@@ -142,14 +147,16 @@ def copies(parts: Mapping[str, Images], most_bytes: int) -> list[list[tuple[str,
     if sum(size * len(members) for size, members in todo.items()) > most_bytes:
         return None
     equal: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    alike: dict[str, list[int]] = defaultdict(list)
     for members in todo.values():
-        for role in parts:
-            numbers = [number for one, number in members if one == role]
-            known = marks.get(role)
-            own = content_marks(Part(parts[role], numbers)) if known is None else [known[number] for number in numbers]
-            for number, mark in zip(numbers, own or (), strict=True):
-                if mark != UNREADABLE:
-                    equal[mark].append((role, number))
+        for role, number in members:
+            alike[role].append(number)
+    for role, images in parts.items():
+        numbers, known = sorted(alike[role]), marks.get(role)
+        own = content_marks(Part(images, numbers)) if known is None else [known[number] for number in numbers]
+        for number, mark in zip(numbers, own or (), strict=True):
+            if mark != UNREADABLE:
+                equal[mark].append((role, number))
     return [members for members in equal.values() if len(members) > 1]
 
 
@@ -182,12 +189,14 @@ def _tried(read: Callable[[Any], Header], file: Any) -> Header | str:
         return str(error)
 
 
-def in_threads(read: Callable[[str], _T], paths: Sequence[str]) -> list[_T]:
-    """Call a function that reads a file for many files, in order."""
-    parts = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
-    # A task for each file would cost more than small files take to read.
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return [result for part in pool.map(lambda part: [read(path) for path in part], parts) for result in part]
+def _header_text(found: Header | str) -> str | None:
+    """Return a header as text; None for an error, which is not remembered."""
+    return None if isinstance(found, str) else f"{found.mode} {found.width} {found.height}"
+
+
+def _header_from(text: str) -> Header | str:
+    mode, width, height = text.rsplit(" ", 2)
+    return Header(mode, int(width), int(height))
 
 
 def _collect(numbers: Iterable[int], results: Iterable[Header | str]) -> Look:

@@ -1,9 +1,9 @@
 """What was read, in words: splits, classes, sizes, modes, what was left out, and what looks wrong."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -63,7 +63,7 @@ def _sizes(headers: Sequence[Header]) -> str:
 
 def _file_types(source: Source) -> str:
     keys = [key for images in source.splits.values() if isinstance(images, Files) for key in images.keys]
-    types = Counter(PurePosixPath(key).suffix.lower() for key in keys)
+    types = Counter(os.path.splitext(key)[1].lower() for key in keys)
     return "; files " + ", ".join(f"{kind} {count:,}" for kind, count in types.most_common()) if types else ""
 
 
@@ -114,7 +114,7 @@ def _long(headers: Sequence[Header]) -> list[str]:
     count = sum(header.long for header in headers)
     if count in (0, len(headers)):
         return []
-    effect = "squashed to a square, as all are" if mostly_long(headers) else "cut off at their ends in evaluation"
+    effect = "squashed, as all are" if mostly_long(headers) else "cut off at their ends in evaluation"
     return [
         f"{count:,} of {len(headers):,} images are more than twice as long as they are short; above 64 px they are "
         f"{effect} (--augment.crop-mode decides)"

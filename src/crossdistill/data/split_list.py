@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from crossdistill.data.class_names import canonical_name
 from crossdistill.data.datasets import Images, Part, Source, base_of
 from crossdistill.data.folder import ROLES, Files
-from crossdistill.data.look import bytes_of, in_threads, mark_of
+from crossdistill.data.look import bytes_of, marks_of
 from crossdistill.errors import UserError, first_line
 
 SPLIT_NAME = "split.json"
@@ -80,16 +79,13 @@ def make_split_list(parts: Mapping[str, Images], source: Source) -> SplitList | 
     for role, images in parts.items():
         base, chosen = base_of(images)
         assert isinstance(base, Files)
-        marks = in_threads(partial(mark_of, contents=contents), [base.paths[i] for i in chosen])
+        marks = marks_of(base.root, [base.paths[i] for i in chosen], contents=contents)
         listed[role] = dict(zip([base.keys[i] for i in chosen], marks, strict=True))
     labels = {role: [int(label) for label in images.labels] for role, images in parts.items()}
     used = {key for marks in listed.values() for key in marks}
-    listed[UNUSED] = {
-        key: mark_of(path, contents=contents)
-        for base in bases
-        for key, path in zip(base.keys, base.paths, strict=True)
-        if key not in used
-    }
+    unused = {key: path for base in bases for key, path in zip(base.keys, base.paths, strict=True) if key not in used}
+    marks = marks_of(bases[0].root, list(unused.values()), contents=contents)
+    listed[UNUSED] = dict(zip(unused, marks, strict=True))
     return SplitList(list(source.class_names), contents, listed, labels)
 
 
@@ -125,6 +121,8 @@ def divided_by(listed: SplitList, source: Source) -> tuple[Source, dict[str, Ima
     Returns the source with the run's classes, its parts, and what has changed. Raises UserError for data of another
     kind.
     """
+    if not all(isinstance(images, Files) for images in source.splits.values()):
+        raise UserError(f"{source.name!r} is not a folder of image files, as the data of the run was")
     # Systems differ in the form of Unicode that they store the names of files in.
     number = {canonical_name(name): place for place, name in enumerate(listed.class_names)}
     roles = listed.roles()
@@ -133,8 +131,7 @@ def divided_by(listed: SplitList, source: Source) -> tuple[Source, dict[str, Ima
     splits: dict[str, Images] = {}
     seen: dict[str, str] = {}
     for split, images in source.splits.items():
-        if not isinstance(images, Files):
-            raise UserError(f"{source.name!r} is not a folder of image files, as the data of the run was")
+        assert isinstance(images, Files)
         names = [source.class_names[label] for label in images.labels]
         known = Files(images.root, images.keys, [number.get(canonical_name(name), -1) for name in names])
         splits[split] = known
@@ -148,11 +145,12 @@ def divided_by(listed: SplitList, source: Source) -> tuple[Source, dict[str, Ima
             if chosen:
                 parts[role] = Part(known, np.array(chosen))
     marks = {key: mark for role in ROLES for key, mark in listed.images.get(role, {}).items()}
-    now = partial(mark_of, contents=listed.contents)
+    known_files = {key: seen[key] for key in marks if key in seen}
+    now = marks_of(_root(source), list(known_files.values()), contents=listed.contents)
     changes = Changes(
         came=tuple(sorted(seen.keys() - roles.keys())),
         gone=tuple(sorted(marks.keys() - seen.keys())),
-        changed=tuple(sorted(key for key, mark in marks.items() if key in seen and now(seen[key]) != mark)),
+        changed=tuple(sorted(key for key, mark in zip(known_files, now, strict=True) if marks[key] != mark)),
         moved=tuple(
             sorted(
                 key
@@ -166,6 +164,11 @@ def divided_by(listed: SplitList, source: Source) -> tuple[Source, dict[str, Ima
         relabelled=tuple(sorted(_relabelled(listed, splits))),
     )
     return Source(source.name, splits, tuple(listed.class_names), source.left_out, source.unreadable), parts, changes
+
+
+def _root(source: Source) -> Path:
+    """Return the folder that the files of a data set lie below."""
+    return next(images.root for images in source.splits.values() if isinstance(images, Files))
 
 
 def _relabelled(listed: SplitList, splits: Mapping[str, Images]) -> list[str]:
@@ -197,5 +200,5 @@ def _became_training_images(listed: SplitList, source: Source) -> set[str]:
         for key, path in zip(images.keys, images.paths, strict=True)
         if key in before
     }
-    marks = in_threads(partial(mark_of, contents=True), list(files.values()))
+    marks = marks_of(_root(source), list(files.values()))
     return {key for key, mark in zip(files, marks, strict=True) if mark != before[key] and mark in trained}

@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from crossdistill.data.picture import picture_suffixes
 from crossdistill.errors import UserError
@@ -88,7 +88,7 @@ def _scan(tree: Tree, folder: str, below: str, above: tuple[str, ...], suffixes:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
         path = join(below, entry.name)
-        suffix = PurePosixPath(entry.name).suffix.lower()
+        suffix = os.path.splitext(entry.name)[1].lower().rstrip(".")
         if entry.name.startswith(_TWIN) and suffix in suffixes:
             tree.twins.append(path)
         elif entry.name.startswith(".") or entry.name in _SYSTEM:
