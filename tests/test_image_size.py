@@ -186,3 +186,20 @@ def test_a_size_can_be_given_in_every_form(capsys):
     assert main(["models", "test_resnet", "--img-size", "64x32"]) == 0
     assert "64x32" in capsys.readouterr().out
     assert main(["models", "test_resnet", "--img-size", "64x"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "swin", "convnext", "siglip"])
+def test_transformers_models_on_the_size_of_their_processor(tmp_path, kind):
+    from tests.backbones.transformers_folders import save
+
+    model = save(tmp_path, kind, size={"height": 64, "width": 32})
+    tower = getattr(model, "vision_model", model)
+    backbone = cd.create_backbone(f"hf:{tmp_path}", 0).eval()
+    assert backbone.img_size == (64, 32)
+    images = torch.randn(2, 3, 64, 32)
+    extra = {} if kind in ("convnext", "dinov2") else {"interpolate_pos_encoding": True}
+    with torch.no_grad():
+        ours, theirs = backbone(images, stages=True), tower(pixel_values=images, **extra)
+    torch.testing.assert_close(ours.embedding, theirs.pooler_output.flatten(1), rtol=0, atol=1e-5)
+    for stage, stride in zip(ours.require_stages(), backbone.spec.stage_strides, strict=True):
+        assert stage.shape[2:] == (64 // stride, 32 // stride)

@@ -44,7 +44,9 @@ class VisionNetwork(nn.Module):
         self.patch: int | None = patch if isinstance(patch, int) else None
         self.extra: dict[str, Any] = {}
         accepted = inspect.signature(body.forward).parameters
-        if sides_of(getattr(config, "image_size", size)) != sides_of(size) and "interpolate_pos_encoding" in accepted:
+        stated = getattr(config, "image_size", None)
+        other = isinstance(stated, int | list | tuple) and sides_of(stated) != sides_of(size)
+        if other and "interpolate_pos_encoding" in accepted:
             self.extra["interpolate_pos_encoding"] = True
 
     def get_classifier(self) -> nn.Module | None:
