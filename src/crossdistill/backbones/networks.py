@@ -81,7 +81,8 @@ def _call(factory: Callable[..., Any], name: str, wanted: dict[str, Any], option
         except TypeError as error:
             refused = next((key for key in optional if f"'{key}'" in str(error)), None)
             if refused is None:
-                raise UserError(f"model {name!r} does not accept these arguments: {first_line(error)}") from error
+                given = {**wanted, **optional}
+                raise UserError(f"model {name!r} does not accept {given} ({first_line(error)})") from error
             optional.pop(refused)
         except Exception as error:  # the code of a model can raise anything
             given = {**wanted, **optional}
