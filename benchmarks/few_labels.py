@@ -1,13 +1,14 @@
 """`python -m benchmarks.few_labels` measures what a student learns without labels, and what that is worth with labels.
 
 For each seed: a student learns the embedding of a teacher by RSD, from images without labels; its embedding is scored
-by nearest neighbours and by a linear probe; then it is trained further with a tenth of the labels and with all of them,
-beside the same student from random weights. Every run is a folder of `--out`; the same command continues where it was
-stopped, prints a table as Markdown, and draws it into `--plot`.
+by nearest neighbours and by a linear probe; then it is trained further with a tenth of the labels and with all of them.
+Beside it the same student is trained from random weights, for as many steps with labels, and for as many steps in all.
+Every run is a folder of `--out`; the same command continues where it was stopped, and prints a table as Markdown.
 """
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,13 @@ from crossdistill.data import load_data
 
 EPOCHS = {"10": 40, "100": 10}
 """Epochs of the training with labels, by the percentage of the labels."""
+_BODY_EPOCHS = 10
+_BATCH = 64
+KINDS = {
+    "scratch": "from random weights, as many steps with labels",
+    "equal": "from random weights, as many steps in all",
+    "rsd": "from the embedding learned without labels",
+}
 SCORES = {"knn": "20 nearest neighbours", "linear_probe": "linear probe"}
 
 
@@ -31,24 +39,20 @@ def main() -> None:
     parser.add_argument("--img-size", default="96")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, default=Path("runs/few-labels"))
-    parser.add_argument("--plot", type=Path, default=None, help="File of the plot.")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     images = len(load_data(given.data, LoaderConfig()).train)
     for seed in (int(text) for text in given.seeds.split(",")):
         _measure(given, seed, images)
-    table = results(given.out)
-    print("\n".join(_markdown(table)))
-    if given.plot is not None:
-        _draw(table, given.plot)
+    print("\n".join(_markdown(results(given.out))))
 
 
 def _measure(given: argparse.Namespace, seed: int, images: int) -> None:
     common = ["--data", given.data, "--img-size", given.img_size, "--student", given.student, "--seed", str(seed)]
-    common += ["--loader.batch-size", "64", "--engine.threads", "1"]
+    common += ["--loader.batch-size", str(_BATCH), "--engine.threads", "1"]
     teacher = ["--teacher", given.teacher, "--teacher-checkpoint", given.teacher_checkpoint, "--cache", "auto"]
     body = given.out / f"rsd-s{seed}"
-    views = ["--loader.labels", "none", "--loader.views", "4", "--epochs", "10"]
+    views = ["--loader.labels", "none", "--loader.views", "4", "--epochs", str(_BODY_EPOCHS)]
     _fit(body, *common, *teacher, "--method", "rsd", *views)
     scored = body.with_suffix(".json")
     if not scored.exists():
@@ -56,9 +60,12 @@ def _measure(given: argparse.Namespace, seed: int, images: int) -> None:
         scored.write_text(_run("eval", str(body), *flags), encoding="utf-8")
     start = ["--model.student-checkpoint", str(body), "--model.new-head", "true"]
     for part, epochs in EPOCHS.items():
-        flags = ["--loader.max-train", str(round(images * int(part) / 100)), "--epochs", str(epochs)]
-        _fit(given.out / f"rsd-s{seed}-{part}", *common, "--method", "none", *start, *flags)
-        _fit(given.out / f"scratch-s{seed}-{part}", *common, "--method", "none", *flags)
+        few = round(images * int(part) / 100)
+        own = [*common, "--method", "none", "--loader.max-train", str(few)]
+        _fit(given.out / f"rsd-s{seed}-{part}", *own, *start, "--epochs", str(epochs))
+        _fit(given.out / f"scratch-s{seed}-{part}", *own, "--epochs", str(epochs))
+        more = _BODY_EPOCHS * math.ceil(images / _BATCH) // math.ceil(few / _BATCH)
+        _fit(given.out / f"equal-s{seed}-{part}", *own, "--epochs", str(epochs + more))
 
 
 def _fit(out: Path, *words: str) -> None:
@@ -74,7 +81,7 @@ def _run(*words: str) -> str:
 def results(out: Path) -> dict[str, list[float]]:
     """Read the finished runs: top-1 on the test split or a score of the embedding in percent, by what it is of."""
     found: dict[str, list[float]] = {}
-    for kind in ("scratch", "rsd"):
+    for kind in KINDS:
         for part in EPOCHS:
             scores = [
                 _read(path)["student"]["test"]["top1"] for path in sorted(out.glob(f"{kind}-s*-{part}/metrics.json"))
@@ -102,34 +109,7 @@ def _title(name: str) -> str:
     if name in SCORES:
         return f"embedding learned without labels, {SCORES[name]}"
     kind, _, part = name.partition(" ")
-    start = "from random weights" if kind == "scratch" else "from the embedding learned without labels"
-    return f"{part}% of the labels, {start}"
-
-
-def _draw(table: dict[str, list[float]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6, 3.4))
-    labels = {"scratch": "from random weights", "rsd": "first without labels, taught by RSD"}
-    for shift, (kind, colour) in zip((-0.2, 0.2), (("scratch", "#c9c9c9"), ("rsd", "#3b6fb6")), strict=True):
-        for place, part in enumerate(EPOCHS):
-            values = table.get(f"{kind} {part}", [])
-            if not values:
-                continue
-            axis.bar(
-                place + shift, statistics.mean(values), 0.36, color=colour, label=labels[kind] if not place else None
-            )
-            axis.scatter([place + shift] * len(values), values, s=14, color="black", zorder=3)
-    axis.set_xticks(range(len(EPOCHS)), [f"{part}% of the labels" for part in EPOCHS])
-    axis.set_ylabel("top-1 on the test split, %")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="upper left")
-    axis.set_ylim(0, 1.25 * max(max(values) for values in table.values()))
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    return f"{part}% of the labels, {KINDS[kind]}"
 
 
 if __name__ == "__main__":

@@ -216,7 +216,8 @@ def test_jobs_of_a_cluster_share_the_runs(capsys, tmp_path, teacher_folder):
         (["--cluster", "local", "--shard", "1/2"], "--shard"),
         (["--cluster-parameters", "{timeout_min: 1}"], "--cluster, which is not given"),
         (["--cluster", "local", "--cluster-parameters", "{nonsense: 1}"], "cannot be submitted to 'local'"),
-        (["--cluster", "slurm"], "cannot be submitted to 'slurm'"),
+        (["--cluster", "slurm"], "add timeout_min"),
+        (["--cluster", "slurm", "--cluster-parameters", "{timeout_min: 60}"], "cannot be submitted to 'slurm'"),
     ],
 )
 def test_jobs_that_cannot_be_submitted(capsys, tmp_path, teacher_folder, flags, message, monkeypatch):

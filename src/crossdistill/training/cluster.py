@@ -17,7 +17,11 @@ from crossdistill.training.workers import SINCE
 _FOLDER = ".jobs"
 """Folder of the jobs' logs, in that of the comparison."""
 _POLL_S = 2.0
+"""Seconds between two looks at the jobs."""
+_LOCAL_LIMIT_MIN = 30 * 24 * 60
+"""Minutes after which a job on this machine is stopped; for Slurm the user states them."""
 _MOST_TIMEOUTS = 100
+"""How often a job is queued again after its time limit."""
 
 
 def run_jobs(
@@ -38,10 +42,31 @@ def run_jobs(
     number of finished runs, for progress. Raises UserError where the jobs cannot be submitted; a job that fails later
     is named on the console.
     """
+    if cluster == "slurm" and not {"timeout_min", "slurm_time"} & set(parameters):
+        raise UserError(
+            "--cluster-parameters states no time limit, and submitit's own is 5 minutes: add timeout_min, e.g. 240"
+        )
+    logs = out / _FOLDER
     try:
-        import submitit
+        submitted = _submit(words, jobs, logs, cluster, parameters, since)
     except ImportError as error:
         raise UserError("--cluster needs submitit: pip install 'crossdistill[cluster]'") from error
+    except Exception as error:  # sbatch, a wrong parameter and a missing cluster raise many kinds
+        raise UserError(f"the jobs cannot be submitted to {cluster!r}: {first_line(error)}") from error
+    plain: dict[str, Any] = dict(highlight=False, markup=False, soft_wrap=True)
+    console.print(f"submitted {jobs} jobs to {cluster!r}, the first is {submitted[0].job_id}; logs: {logs}", **plain)
+    try:
+        _wait(submitted, finished, lambda text: console.print(text, **plain))
+    except KeyboardInterrupt:
+        console.print(f"the jobs go on; `crossdistill report {out}` shows what is finished", **plain)
+        raise
+
+
+def _submit(
+    words: Sequence[str], jobs: int, logs: Path, cluster: str, parameters: dict[str, Any], since: float
+) -> list[Any]:
+    """Submit the jobs as one array."""
+    import submitit
 
     class Work(submitit.helpers.Checkpointable):  # type: ignore[misc]
         """One job. Slurm sends the warning before a time limit to all of its processes; the child ignores it."""
@@ -61,21 +86,11 @@ def run_jobs(
             os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
             return submitit.helpers.DelayedSubmission(Work())
 
-    logs = out / _FOLDER
-    try:
-        executor = submitit.AutoExecutor(logs, cluster, **{f"{cluster}_max_num_timeout": _MOST_TIMEOUTS})
-        executor.update_parameters(**{"name": "crossdistill", **parameters})
-        with executor.batch():
-            submitted = [executor.submit(Work()) for _ in range(jobs)]
-    except Exception as error:  # sbatch, a wrong parameter and a missing cluster raise many kinds
-        raise UserError(f"the jobs cannot be submitted to {cluster!r}: {first_line(error)}") from error
-    plain: dict[str, Any] = dict(highlight=False, markup=False, soft_wrap=True)
-    console.print(f"submitted {jobs} jobs to {cluster!r}, the first is {submitted[0].job_id}; logs: {logs}", **plain)
-    try:
-        _wait(submitted, finished, lambda text: console.print(text, **plain))
-    except KeyboardInterrupt:
-        console.print(f"the jobs go on; `crossdistill report {out}` shows what is finished", **plain)
-        raise
+    executor = submitit.AutoExecutor(logs, cluster, **{f"{cluster}_max_num_timeout": _MOST_TIMEOUTS})
+    limit = {"timeout_min": _LOCAL_LIMIT_MIN} if cluster == "local" else {}
+    executor.update_parameters(**{"name": "crossdistill", **limit, **parameters})
+    with executor.batch():
+        return [executor.submit(Work()) for _ in range(jobs)]
 
 
 def _wait(jobs: Sequence[Any], finished: Callable[[], int], say: Callable[[str], None]) -> None:
