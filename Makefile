@@ -14,12 +14,11 @@ RUN := $(ENV)/bin/python
 demo: $(ENV)/ready
 	PYTHONPATH=src $(RUN) -m crossdistill demo
 
-# As many processes as there are cores; the tests of a file stay together, as they share trained models.
+# One process for each core, at most four; the tests of a file stay together, as they share trained models.
 test: $(ENV)/ready
 	OMP_NUM_THREADS=1 PYTHONPATH=src $(RUN) -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile $(TESTS)
 
-# Without the directories whose tests depend on our own files and processes alone (`make test LOCK=requirements-newest.lock`
-# runs all).
+# A part of the tests, to keep the whole within its time; `make test LOCK=requirements-newest.lock` runs all of them.
 test-newest: TESTS := tests/backbones tests/losses tests/methods tests/evaluation tests/tasks tests/training/test_run.py \
   tests/commands/test_commands.py tests/commands/test_export.py tests/data/test_preprocessing.py $(wildcard tests/test_*.py)
 test-newest:

@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from crossdistill.backbones.args import (
     CONFIG_FILE,
@@ -224,7 +225,8 @@ def _check_size(args: BackboneArgs, folder: Path) -> None:
             model, _ = _build(args, pretrained=False)
     except (OSError, NotImplementedError, RuntimeError, UserError):
         return  # a file that cannot be read, and a constructor that computes with values, are seen when it is built
-    described = sum(tensor.numel() for tensor in model.state_dict().values())
+    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
+    described = sum(0 if is_lazy(tensor) else tensor.numel() for tensor in tensors.values())
     if described > stored:  # a number needs at least one byte
         raise UserError(
             f"{str(folder / CONFIG_FILE)!r} describes a network with {described:,} numbers, but its weights file "

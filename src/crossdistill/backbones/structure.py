@@ -112,8 +112,12 @@ def read_layouts(calls: list[Call[Shape | None]], model: nn.Module, sides: tuple
 
 def _prefix_tokens(length: int, model: nn.Module, sides: tuple[int, int]) -> int:
     own = getattr(model, "num_prefix_tokens", None)
-    for prefix in (own,) if isinstance(own, int) else (0, 1, 2):
-        if length > prefix and token_grid(length - prefix, sides) is not None:
-            return prefix
+    if isinstance(own, int) and length > own and token_grid(length - own, sides) is not None:
+        return own
+    found = {prefix: token_grid(length - prefix, sides) for prefix in (0, 1, 2) if length > prefix}
+    fitting = {prefix: grid for prefix, grid in found.items() if grid is not None}
+    exact = [prefix for prefix, grid in fitting.items() if grid[0] * sides[1] == grid[1] * sides[0]]
+    if not isinstance(own, int) and (exact or fitting):
+        return (exact or list(fitting))[0]
     kind = "a square grid" if sides[0] == sides[1] else f"a grid of {sides[0]} x {sides[1]} pixels"
     raise UserError(f"{length} tokens are not {kind} after 0, 1 or 2 prefix tokens")

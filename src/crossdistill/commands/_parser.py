@@ -57,6 +57,7 @@ class Parser(ArgumentParser):
 
     def read(self, argv: Sequence[str]) -> Namespace:
         """Parse. Raises UserError, with the nearest option for an unknown one."""
+        _refuse_hexadecimal(argv)
         try:
             return self.parse_args(argv)
         except (ArgumentError, UnicodeDecodeError) as error:
@@ -92,3 +93,14 @@ def check_positive(made: Namespace, names: Sequence[str]) -> None:
     for name in names:
         if made[name] is not None and made[name] < 1:
             raise UserError(f"--{name.replace('_', '-')} is {made[name]}; it must be at least 1")
+
+
+def _refuse_hexadecimal(argv: Sequence[str]) -> None:
+    """Raise UserError for a size such as 0x32, which YAML reads as the number 50."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        text = value if equals else following
+        if name.replace("-", "_").endswith("img_size") and re.search(r"\b0[xX]", text):
+            raise UserError(
+                f"{name} is {text}; a size is a number of pixels of at least 1, or height and width as 256x128"
+            )

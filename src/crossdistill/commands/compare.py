@@ -70,7 +70,8 @@ def run_comparison(command: str, about: str, argv: Sequence[str], recipe: str | 
         result.print(f"failed: {name}: {reason}", soft_wrap=True, highlight=False, markup=False)
     if outcome.missing:
         result.print(f"{outcome.missing} runs are not finished", highlight=False, markup=False)
-    return 1 if outcome.failures else 0
+    died = made.cluster is not None and not of_another and outcome.missing > 0
+    return 1 if outcome.failures or died else 0
 
 
 def _parser(command: str, about: str) -> RunParser:

@@ -59,9 +59,12 @@ def resolve(
         teacher_img_size=config.model.teacher_img_size or _teacher_sizes(config.teachers, given, own_size),
     )
     augment = config.augment.decided(img_size, long=data.long)
-    side, largest = max(sides_of(img_size)), _largest(config.teachers, model.teacher_img_size, run_size)
-    larger = max(data.size) > side < largest
-    augment = replace(augment, teacher_view=_teacher_view(config, larger))
+    sides, seen = sides_of(img_size), _teacher_sides(config.teachers, model.teacher_img_size, run_size)
+    larger = any(d > s for d, s in zip(data.size, sides, strict=True)) and any(
+        own > side for one in seen for own, side in zip(one, sides, strict=True)
+    )
+    same = augment.crop_mode == "squash" or all(h * sides[1] == w * sides[0] for h, w in seen)
+    augment = replace(augment, teacher_view=_teacher_view(config, larger, same))
     loader = replace(config.loader, in_chans=config.loader.in_chans or data.channels)
     if config.cached and loader.views is None:
         loader = replace(loader, views=min(config.epochs, _MOST_VIEWS))
@@ -88,21 +91,21 @@ def _teacher_sizes(
     return sizes if any(sizes) else None
 
 
-def _largest(
+def _teacher_sides(
     teachers: Sequence[tuple[str | None, str | None]],
     sizes: int | str | list[int | str | None] | None,
     run_size: Callable[[str], ImageSize | None],
-) -> int:
-    """Return the longest side of the teachers' inputs in pixels; 0 without any."""
+) -> list[tuple[int, int]]:
+    """Return height and width of the teachers' inputs that are known."""
     listed = sizes if isinstance(sizes, list) else [sizes] * len(teachers)
     known = [
         size or (run_size(checkpoint) if checkpoint is not None and Path(checkpoint).is_dir() else None)
         for (_, checkpoint), size in zip(teachers, listed, strict=False)
     ]
-    return max((max(sides_of(size)) for size in known if size is not None), default=0)
+    return [sides_of(size) for size in known if size is not None]
 
 
-def _teacher_view(config: RunConfig, larger: bool) -> Literal["own", "student"]:
+def _teacher_view(config: RunConfig, larger: bool, same: bool) -> Literal["own", "student"]:
     """Decide what the teacher sees. Raises UserError where that is asked for and cannot be done."""
     given = config.augment.teacher_view
     resident = config.loader.resident is True
@@ -111,7 +114,12 @@ def _teacher_view(config: RunConfig, larger: bool) -> Literal["own", "student"]:
             "augment.teacher_view is 'own', but loader.resident keeps the images at the student's size; leave one of "
             "the two out"
         )
-    if given == "student" or resident or not config.teachers:
+    if given == "own" and not same and config.teachers:
+        raise UserError(
+            "augment.teacher_view is 'own', but teacher and student have inputs of other proportions, and "
+            "augment.crop_mode 'center' cuts other parts for them; give --augment.crop-mode squash, or leave it out"
+        )
+    if given == "student" or resident or not same or not config.teachers:
         return "student"
     return "own" if given == "own" or larger else "student"
 

@@ -1,5 +1,6 @@
 """Jobs of a cluster that train the runs of one comparison, submitted by submitit."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,6 +21,10 @@ _POLL_S = 2.0
 """Seconds between two looks at the jobs."""
 _LOCAL_LIMIT_MIN = 30 * 24 * 60
 """Minutes after which a job on this machine is stopped; for Slurm the user states them."""
+_SAVING_S = 75.0
+"""Seconds that a job has to save a checkpoint; submitit's warning comes 90 s before the time limit."""
+_TASK = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+"""What Lightning reads as the place of a process in a run over several."""
 _MOST_TIMEOUTS = 100
 """How often a job is queued again after its time limit."""
 
@@ -46,6 +51,11 @@ def run_jobs(
         raise UserError(
             "--cluster-parameters states no time limit, and submitit's own is 5 minutes: add timeout_min, e.g. 240"
         )
+    for name in ("tasks_per_node", "nodes"):
+        if parameters.get(name, 1) != 1:
+            raise UserError(
+                f"--cluster-parameters: {name} is {parameters[name]}; each job is one process: leave it out"
+            )
     logs = out / _FOLDER
     try:
         submitted = _submit(words, jobs, logs, cluster, parameters, since)
@@ -58,7 +68,8 @@ def run_jobs(
     try:
         _wait(submitted, finished, lambda text: console.print(text, **plain))
     except KeyboardInterrupt:
-        console.print(f"the jobs go on; `crossdistill report {out}` shows what is finished", **plain)
+        text = f"the jobs go on; `crossdistill report {out}` shows what is finished"
+        console.print("the same command goes on" if cluster == "local" else text, **plain)
         raise
 
 
@@ -71,19 +82,30 @@ def _submit(
     class Work(submitit.helpers.Checkpointable):  # type: ignore[misc]
         """One job. Slurm sends the warning before a time limit to all of its processes; the child ignores it."""
 
+        child: "subprocess.Popen[bytes] | None" = None
+
         def __call__(self) -> int:
+            # A job is one process of its own, not a part of a run over several.
+            inherited = {name: value for name, value in os.environ.items() if name not in _TASK}
             self.child = subprocess.Popen(
                 [sys.executable, "-m", "crossdistill", *words],
-                env={**os.environ, SINCE: str(since)},
+                env={**inherited, SINCE: str(since)},
                 preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
             )
             return self.child.wait()
 
         def checkpoint(self) -> Any:
             """Stop the child, which saves a checkpoint, and queue the job again."""
-            self.child.terminate()
-            # `Popen.wait` would wait for the lock of the call that this one interrupts.
-            os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
+            end = time.monotonic() + _SAVING_S
+            with contextlib.suppress(ChildProcessError):
+                if self.child is not None:
+                    self.child.terminate()
+                # `Popen.wait` would wait for the lock of the call that this one interrupts.
+                ended = os.WEXITED | os.WNOWAIT | os.WNOHANG
+                while self.child is not None and not os.waitid(os.P_PID, self.child.pid, ended):
+                    if time.monotonic() > end:
+                        break
+                    time.sleep(0.2)
             return submitit.helpers.DelayedSubmission(Work())
 
     executor = submitit.AutoExecutor(logs, cluster, **{f"{cluster}_max_num_timeout": _MOST_TIMEOUTS})
@@ -111,5 +133,5 @@ def _wait(jobs: Sequence[Any], finished: Callable[[], int], say: Callable[[str],
         except Exception as error:  # a job can fail in as many ways as a machine
             say(f"job {job.job_id} failed ({first_line(error)}): {job.paths.stderr}")
         else:
-            if code not in (0, 1):  # 1: a run failed, and is in the table of results
+            if code:
                 say(f"job {job.job_id} ended with exit code {code}: {job.paths.stderr}")
