@@ -32,7 +32,7 @@ def _noise(image: Image.Image, severity: int) -> Image.Image:
 
 
 def _blur(image: Image.Image, severity: int) -> Image.Image:
-    sigma = max(0.4, _BLUR[severity - 1] * max(image.size))
+    sigma = max(0.4, _BLUR[severity - 1] * min(image.size))
     blurred: Image.Image = F.gaussian_blur(image, [2 * round(3 * sigma) + 1] * 2, [sigma] * 2)
     return blurred
 
