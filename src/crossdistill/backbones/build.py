@@ -39,7 +39,7 @@ from crossdistill.backbones.transformers_network import (
 from crossdistill.config.code import check_named_code, is_code
 from crossdistill.config.validation import validated
 from crossdistill.errors import UserError, first_line, unknown
-from crossdistill.image_size import ImageSize, image_size
+from crossdistill.image_size import ImageSize, image_size, sides_of, written
 
 _log = logging.getLogger(__name__)
 
@@ -238,6 +238,13 @@ def _check_size(args: BackboneArgs, folder: Path) -> None:
 def _check_args(args: BackboneArgs, folder: Path) -> None:
     """Raise UserError for weights of a network that differs in ways that the shapes of its weights do not show."""
     stored = read_args(folder)
+    if stored.img_size is not None and args.img_size is not None:
+        before_sides, sides = sides_of(stored.img_size), sides_of(args.img_size)
+        if before_sides != sides and before_sides == sides[::-1]:
+            raise UserError(
+                f"the model in {str(folder)!r} was built for {written(stored.img_size)} (height x width), this one for "
+                f"{written(args.img_size)}: embeddings of positions would be at wrong places; give the same size"
+            )
     for key in ("name", "small_images", "model_args"):
         before, now = getattr(stored, key), getattr(args, key)
         # In the file a tuple is a list.
