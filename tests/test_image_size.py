@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import crossdistill as cd
-from crossdistill.backbones.structure import token_grid
+from crossdistill.backbones.structure import _prefix_tokens, token_grid
 from crossdistill.cli import main
 from crossdistill.config import AugmentConfig
 from crossdistill.data.transforms import train_transform
@@ -173,6 +173,8 @@ def test_every_command_takes_a_size_that_is_not_square(tall, tmp_path, capsys, m
     assert main(["eval", "student"]) == 0
     for target, more in (("onnx", ["--input", "image"]), ("timm", [])):
         assert main(["export", "student", "--to", target, "--out", f"made-{target}", *more]) == 0
+    with pytest.raises(cd.UserError, match="at wrong places"):
+        cd.create_backbone("test_vit", 3, (32, 64), checkpoint="student", small_images=True)
     capsys.readouterr()
     answers = []
     for model in ("student", "made-onnx", "made-timm"):
@@ -182,10 +184,20 @@ def test_every_command_takes_a_size_that_is_not_square(tall, tmp_path, capsys, m
     assert all(answer == answers[0] for answer in answers)
 
 
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+def test_prefix_tokens_are_told_from_a_grid_of_exact_proportions(prefix):
+    model = torch.nn.Identity()
+    assert _prefix_tokens(6 + prefix, model, (8, 12)) == prefix
+    with pytest.raises(cd.UserError, match="are not a square grid"):
+        _prefix_tokens(8, model, (32, 32))
+
+
 def test_a_size_can_be_given_in_every_form(capsys):
     assert main(["models", "test_resnet", "--img-size", "64x32"]) == 0
     assert "64x32" in capsys.readouterr().out
     assert main(["models", "test_resnet", "--img-size", "64x"]) == 2
+    # YAML would read a hexadecimal number.
+    assert main(["models", "test_resnet", "--img-size", "0x32"]) == 2
 
 
 @pytest.mark.parametrize("kind", ["vit", "dinov2", "swin", "convnext", "siglip"])

@@ -128,3 +128,19 @@ def test_channels_last_weights_are_not_sharded():
     for sharded in ({"strategy": "fsdp"}, {"shard_teacher": True}):
         with pytest.raises(UserError, match=r"set engine\.channels_last to false"):
             EngineConfig(devices=2, channels_last=True, **sharded)
+
+
+def test_a_teacher_of_other_proportions_sees_the_same_part():
+    data = Data(size=(600, 600))
+
+    def view(size, teacher, **augment):
+        model = ModelConfig(teacher_img_size=teacher)
+        config = RunConfig(student="vit", teacher="big", img_size=size, model=model, augment=AugmentConfig(**augment))
+        return decided(config, data).augment.teacher_view
+
+    assert view(96, 192) == "own"
+    assert view("192x96", "192x192") == "own"  # wider alone
+    assert view("192x96", 192, crop_mode="center") == "student"
+    assert view("192x96", "384x192", crop_mode="center") == "own"
+    with pytest.raises(UserError, match="other proportions"):
+        view("192x96", 192, crop_mode="center", teacher_view="own")

@@ -62,6 +62,14 @@ def test_the_area_is_that_of_all_pairs():
     assert ood_auroc(lambda x: BackboneOutput(x, x), [(large,)], [(large - 1,)]) > 50
 
 
+@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("size", [(256, 32), (32, 512)])
+def test_long_images_are_corrupted_as_well(name, size):
+    torch.manual_seed(0)
+    for severity in range(1, 6):
+        assert CORRUPTIONS[name](picture().resize(size), severity).size == size
+
+
 def test_the_command_prints_both(tmp_path, capsys, teacher_run):
     for number in range(30):
         put(noise(number, 8, 8, 1), tmp_path / "noise" / f"{number}.png")

@@ -11,7 +11,6 @@ from typing import Any
 import timm
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from crossdistill.backbones.args import (
     CONFIG_FILE,
@@ -227,7 +226,7 @@ def _check_size(args: BackboneArgs, folder: Path) -> None:
     except (OSError, NotImplementedError, RuntimeError, UserError):
         return  # a file that cannot be read, and a constructor that computes with values, are seen when it is built
     tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
-    described = sum(0 if is_lazy(tensor) else tensor.numel() for tensor in tensors.values())
+    described = sum(tensor.numel() for tensor in tensors.values())
     if described > stored:  # a number needs at least one byte
         raise UserError(
             f"{str(folder / CONFIG_FILE)!r} describes a network with {described:,} numbers, but its weights file "

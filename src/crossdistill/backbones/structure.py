@@ -24,6 +24,8 @@ def _fits(grid: tuple[int, int], sides: tuple[int, int]) -> bool:
 
 def token_grid(count: int, sides: tuple[int, int]) -> tuple[int, int] | None:
     """Return rows and columns of a number of tokens that cover an image; None where they cannot."""
+    if count < 1:
+        return None
     rows = round(math.sqrt(count * sides[0] / sides[1]))
     near = sorted(range(max(1, rows - 1), rows + 2), key=lambda one: abs(one - rows))
     grids = [(one, count // one) for one in near if count % one == 0]
@@ -112,12 +114,11 @@ def read_layouts(calls: list[Call[Shape | None]], model: nn.Module, sides: tuple
 
 def _prefix_tokens(length: int, model: nn.Module, sides: tuple[int, int]) -> int:
     own = getattr(model, "num_prefix_tokens", None)
-    if isinstance(own, int) and length > own and token_grid(length - own, sides) is not None:
-        return own
-    found = {prefix: token_grid(length - prefix, sides) for prefix in (0, 1, 2) if length > prefix}
-    fitting = {prefix: grid for prefix, grid in found.items() if grid is not None}
-    exact = [prefix for prefix, grid in fitting.items() if grid[0] * sides[1] == grid[1] * sides[0]]
-    if not isinstance(own, int) and (exact or fitting):
-        return (exact or list(fitting))[0]
+    prefixes = (own,) if isinstance(own, int) else (0, 1, 2)
+    grids = {prefix: grid for prefix in prefixes if (grid := token_grid(length - prefix, sides)) is not None}
+    # A grid with exactly the proportions of the image comes before one with a rounded cell.
+    exact = [prefix for prefix, (rows, columns) in grids.items() if rows * sides[1] == columns * sides[0]]
+    if grids:
+        return (exact or list(grids))[0]
     kind = "a square grid" if sides[0] == sides[1] else f"a grid of {sides[0]} x {sides[1]} pixels"
     raise UserError(f"{length} tokens are not {kind} after 0, 1 or 2 prefix tokens")

@@ -69,7 +69,9 @@ def run_jobs(
         _wait(submitted, finished, lambda text: console.print(text, **plain))
     except KeyboardInterrupt:
         text = f"the jobs go on; `crossdistill report {out}` shows what is finished"
-        console.print("the same command goes on" if cluster == "local" else text, **plain)
+        console.print(
+            "jobs that still run end their work; the same command goes on" if cluster == "local" else text, **plain
+        )
         raise
 
 
