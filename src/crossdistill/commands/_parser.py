@@ -4,6 +4,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -97,7 +98,7 @@ def check_positive(made: Namespace, names: Sequence[str]) -> None:
 
 def _refuse_hexadecimal(argv: Sequence[str]) -> None:
     """Raise UserError for a size such as 0x32, which YAML reads as the number 50."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in pairwise([*argv, ""]):
         name, equals, value = word.partition("=")
         text = value if equals else following
         if name.replace("-", "_").endswith("img_size") and re.search(r"\b0[xX]", text):
