@@ -13,6 +13,7 @@ from crossdistill.backbones.structure import _prefix_tokens, token_grid
 from crossdistill.cli import main
 from crossdistill.config import AugmentConfig
 from crossdistill.data.transforms import train_transform
+from crossdistill.export.timm_folder import save_student
 from crossdistill.image_size import image_size, sides_of, written
 from crossdistill.types import BackboneSpec
 
@@ -173,8 +174,6 @@ def test_every_command_takes_a_size_that_is_not_square(tall, tmp_path, capsys, m
     assert main(["eval", "student"]) == 0
     for target, more in (("onnx", ["--input", "image"]), ("timm", [])):
         assert main(["export", "student", "--to", target, "--out", f"made-{target}", *more]) == 0
-    with pytest.raises(cd.UserError, match="at wrong places"):
-        cd.create_backbone("test_vit", 3, (32, 64), checkpoint="student", small_images=True)
     capsys.readouterr()
     answers = []
     for model in ("student", "made-onnx", "made-timm"):
@@ -190,6 +189,43 @@ def test_prefix_tokens_are_told_from_a_grid_of_exact_proportions(prefix):
     assert _prefix_tokens(6 + prefix, model, (8, 12)) == prefix
     with pytest.raises(cd.UserError, match="are not a square grid"):
         _prefix_tokens(8, model, (32, 32))
+
+
+VIT = {"patch_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "before", "now"),
+    [
+        ("test_vit", VIT, (64, 32), (32, 64)),
+        ("test_vit", VIT, (64, 16), (32, 32)),
+        ("test_vit", VIT, 64, (128, 32)),
+        ("mixer_s32_224", {}, (128, 32), 64),
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 1)}, (32, 16), (16, 32)),
+        ("torchvision:swin_t", {}, (64, 32), (32, 64)),
+        ("test_resnet", {}, (64, 32), (32, 64)),
+    ],
+)
+def test_positions_of_a_run_are_not_taken_for_others_of_the_same_number(name, arguments, before, now, tmp_path):
+    model = cd.create_backbone(name, 3, before, **arguments)
+    save_student(model, tmp_path, ("a", "b", "c"))
+    assert cd.create_backbone(name, 3, before, checkpoint=tmp_path, **arguments).img_size == before
+    if name in ("test_vit", "mixer_s32_224", "swin_tiny_patch4_window7_224"):
+        with pytest.raises(cd.UserError, match="at other places"):
+            cd.create_backbone(name, 3, now, checkpoint=tmp_path, **arguments)
+    else:
+        assert cd.create_backbone(name, 3, now, checkpoint=tmp_path, **arguments).img_size == now
+
+
+def test_transformers_positions_of_a_long_image_are_not_taken_for_a_square(tmp_path):
+    from tests.backbones.transformers_folders import save
+
+    save(tmp_path, "vit", size={"height": 64, "width": 16})
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "image_size": [64, 16]}))
+    assert cd.create_backbone(f"hf:{tmp_path}", 0).img_size == (64, 16)
+    with pytest.raises(cd.UserError, match="those of a square alone"):
+        cd.create_backbone(f"hf:{tmp_path}", 0, 64)
 
 
 def test_a_size_can_be_given_in_every_form(capsys):

@@ -124,7 +124,7 @@ def _load(
     """
     names = read_class_names(path) if path.is_dir() else None
     if path.is_dir():
-        _check_args(args, path)
+        _check_args(args, size, path)
         check_export(path)
         path = weights_path(path)
     heads: tuple[str, ...] = ()
@@ -234,16 +234,9 @@ def _check_size(args: BackboneArgs, folder: Path) -> None:
         )
 
 
-def _check_args(args: BackboneArgs, folder: Path) -> None:
+def _check_args(args: BackboneArgs, size: ImageSize, folder: Path) -> None:
     """Raise UserError for weights of a network that differs in ways that the shapes of its weights do not show."""
     stored = read_args(folder)
-    if stored.img_size is not None and args.img_size is not None:
-        before_sides, sides = sides_of(stored.img_size), sides_of(args.img_size)
-        if before_sides != sides and before_sides == sides[::-1]:
-            raise UserError(
-                f"the model in {str(folder)!r} was built for {written(stored.img_size)} (height x width), this one for "
-                f"{written(args.img_size)}: embeddings of positions would be at wrong places; give the same size"
-            )
     for key in ("name", "small_images", "model_args"):
         before, now = getattr(stored, key), getattr(args, key)
         # In the file a tuple is a list.
@@ -252,3 +245,23 @@ def _check_args(args: BackboneArgs, folder: Path) -> None:
                 f"the model in {str(folder)!r} was built with {key}={before!r}, this one with {now!r}; build it with "
                 "the same value, or use load_backbone"
             )
+    if _places_differ(args, stored.img_size, size):
+        raise UserError(
+            f"the model in {str(folder)!r} was built for {written(stored.img_size or size)} (height x width), this one "
+            f"for {written(size)}: its weights for positions have the same number, at other places; give the same size"
+        )
+
+
+def _places_differ(args: BackboneArgs, before: ImageSize | None, size: ImageSize) -> bool:
+    """Return whether two input sizes give weights of the same shapes for other positions, as 4 x 1 and 2 x 2 tokens."""
+    (height, width), (other_height, other_width) = sides_of(size), sides_of(before or size)
+    if (height - other_height) * (width - other_width) >= 0:
+        return False  # grids that grow in no side or in both have equal numbers of cells only where they are equal
+    larger = (2 * max(height, other_height), 2 * max(width, other_width))
+    return _shapes(args, size) != _shapes(args, larger)
+
+
+def _shapes(args: BackboneArgs, size: ImageSize) -> dict[str, torch.Size]:
+    values = {field.name: getattr(args, field.name) for field in fields(args) if field.name != "model_args"}
+    model = outline(**{**values, "img_size": size}, **args.model_args).model
+    return {name: value.shape for name, value in model.state_dict().items()}

@@ -21,7 +21,7 @@ from crossdistill.backbones.transformers_files import (
     vision_config,
 )
 from crossdistill.errors import UserError
-from crossdistill.image_size import ImageSize, sides_of
+from crossdistill.image_size import ImageSize, image_size, sides_of, written
 
 
 class VisionNetwork(nn.Module):
@@ -45,7 +45,14 @@ class VisionNetwork(nn.Module):
         self.extra: dict[str, Any] = {}
         accepted = inspect.signature(body.forward).parameters
         stated = getattr(config, "image_size", None)
-        other = isinstance(stated, int | list | tuple) and sides_of(stated) != sides_of(size)
+        own = image_size(stated) if isinstance(stated, int | list | tuple) else size
+        other = sides_of(own) != sides_of(size)
+        interpolates = any(hasattr(module, "interpolate_pos_encoding") for module in body.modules())
+        if other and interpolates and not isinstance(own, int):
+            raise UserError(
+                f"the model has positions for {written(own)} (height x width), and transformers can "
+                f"interpolate those of a square alone; use this size in place of {written(size)}"
+            )
         if other and "interpolate_pos_encoding" in accepted:
             self.extra["interpolate_pos_encoding"] = True
 
