@@ -1,6 +1,5 @@
 """Build a `Backbone` from a name."""
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -24,7 +23,8 @@ from crossdistill.backbones.base import Backbone
 from crossdistill.backbones.checkpoint import load_weights
 from crossdistill.backbones.classifier import classifier_names, pretrained_classes, stored_classes
 from crossdistill.backbones.hooked_backbone import HookedBackbone
-from crossdistill.backbones.networks import OTHER_SIZE, build_other, build_timm
+from crossdistill.backbones.networks import OTHER_SIZE, build_network
+from crossdistill.backbones.stored import check_args, check_size
 from crossdistill.backbones.timm_backbone import TimmBackbone
 from crossdistill.backbones.transformers_backbone import TransformersBackbone
 from crossdistill.backbones.transformers_network import (
@@ -38,7 +38,7 @@ from crossdistill.backbones.transformers_network import (
 from crossdistill.config.code import check_named_code, is_code
 from crossdistill.config.validation import validated
 from crossdistill.errors import UserError, first_line, unknown
-from crossdistill.image_size import ImageSize, image_size, sides_of, written
+from crossdistill.image_size import ImageSize, image_size
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def create_backbone(
     )
     args: BackboneArgs = validated(BackboneArgs, given, "create_backbone: ")
     stored = is_transformers(name)
-    model, size = build_transformers(args) if stored else _build(args, pretrained)
+    model, size = build_transformers(args) if stored else build_network(args, pretrained)
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") if pretrained or stored else None
     part = note = ""
     if checkpoint is not None:
@@ -93,11 +93,6 @@ def create_backbone(
     backbone.weights_part = part
     backbone.note = "; ".join(text for text in (backbone.note, note) if text)
     return backbone
-
-
-def _build(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, ImageSize]:
-    own = args.name.startswith("torchvision:") or is_code(args.name)
-    return (build_other if own else build_timm)(args, pretrained)
 
 
 def _wrap(model: nn.Module, args: BackboneArgs, size: ImageSize) -> Backbone:
@@ -124,7 +119,7 @@ def _load(
     """
     names = read_class_names(path) if path.is_dir() else None
     if path.is_dir():
-        _check_args(args, size, path)
+        check_args(args, size, path)
         check_export(path)
         path = weights_path(path)
     heads: tuple[str, ...] = ()
@@ -213,55 +208,5 @@ def load_backbone(folder: str | Path, *, trust_code: bool = False) -> Backbone:
     args = read_args(folder)
     check_named_code([args.name], str(Path(folder) / CONFIG_FILE), (), trust=trust_code)
     if not is_code(args.name):  # code that is trusted may keep what it builds, also without memory
-        _check_size(args, Path(folder))
+        check_size(args, Path(folder))
     return from_args(args, folder)
-
-
-def _check_size(args: BackboneArgs, folder: Path) -> None:
-    """Raise UserError for a network that is larger than the file of its weights, before memory is taken for it."""
-    try:
-        stored = weights_path(folder).stat().st_size
-        with torch.device("meta"):
-            model, _ = _build(args, pretrained=False)
-    except (OSError, NotImplementedError, RuntimeError, UserError):
-        return  # a file that cannot be read, and a constructor that computes with values, are seen when it is built
-    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
-    described = sum(tensor.numel() for tensor in tensors.values())
-    if described > stored:  # a number needs at least one byte
-        raise UserError(
-            f"{str(folder / CONFIG_FILE)!r} describes a network with {described:,} numbers, but its weights file "
-            f"has {stored:,} bytes: one of the two is not that of the run"
-        )
-
-
-def _check_args(args: BackboneArgs, size: ImageSize, folder: Path) -> None:
-    """Raise UserError for weights of a network that differs in ways that the shapes of its weights do not show."""
-    stored = read_args(folder)
-    for key in ("name", "small_images", "model_args"):
-        before, now = getattr(stored, key), getattr(args, key)
-        # In the file a tuple is a list.
-        if json.dumps(before) != json.dumps(now, default=str):
-            raise UserError(
-                f"the model in {str(folder)!r} was built with {key}={before!r}, this one with {now!r}; build it with "
-                "the same value, or use load_backbone"
-            )
-    if _places_differ(args, stored.img_size, size):
-        raise UserError(
-            f"the model in {str(folder)!r} was built for {written(stored.img_size or size)} (height x width), this one "
-            f"for {written(size)}: its weights for positions have the same number, at other places; give the same size"
-        )
-
-
-def _places_differ(args: BackboneArgs, before: ImageSize | None, size: ImageSize) -> bool:
-    """Return whether two input sizes give weights of the same shapes for other positions, as 4 x 1 and 2 x 2 tokens."""
-    (height, width), (other_height, other_width) = sides_of(size), sides_of(before or size)
-    if (height - other_height) * (width - other_width) >= 0:
-        return False  # grids that grow in no side or in both have equal numbers of cells only where they are equal
-    larger = (2 * max(height, other_height), 2 * max(width, other_width))
-    return _shapes(args, size) != _shapes(args, larger)
-
-
-def _shapes(args: BackboneArgs, size: ImageSize) -> dict[str, torch.Size]:
-    values = {field.name: getattr(args, field.name) for field in fields(args) if field.name != "model_args"}
-    model = outline(**{**values, "img_size": size}, **args.model_args).model
-    return {name: value.shape for name, value in model.state_dict().items()}

@@ -14,6 +14,7 @@ from torch import nn
 from crossdistill.backbones.args import BackboneArgs
 from crossdistill.backbones.classifier import classifier_names
 from crossdistill.backbones.small_stem import SMALL_STEM, remove_strides, strided_modules
+from crossdistill.config.code import is_code
 from crossdistill.errors import UserError, first_line, kind_and_line, unknown
 from crossdistill.image_size import ImageSize, image_size, sides_of
 
@@ -25,6 +26,12 @@ _SMALL_LAST = 4
 """Cells along a side of the last map of a hierarchical network with small_images; half as many where the first map
 comes from a patch embedding, whose patches stay at least 2 pixels wide."""
 _TORCHVISION_CLASSES = 1000
+
+
+def build_network(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, ImageSize]:
+    """Build a network that is not one of transformers, and return it with the size of its input. Raises UserError."""
+    own = args.name.startswith("torchvision:") or is_code(args.name)
+    return (build_other if own else build_timm)(args, pretrained)
 
 
 def build_timm(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, ImageSize]:
