@@ -35,7 +35,29 @@ def test_a_size_is_read(given, size, text):
     assert image_size(text) == size
 
 
-@pytest.mark.parametrize("given", [0, -1, "0x32", "32x", "x32", "32x32x3", "a", "", (1, 2, 3), [32], True, "1e3", "²"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        0,
+        -1,
+        "0x32",
+        "32x",
+        "x32",
+        "32x32x3",
+        "a",
+        "",
+        (1, 2, 3),
+        [32],
+        True,
+        "1e3",
+        "²",
+        8193,
+        10**9,
+        None,
+        32.0,
+        [32.0, 32],
+    ],
+)
 def test_what_is_no_size_is_refused(given):
     with pytest.raises(cd.UserError, match="image size"):
         image_size(given)

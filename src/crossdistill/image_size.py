@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
@@ -10,20 +10,24 @@ from crossdistill.errors import UserError
 
 ImageSize = int | tuple[int, int]
 """Pixels along a side of a square input, or height and width."""
+_LARGEST = 8192
+"""Side in pixels above which a size is taken for a mistake: the smallest batch of such images takes gigabytes."""
 _TEXT = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
 
 
 def image_size(value: int | str | Sequence[int]) -> ImageSize:
     """Read a size: a number, "HEIGHTxWIDTH" or a pair. Equal sides give one number. Raises UserError."""
-    sides: list[int]
+    sides: list[Any]
     if isinstance(value, str):
         match = _TEXT.fullmatch(value.strip())
         sides = [int(value)] * 2 if value.isdecimal() else [int(side) for side in match.groups()] if match else []
     else:
-        sides = [value, value] if isinstance(value, int) else list(value)
-    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides):
+        sides = [value, value] if not isinstance(value, Sequence) else list(value)
+    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
+    if len(sides) != 2 or not whole or not 1 <= min(sides) <= max(sides) <= _LARGEST:
         raise UserError(
-            f"an image size is {value!r}; it must be a number of pixels of at least 1, or height and width as 256x128"
+            f"an image size is {value!r}; it must be a number of pixels from 1 to {_LARGEST}, or height and width as "
+            "256x128"
         )
     height, width = sides
     return height if height == width else (height, width)
@@ -41,8 +45,9 @@ def written(size: ImageSize) -> int | str:
 
 
 def largest(sizes: Sequence[ImageSize]) -> ImageSize:
-    """Return the size with the most pixels."""
-    return max(sizes, key=lambda size: sides_of(size)[0] * sides_of(size)[1])
+    """Return the largest height and the largest width of several sizes."""
+    heights, widths = zip(*map(sides_of, sizes), strict=True)
+    return image_size((max(heights), max(widths)))
 
 
 def _written(value: int | str | None) -> int | str | None:

@@ -44,7 +44,7 @@ class Teacher(nn.Module):
 
     @property
     def img_size(self) -> ImageSize:
-        """The size of its input; the largest one of several teachers."""
+        """The size of its input; of several teachers, the largest height and width."""
         return largest([member.backbone.img_size for member in self.members])
 
     def train(self, mode: bool = True) -> "Teacher":

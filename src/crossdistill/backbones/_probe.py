@@ -85,6 +85,8 @@ def cannot_run(name: str, in_chans: int, img_size: ImageSize, error: Exception) 
     """Build the error for a model that fails on images of this shape."""
     hint = "; if it needs three channels, --loader.in-chans 3 converts grey images" if in_chans == 1 else ""
     height, width = sides_of(img_size)
+    if height != width:
+        hint += f"; if it takes square images alone, give --img-size {max(height, width)}"
     return UserError(
         f"model {name!r} cannot run on images of {in_chans} x {height} x {width} ({kind_and_line(error)}){hint}"
     )

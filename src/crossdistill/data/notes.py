@@ -116,8 +116,8 @@ def _long(headers: Sequence[Header]) -> list[str]:
         return []
     effect = "squashed, as all are" if mostly_long(headers) else "cut off at their ends in evaluation"
     return [
-        f"{count:,} of {len(headers):,} images are more than twice as long as they are short; above 64 px they are "
-        f"{effect} (--augment.crop-mode decides)"
+        f"{count:,} of {len(headers):,} images are more than twice as long as they are short; above 64 px square "
+        f"inputs show them {effect} (--augment.crop-mode decides)"
     ]
 
 
