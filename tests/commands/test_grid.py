@@ -1,8 +1,10 @@
 """Comparisons of several students and teachers, by several processes, with runs that fail."""
 
+import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -183,16 +185,26 @@ def test_a_comparison_by_two_processes_that_is_killed_ten_times(capsys, tmp_path
     assert rows(tmp_path / "whole") == rows(out)
 
 
-def kill_all(word):
-    """Kill every process whose command line contains a word."""
+def others(word):
+    """Return the other processes whose command lines contain a word."""
+    found = []
     for process in os.listdir("/proc"):
         if process.isdecimal() and int(process) != os.getpid():
             try:
                 with open(f"/proc/{process}/cmdline") as file:
                     if word in file.read():
-                        os.kill(int(process), signal.SIGKILL)
+                        found.append(int(process))
             except OSError:
                 continue
+    return found
+
+
+def kill_all(word, but=None):
+    """Kill every other process whose command line contains a word."""
+    for process in others(word):
+        if process != but:
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
 
 
 def test_jobs_of_a_cluster_share_the_runs(capsys, tmp_path, teacher_folder):
@@ -208,6 +220,41 @@ def test_jobs_of_a_cluster_share_the_runs(capsys, tmp_path, teacher_folder):
     assert set(attempts(out).values()) == {1}
     logs = "".join(path.read_text() for path in (out / ".jobs").glob("*log.err"))
     assert all(f"  {method}-s{seed}: " in logs for method in ("none", "rsd") for seed in (0, 1))
+
+    # Nothing is left to train, so nothing is submitted.
+    code, shown, err = run(capsys, *words)
+    assert (code, "report: " in shown, "submitted" in err) == (0, True, False)
+
+
+def test_jobs_of_a_cluster_that_are_interrupted_or_die(tmp_path, teacher_folder):
+    out = tmp_path / "grid"
+    words = ["compare", *QUICK, "--student", "test_resnet", "--teacher-checkpoint", teacher_folder, "--out", out]
+    words += ["--methods", "none", "--seeds", "0", "--epochs", "1000", "--cluster", "local"]
+
+    def start():
+        command = [sys.executable, "-m", "crossdistill", *map(str, words)]
+        running = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        before = time.time()
+        checkpoint = out / "none-s0" / "checkpoints" / "last.ckpt"
+        while running.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime > before):
+            time.sleep(0.1)
+        return running
+
+    running = start()
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert (running.returncode, "save their checkpoints and end" in err) == (130, True), err
+    deadline = time.monotonic() + 60
+    while others(str(out)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not others(str(out))
+    running = start()
+    kill_all(str(out), but=running.pid)
+    shown, err = running.communicate(timeout=60)
+    assert (running.returncode, "1 runs are not finished" in shown) == (1, True), (shown, err)
+    assert re.search(r"job \d+ failed", err), err
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def run_comparison(command: str, about: str, argv: Sequence[str], recipe: str | 
         cells, words = check_comparison(config, axes, folder), [command, *argv]
         if made.cluster is None:
             run_workers(words, made.jobs, since, progress, threads=config.engine.threads is None)
-        else:
+        elif finished_runs(cells, folder) < len({cell.folder for cell in cells}):
             from crossdistill.training.cluster import run_jobs
 
             place = dict(cluster=made.cluster, parameters=made.cluster_parameters, since=since)

@@ -68,10 +68,11 @@ def run_jobs(
     try:
         _wait(submitted, finished, lambda text: console.print(text, **plain))
     except KeyboardInterrupt:
-        text = f"the jobs go on; `crossdistill report {out}` shows what is finished"
-        console.print(
-            "jobs that still run end their work; the same command goes on" if cluster == "local" else text, **plain
-        )
+        if cluster == "local":
+            _stop(submitted)
+            console.print("the jobs save their checkpoints and end; the same command goes on", **plain)
+        else:
+            console.print(f"the jobs go on; `crossdistill report {out}` shows what is finished", **plain)
         raise
 
 
@@ -93,8 +94,14 @@ def _submit(
                 [sys.executable, "-m", "crossdistill", *words],
                 env={**inherited, SINCE: str(since)},
                 preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
+                # A terminal's Ctrl-C reaches this process, which passes it on once.
+                start_new_session=True,
             )
-            return self.child.wait()
+            try:
+                return self.child.wait()
+            except KeyboardInterrupt:
+                self.child.send_signal(signal.SIGINT)
+                return self.child.wait()
 
         def checkpoint(self) -> Any:
             """Stop the child, which saves a checkpoint, and queue the job again."""
@@ -115,6 +122,14 @@ def _submit(
     executor.update_parameters(**{"name": "crossdistill", **limit, **parameters})
     with executor.batch():
         return [executor.submit(Work()) for _ in range(jobs)]
+
+
+def _stop(jobs: Sequence[Any]) -> None:
+    """Interrupt jobs on this machine; submitit kills them after a second, but not the commands that they started."""
+    for job in jobs:
+        job.cancel()
+    while not all(job.done() for job in jobs):
+        time.sleep(_POLL_S / 10)
 
 
 def _wait(jobs: Sequence[Any], finished: Callable[[], int], say: Callable[[str], None]) -> None:
