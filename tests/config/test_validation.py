@@ -24,7 +24,7 @@ from crossdistill.config.validation import validated
         (lambda: LoaderConfig(workers=True), "workers is True; it must be a whole number"),
         (lambda: LoaderConfig(max_train=1), "greater than or equal to 2"),
         (lambda: LoaderConfig(in_chans=2), "1 or 3"),
-        (lambda: ModelConfig(teacher_img_size=[32, 0]), "it must be a number of pixels of at least 1"),
+        (lambda: ModelConfig(teacher_img_size=[32, 0]), "it must be a number of pixels from 1 to 8192"),
         (lambda: EngineConfig(devices=0), "at least 1, or -1 for all"),
         (lambda: EngineConfig(devices=-2), "greater than or equal to -1"),
         (lambda: RunConfig(epochs=0), "greater than or equal to 1"),

@@ -17,8 +17,11 @@ from crossdistill.config.yaml_text import load_yaml
 from crossdistill.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from crossdistill.config import RunConfig
-    from crossdistill.training.grid import Axes, Student, Sweep, Variant
+    from crossdistill.training.grid import Axes, Cell, Student, Sweep, Variant
+    from crossdistill.training.outcome import Outcome
 
 ABOUT = "Train students by several methods over several seeds, with one recipe, and compare them."
 _METHODS = "none,kd,rsd"
@@ -37,32 +40,52 @@ def run_comparison(command: str, about: str, argv: Sequence[str], recipe: str | 
     config, made = parser.read_run(argv, base, methods=[re.sub(r"\{[^}]*\}", "", name) for name in named])
     axes = _axes(made)
     _check_flags(parser.given(argv), config, axes)
-    shard = _shard(made.shard)
-    if made.cluster_parameters and made.cluster is None:
-        raise UserError("--cluster-parameters describe the jobs of --cluster, which is not given")
-    if made.cluster is not None and shard != (1, 1):
-        raise UserError("--cluster divides the runs among its jobs; leave --shard out")
-    from crossdistill.report.tables import show
-    from crossdistill.training.compare import check_comparison, compare, finished_runs, outcome_so_far
+    _check_division(made)
+    from crossdistill.training.compare import check_comparison, compare
     from crossdistill.training.workers import SINCE, run_workers
 
     folder = Path(config.out or out)
-    result, progress = consoles()
     since = float(os.environ.get(SINCE, time.time()))
-    of_another = SINCE in os.environ
-    if (made.jobs > 1 or made.cluster) and not of_another:
-        cells, words = check_comparison(config, axes, folder), [command, *argv]
-        if made.cluster is None:
-            run_workers(words, made.jobs, since, progress, threads=config.engine.threads is None)
-        elif finished_runs(cells, folder) < len({cell.folder for cell in cells}):
-            from crossdistill.training.cluster import run_jobs
+    result, progress = consoles()
+    first = SINCE not in os.environ  # not one of the processes or jobs of another command
+    words = [command, *argv]
+    if first and made.cluster is not None:
+        cells = check_comparison(config, axes, folder)
+        outcome = _on_cluster(cells, folder, made, words, since, progress)
+        _show(outcome, result)
+        return 1 if outcome.failures or outcome.missing else 0
+    if first and made.jobs > 1:
+        check_comparison(config, axes, folder)
+        run_workers(words, made.jobs, since, progress, threads=config.engine.threads is None)
+    outcome = compare(config, axes, folder, progress, shard=_shard(made.shard), since=since)
+    _show(outcome, result)
+    return 1 if outcome.failures else 0
 
-            place = dict(cluster=made.cluster, parameters=made.cluster_parameters, since=since)
-            run_jobs(words, made.jobs, folder, progress, finished=lambda: finished_runs(cells, folder), **place)
-    if made.cluster is not None and not of_another:
-        outcome = outcome_so_far(cells, folder, since)
-    else:
-        outcome = compare(config, axes, folder, progress, shard=shard, since=since)
+
+def _check_division(made: Namespace) -> None:
+    """Raise UserError for flags that divide the runs in ways that exclude each other."""
+    if made.cluster_parameters and made.cluster is None:
+        raise UserError("--cluster-parameters describe the jobs of --cluster, which is not given")
+    if made.cluster is not None and _shard(made.shard) != (1, 1):
+        raise UserError("--cluster divides the runs among its jobs; leave --shard out")
+
+
+def _on_cluster(
+    cells: "Sequence[Cell]", folder: Path, made: Namespace, words: Sequence[str], since: float, console: "Console"
+) -> "Outcome":
+    """Train the runs in jobs of a cluster, and wait for them."""
+    from crossdistill.training.cluster import run_jobs
+    from crossdistill.training.compare import finished_runs, outcome_so_far
+
+    if finished_runs(cells, folder) < len({cell.folder for cell in cells}):
+        place = dict(cluster=made.cluster, parameters=made.cluster_parameters, since=since)
+        run_jobs(words, made.jobs, folder, console, finished=lambda: finished_runs(cells, folder), **place)
+    return outcome_so_far(cells, folder, since)
+
+
+def _show(outcome: "Outcome", result: "Console") -> None:
+    from crossdistill.report.tables import show
+
     if outcome.table is not None:
         show(outcome.table, result)
         result.print(f"report: {outcome.page}", soft_wrap=True, highlight=False, markup=False)
@@ -70,8 +93,6 @@ def run_comparison(command: str, about: str, argv: Sequence[str], recipe: str | 
         result.print(f"failed: {name}: {reason}", soft_wrap=True, highlight=False, markup=False)
     if outcome.missing:
         result.print(f"{outcome.missing} runs are not finished", highlight=False, markup=False)
-    died = made.cluster is not None and not of_another and outcome.missing > 0
-    return 1 if outcome.failures or died else 0
 
 
 def _parser(command: str, about: str) -> RunParser:

@@ -59,12 +59,8 @@ def resolve(
         teacher_img_size=config.model.teacher_img_size or _teacher_sizes(config.teachers, given, own_size),
     )
     augment = config.augment.decided(img_size, long=data.long)
-    sides, seen = sides_of(img_size), _teacher_sides(config.teachers, model.teacher_img_size, run_size)
-    larger = any(d > s for d, s in zip(data.size, sides, strict=True)) and any(
-        own > side for one in seen for own, side in zip(one, sides, strict=True)
-    )
-    same = augment.crop_mode == "squash" or all(h * sides[1] == w * sides[0] for h, w in seen)
-    augment = replace(augment, teacher_view=_teacher_view(config, larger, same))
+    seen = _teacher_sides(config.teachers, model.teacher_img_size, run_size)
+    augment = replace(augment, teacher_view=_teacher_view(config, augment, sides_of(img_size), data.size, seen))
     loader = replace(config.loader, in_chans=config.loader.in_chans or data.channels)
     if config.cached and loader.views is None:
         loader = replace(loader, views=min(config.epochs, _MOST_VIEWS))
@@ -74,8 +70,9 @@ def resolve(
     engine = config.engine
     if engine.channels_last == "auto":
         engine = replace(engine, channels_last=not engine.sharded)
-    size = written(img_size)
-    return replace(config, img_size=size, model=model, augment=augment, loader=loader, optim=optim, engine=engine)
+    return replace(
+        config, img_size=written(img_size), model=model, augment=augment, loader=loader, optim=optim, engine=engine
+    )
 
 
 def _teacher_sizes(
@@ -105,8 +102,21 @@ def _teacher_sides(
     return [sides_of(size) for size in known if size is not None]
 
 
-def _teacher_view(config: RunConfig, larger: bool, same: bool) -> Literal["own", "student"]:
-    """Decide what the teacher sees. Raises UserError where that is asked for and cannot be done."""
+def _teacher_view(
+    config: RunConfig,
+    augment: AugmentConfig,
+    sides: tuple[int, int],
+    data: tuple[int, int],
+    seen: Sequence[tuple[int, int]],
+) -> Literal["own", "student"]:
+    """Decide what the teacher sees, from height and width of the student's input, of the data and of the teachers'.
+
+    Raises UserError where that is asked for and cannot be done.
+    """
+    larger = any(d > s for d, s in zip(data, sides, strict=True)) and any(
+        own > side for one in seen for own, side in zip(one, sides, strict=True)
+    )
+    same = augment.crop_mode == "squash" or all(h * sides[1] == w * sides[0] for h, w in seen)
     given = config.augment.teacher_view
     resident = config.loader.resident is True
     if given == "own" and resident and config.teachers:
