@@ -16,7 +16,7 @@ from crossdistill.cli import main
 from crossdistill.config import LoaderConfig, ModelConfig
 from crossdistill.data import load_data
 from crossdistill.data.sources import load_source
-from crossdistill.training.models import build_teachers
+from crossdistill.training.teachers import build_teachers
 from crossdistill.types import Reads
 from tests.data.pictures import bar, fill, noise, put
 

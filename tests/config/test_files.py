@@ -104,7 +104,7 @@ def test_every_recipe_builds_its_pair(name):
     from crossdistill.backbones.build import outline
     from crossdistill.config.teacher import teacher_config
     from crossdistill.methods import choose_method, options_for
-    from crossdistill.training.models import check_settings
+    from crossdistill.training.checks import check_settings
 
     config = from_dict(read_yaml(recipe_path(name)), "")
     check_settings(config)

@@ -6,8 +6,8 @@ import yaml
 
 from crossdistill import UserError
 from crossdistill.data import load_data
+from crossdistill.training.checks import check_settings
 from crossdistill.training.inputs import decide, digests
-from crossdistill.training.models import check_settings
 from crossdistill.training.run_folder import (
     check_folder,
     check_global_batch,

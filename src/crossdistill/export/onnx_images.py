@@ -31,54 +31,94 @@ def preprocessing_model(look: Preprocessing, opset: int, ir_version: int) -> Any
     from onnx import TensorProto, helper, numpy_helper
 
     channels, *sides = look.input_size
-    numbers = {
+    nodes = [*_sizes(), *_new_size(look), *_resized(), *_cropped(), *_normalised()]
+    used = {name for one in nodes for name in one.input}
+    graph = helper.make_graph(
+        nodes,
+        "preprocessing",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", "height", "width", channels])],
+        [helper.make_tensor_value_info("tensor", TensorProto.FLOAT, ["batch", channels, *sides])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in _constants(look).items() if name in used],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+
+
+def _constants(look: Preprocessing) -> dict[str, Any]:
+    return {
         "two": np.float32(2),
         "low": np.float32(0),
         "high": np.float32(255),
         "mean": np.asarray(look.mean, np.float32).reshape(1, -1, 1, 1),
         "std": np.asarray(look.std, np.float32).reshape(1, -1, 1, 1),
         "resized": np.array(look.resized),
-        "side": np.array(sides),
+        "side": np.array(look.input_size[1:]),
         "first": np.array([0]),
         "second": np.array([1]),
         "third": np.array([2]),
         "end": np.array([4]),
         "axes": np.array([2, 3]),
     }
-    node = helper.make_node
-    nodes = [
+
+
+def _sizes() -> list[Any]:
+    """Return the nodes from `image` to `values` (B, C, H, W), and to the parts of its shape: `outer` and `inner`."""
+    from onnx import TensorProto
+    from onnx.helper import make_node as node
+
+    return [
         node("Transpose", ["image"], ["planes"], perm=[0, 3, 1, 2]),
         node("Cast", ["planes"], ["values"], to=TensorProto.FLOAT),
         node("Shape", ["values"], ["shape"]),
         node("Slice", ["shape", "first", "third"], ["outer"]),
         node("Slice", ["shape", "third", "end"], ["inner"]),
     ]
+
+
+def _new_size(look: Preprocessing) -> list[Any]:
+    """Return the nodes from `inner` to `new`, the size that the image is resized to."""
+    from onnx import TensorProto
+    from onnx.helper import make_node as node
+
     if look.crop_mode == "squash":
-        nodes.append(node("Identity", ["resized"], ["new"]))
-    elif sides[0] == sides[1]:
-        nodes += [
+        return [node("Identity", ["resized"], ["new"])]
+    _, height, width = look.input_size
+    if height == width:
+        return [
             node("ReduceMin", ["inner"], ["short"], keepdims=1),
             node("Mul", ["inner", "resized"], ["scaled"]),
             node("Div", ["scaled", "short"], ["new"]),
         ]
-    else:
-        nodes += [
-            node("Cast", ["inner"], ["inner_double"], to=TensorProto.DOUBLE),
-            node("Cast", ["resized"], ["resized_double"], to=TensorProto.DOUBLE),
-            node("Div", ["inner_double", "resized_double"], ["ratios"]),
-            node("ReduceMin", ["ratios"], ["ratio"], keepdims=1),
-            node("Div", ["inner_double", "ratio"], ["exact"]),
-            node("Round", ["exact"], ["rounded"]),
-            node("Cast", ["rounded"], ["new"], to=TensorProto.INT64),
-        ]
-    # Pillow resizes the rows, then the columns, and rounds to bytes each time.
-    nodes += [
+    return [
+        node("Cast", ["inner"], ["inner_double"], to=TensorProto.DOUBLE),
+        node("Cast", ["resized"], ["resized_double"], to=TensorProto.DOUBLE),
+        node("Div", ["inner_double", "resized_double"], ["ratios"]),
+        node("ReduceMin", ["ratios"], ["ratio"], keepdims=1),
+        node("Div", ["inner_double", "ratio"], ["exact"]),
+        node("Round", ["exact"], ["rounded"]),
+        node("Cast", ["rounded"], ["new"], to=TensorProto.INT64),
+    ]
+
+
+def _resized() -> list[Any]:
+    """Return the nodes from `values` to `bytes`: Pillow resizes the rows, then the columns, and rounds each time."""
+    from onnx.helper import make_node as node
+
+    return [
         node("Slice", ["inner", "first", "second"], ["height"]),
         node("Slice", ["new", "second", "third"], ["new_width"]),
         node("Concat", ["outer", "height", "new_width"], ["row_sizes"], axis=0),
         *_resize("values", "row_sizes", "rows"),
         node("Concat", ["outer", "new"], ["sizes"], axis=0),
         *_resize("rows", "sizes", "bytes"),
+    ]
+
+
+def _cropped() -> list[Any]:
+    """Return the nodes from `bytes` to `cut`, its centre."""
+    from onnx import TensorProto
+    from onnx.helper import make_node as node
+
+    return [
         node("Sub", ["new", "side"], ["excess"]),
         node("Cast", ["excess"], ["excess_float"], to=TensorProto.FLOAT),
         node("Div", ["excess_float", "two"], ["half"]),
@@ -86,19 +126,17 @@ def preprocessing_model(look: Preprocessing, opset: int, ir_version: int) -> Any
         node("Cast", ["half_whole"], ["begin"], to=TensorProto.INT64),
         node("Add", ["begin", "side"], ["stop"]),
         node("Slice", ["bytes", "begin", "stop", "axes"], ["cut"]),
+    ]
+
+
+def _normalised() -> list[Any]:
+    from onnx.helper import make_node as node
+
+    return [
         node("Div", ["cut", "high"], ["unit"]),
         node("Sub", ["unit", "mean"], ["centred"]),
         node("Div", ["centred", "std"], ["tensor"]),
     ]
-    used = {name for one in nodes for name in one.input}
-    graph = helper.make_graph(
-        nodes,
-        "preprocessing",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", "height", "width", channels])],
-        [helper.make_tensor_value_info("tensor", TensorProto.FLOAT, ["batch", channels, *sides])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in numbers.items() if name in used],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
 
 
 def _resize(source: str, sizes: str, target: str) -> list[Any]:

@@ -94,8 +94,9 @@ def _submit(
                 [sys.executable, "-m", "crossdistill", *words],
                 env={**inherited, SINCE: str(since)},
                 preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
-                # A terminal's Ctrl-C reaches this process, which passes it on once.
-                start_new_session=True,
+                # A terminal's Ctrl-C reaches this process, which passes it on once; Slurm finds all of its processes
+                # by their group.
+                start_new_session=cluster == "local",
             )
             try:
                 return self.child.wait()

@@ -15,11 +15,12 @@ from crossdistill.distiller import create_distiller
 from crossdistill.errors import UserError, kind_and_line
 from crossdistill.report.page import PAGE_NAME, write_run_page
 from crossdistill.report.records import CONFIG_NAME, METRICS_NAME, RunRecord, read_run
+from crossdistill.training.checks import check_settings
 from crossdistill.training.engine import set_threads
 from crossdistill.training.fit import fit
 from crossdistill.training.grid import Axes, Cell, make_cells, plain_name, taught_by, with_teacher
 from crossdistill.training.inputs import decide, digests
-from crossdistill.training.models import build_models, build_student, check_settings
+from crossdistill.training.models import build_models, build_student
 from crossdistill.training.outcome import Outcome, make_outcome
 from crossdistill.training.results import Failures, write_results
 from crossdistill.training.run_folder import (

@@ -19,6 +19,7 @@ from crossdistill.distiller import Distiller
 from crossdistill.evaluation.cost import count_parameters
 from crossdistill.image_size import written
 from crossdistill.training.cached import HeldOutOutputs, prepare_cache
+from crossdistill.training.checks import check_settings
 from crossdistill.training.datamodule import DataModule
 from crossdistill.training.engine import make_trainer, set_threads
 from crossdistill.training.finish import finish_run
@@ -32,7 +33,7 @@ from crossdistill.training.inputs import (
     own_size,
     report_data,
 )
-from crossdistill.training.models import build_models, check_settings, report_teacher_accuracy
+from crossdistill.training.models import build_models
 from crossdistill.training.module import DistillModule
 from crossdistill.training.neighbours import Neighbours, read_probe_data
 from crossdistill.training.resume import check_resumed, read_checkpoint
@@ -46,6 +47,7 @@ from crossdistill.training.run_folder import (
     start_folder,
 )
 from crossdistill.training.run_lock import RunLock
+from crossdistill.training.teachers import report_teacher_accuracy
 
 
 def fit(
@@ -93,10 +95,7 @@ def prepare(
         lock.acquire(out)
     set_threads(config.engine)
     if data is None:
-        # The list of the run; for other data the settings are refused below.
-        same = resume and Path(read_config(out).data).resolve() == Path(config.data).resolve()
-        data = load_data(config.data, config.loader, read_split_list(out) if same else None)
-        report_data(data, console)
+        data = _load_data(config, out, console, resume=resume)
     config, choice = decide(config, choice, data)
     check_decoding(config, data)
     probed = read_probe_data(config, data)
@@ -119,9 +118,7 @@ def prepare(
         report_teacher_accuracy(config, data, distiller, device, console)
     train, val, cache = _views(config, data, distiller, device, console)
     start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root, data=data, lock=lock)
-    module = _module(config, distiller)
     labelled = None if config.loader.unlabelled is None else len(labelled_part(data.train))
-    datamodule = DataModule(train, val, config.loader, seed=config.seed, labelled=labelled)
     return Run(
         config=config,
         out=out,
@@ -131,13 +128,21 @@ def prepare(
         trainer=trainer,
         log=log,
         memory=memory,
-        module=module,
-        datamodule=datamodule,
+        module=_module(config, distiller),
+        datamodule=DataModule(train, val, config.loader, seed=config.seed, labelled=labelled),
         cache=cache,
         identity=identity,
         checkpoint=checkpoint,
         probed=probed,
     )
+
+
+def _load_data(config: RunConfig, out: Path, console: Console, *, resume: bool) -> ImageData:
+    # The list of the run; for other data the settings are refused later.
+    same = resume and Path(read_config(out).data).resolve() == Path(config.data).resolve()
+    data = load_data(config.data, config.loader, read_split_list(out) if same else None)
+    report_data(data, console)
+    return data
 
 
 def _views(

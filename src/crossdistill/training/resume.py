@@ -9,8 +9,8 @@ from crossdistill.data import ImageData
 from crossdistill.distiller import Distiller
 from crossdistill.errors import UserError
 from crossdistill.training.checkpoints import BEFORE, BEST, CHECKPOINTS, LAST, best_problem, find_checkpoint
+from crossdistill.training.checks import check_settings
 from crossdistill.training.inputs import decide
-from crossdistill.training.models import check_settings
 from crossdistill.training.run_folder import (
     check_files,
     check_global_batch,

@@ -1,16 +1,17 @@
 """Score a trained model."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from crossdistill.backbones import Backbone, create_backbone, load_backbone
 from crossdistill.backbones.build import classes_of_weights
-from crossdistill.config import AugmentConfig, RunConfig
+from crossdistill.config import AugmentConfig, LoaderConfig, RunConfig
 from crossdistill.data import ImageData, Images, load_data
 from crossdistill.data.classes import has_classes_of, match_classes
 from crossdistill.data.datasets import Part
@@ -55,11 +56,7 @@ def score(
     else:
         backbone, data, augment, other = _load_named(model, config, checkpoint)
     report_data(data, console)
-    if backbone.note:
-        console.print(f"{model}: note: {backbone.note}", highlight=False, markup=False, soft_wrap=True)
-    if backbone.weights_part:
-        text = f"{model}: the weights are those under {backbone.weights_part!r} in its checkpoint"
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    _print_notes(model, backbone, console)
     if not data.labelled:
         raise UserError("loader.labels is 'none', so nothing can be scored; give --loader.labels classes and --data")
     classified = has_classes_of(data, [backbone])
@@ -68,42 +65,82 @@ def score(
     splits = {"train": data.train, "val": data.val, "test": data.test}
     if other is not None and split != "train":
         splits[split] = without_trained(splits[split], other, model, console)
-    transform = eval_transform(augment, backbone.spec, backbone.img_size)
     device = choose_device(config.engine)
-    backbone.to(device).eval()
-
-    def batches(images: Images, seen: Any, text: str) -> Iterable[Any]:
-        made = evaluation_loader(images, seen, config.loader.batch_size, workers=config.loader.workers)
-        return Tracked(made, console, text)
-
-    def loader(name: str) -> Iterable[Any]:
-        return batches(splits[name], transform, f"{name} split")
-
-    scores: dict[str, Any] = {}
-    if classified:
-        scores |= evaluate(backbone, loader(split), data.num_classes, device)
+    scorer = _Scorer(backbone.to(device).eval(), data, splits, split, augment, config.loader, device, console)
+    scores = scorer.accuracy() if classified else {}
     if corruptions:
-
-        def corrupted(name: str, severity: int) -> float:
-            seen = Corrupted(transform, backbone.spec, name, severity)
-            tested = batches(splits[split], seen, f"{name}, severity {severity}")
-            return evaluate(backbone, tested, data.num_classes, device)["top1"]
-
-        scores["corruptions"] = {name: [corrupted(name, one) for one in SEVERITIES] for name in CORRUPTIONS}
+        scores["corruptions"] = scorer.corruptions()
     if ood is not None:
-        strange = load_data(ood, replace(config.loader, labels="none", in_chans=data.channels, max_train=None))
-        report_data(strange, console)
-        others = [batches(one, transform, "other images") for one in (strange.train, strange.val, strange.test)]
-        scores["ood"] = ood_auroc(backbone, loader(split), chain.from_iterable(others), device)
-    if probes:
-        train, scored = (embed(backbone, loader(name), device) for name in ("train", split))
-        scores["images"] = len(scored.labels)
-        if "knn" in probes:
+        scores["ood"] = scorer.ood(ood)
+    return {**scores, **scorer.probes(probes)}
+
+
+@dataclass
+class _Scorer:
+    """One model and the images of its splits; `split` is the one that is scored."""
+
+    backbone: Backbone
+    data: ImageData
+    splits: Mapping[str, Images]
+    split: str
+    augment: AugmentConfig
+    loader: LoaderConfig
+    device: torch.device
+    console: Console
+
+    def accuracy(self) -> dict[str, Any]:
+        return evaluate(self.backbone, self._batches_of(self.split), self.data.num_classes, self.device)
+
+    def corruptions(self) -> dict[str, list[float]]:
+        """Return the top-1 at each severity, by the name of the corruption."""
+        return {name: [self._corrupted(name, severity) for severity in SEVERITIES] for name in CORRUPTIONS}
+
+    def _corrupted(self, name: str, severity: int) -> float:
+        seen = Corrupted(self._transform, self.backbone.spec, name, severity)
+        batches = self._batches(self.splits[self.split], seen, f"{name}, severity {severity}")
+        top1: float = evaluate(self.backbone, batches, self.data.num_classes, self.device)["top1"]
+        return top1
+
+    def ood(self, folder: str) -> float:
+        """Return the area under the ROC curve, percent, of the largest logit: the split against a folder."""
+        unlabelled = replace(self.loader, labels="none", in_chans=self.data.channels, max_train=None)
+        strange = load_data(folder, unlabelled)
+        report_data(strange, self.console)
+        parts = (strange.train, strange.val, strange.test)
+        others = [self._batches(part, self._transform, "other images") for part in parts]
+        return ood_auroc(self.backbone, self._batches_of(self.split), chain.from_iterable(others), self.device)
+
+    def probes(self, names: Sequence[str]) -> dict[str, Any]:
+        """Score the embedding, with what is learned from the training split."""
+        if not names:
+            return {}
+        train, scored = (embed(self.backbone, self._batches_of(name), self.device) for name in ("train", self.split))
+        scores: dict[str, Any] = {"images": len(scored.labels)}
+        if "knn" in names:
             scores["knn"] = knn_accuracy(train, scored)
-        if "linear_probe" in probes:
-            probe = fit_probe(train, embed(backbone, loader("val"), device), data.num_classes)
-            scores["linear_probe"] = probe.accuracy(scored)
-    return scores
+        if "linear_probe" in names:
+            val = embed(self.backbone, self._batches_of("val"), self.device)
+            scores["linear_probe"] = fit_probe(train, val, self.data.num_classes).accuracy(scored)
+        return scores
+
+    @property
+    def _transform(self) -> Any:
+        return eval_transform(self.augment, self.backbone.spec, self.backbone.img_size)
+
+    def _batches_of(self, split: str) -> Iterable[Any]:
+        return self._batches(self.splits[split], self._transform, f"{split} split")
+
+    def _batches(self, images: Images, transform: Any, text: str) -> Iterable[Any]:
+        made = evaluation_loader(images, transform, self.loader.batch_size, workers=self.loader.workers)
+        return Tracked(made, self.console, text)
+
+
+def _print_notes(model: str, backbone: Backbone, console: Console) -> None:
+    plain: dict[str, Any] = dict(highlight=False, markup=False, soft_wrap=True)
+    if backbone.note:
+        console.print(f"{model}: note: {backbone.note}", **plain)
+    if backbone.weights_part:
+        console.print(f"{model}: the weights are those under {backbone.weights_part!r} in its checkpoint", **plain)
 
 
 def _check_split(split: str, probes: Sequence[str]) -> None:

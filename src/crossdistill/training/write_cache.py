@@ -11,6 +11,7 @@ from crossdistill.data import ImageData, load_data
 from crossdistill.errors import UserError
 from crossdistill.methods import MethodChoice
 from crossdistill.training.cached import prepare_cache
+from crossdistill.training.checks import check_settings
 from crossdistill.training.engine import choose_device, set_threads
 from crossdistill.training.inputs import (
     check_decoding,
@@ -20,7 +21,8 @@ from crossdistill.training.inputs import (
     own_size,
     report_data,
 )
-from crossdistill.training.models import build_models, check_settings, report_teacher_accuracy
+from crossdistill.training.models import build_models
+from crossdistill.training.teachers import report_teacher_accuracy
 
 
 def write_cache(
