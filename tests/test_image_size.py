@@ -244,7 +244,7 @@ def test_transformers_positions_of_a_long_image_are_not_taken_for_a_square(tmp_p
 
     save(tmp_path, "vit", size={"height": 64, "width": 16})
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "image_size": [64, 16]}))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "image_size": [64, 16], "patch_size": [8, 8]}))
     assert cd.create_backbone(f"hf:{tmp_path}", 0).img_size == (64, 16)
     with pytest.raises(cd.UserError, match="those of a square alone"):
         cd.create_backbone(f"hf:{tmp_path}", 0, 64)

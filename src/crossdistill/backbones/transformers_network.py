@@ -41,7 +41,8 @@ class VisionNetwork(nn.Module):
         self.prefix_tokens = 0
         config = vision_config(body.config)
         patch = getattr(config, "patch_size", None)
-        self.patch: int | None = patch if isinstance(patch, int) else None
+        patches = {patch} if isinstance(patch, int) else set(patch or ())
+        self.patch: int | None = patches.pop() if len(patches) == 1 else None
         self.extra: dict[str, Any] = {}
         accepted = inspect.signature(body.forward).parameters
         stated = getattr(config, "image_size", None)
@@ -153,7 +154,7 @@ def _measure(network: VisionNetwork, args: BackboneArgs, size: ImageSize) -> Non
             return
         if network.patch is None:
             raise UserError(
-                f"model {args.name!r} states no patch size, so its patches cannot be told from other tokens"
+                f"model {args.name!r} states no size of square patches, so its patches cannot be told from other tokens"
             )
         cells = (images.shape[2] // network.patch) * (images.shape[3] // network.patch)
         network.prefix_tokens = states[0].shape[1] - cells
