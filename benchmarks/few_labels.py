@@ -2,7 +2,9 @@
 
 For each seed: a student learns the embedding of a teacher by RSD, from images without labels; its embedding is scored
 by nearest neighbours and by a linear probe; then it is trained further with a tenth of the labels and with all of them.
-Beside it the same student is trained from random weights, for as many steps with labels, and for as many steps in all.
+Beside it the same student is trained from random weights, for as many steps with labels, and for as many steps in all;
+and, with `--unlabelled`, by a teacher whose classifier was fitted to a tenth of the labels, on all images, for as many
+steps in all.
 Every run is a folder of `--out`; the same command continues where it was stopped, and prints a table as Markdown.
 """
 
@@ -26,6 +28,7 @@ KINDS = {
     "scratch": "from random weights, as many steps with labels",
     "equal": "from random weights, as many steps in all",
     "rsd": "from the embedding learned without labels",
+    "taught": "taught by kd on all images, by a classifier fitted to these labels, as many steps in all",
 }
 SCORES = {"knn": "20 nearest neighbours", "linear_probe": "linear probe"}
 
@@ -35,6 +38,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="A data set with labels.")
     parser.add_argument("--teacher", required=True, help="Name of the teacher's model.")
     parser.add_argument("--teacher-checkpoint", required=True, help="Its weights.")
+    parser.add_argument("--unlabelled", help="The same training images, as a folder that is read without labels.")
     parser.add_argument("--student", default="edgenext_xx_small")
     parser.add_argument("--img-size", default="96")
     parser.add_argument("--seeds", default="0,1,2")
@@ -64,8 +68,25 @@ def _measure(given: argparse.Namespace, seed: int, images: int) -> None:
         own = [*common, "--method", "none", "--loader.max-train", str(few)]
         _fit(given.out / f"rsd-s{seed}-{part}", *own, *start, "--epochs", str(epochs))
         _fit(given.out / f"scratch-s{seed}-{part}", *own, "--epochs", str(epochs))
+        if given.unlabelled and part == "10":
+            _teach(given, seed, images, few)
         more = _BODY_EPOCHS * math.ceil(images / _BATCH) // math.ceil(few / _BATCH)
         _fit(given.out / f"equal-s{seed}-{part}", *own, "--epochs", str(epochs + more))
+
+
+def _teach(given: argparse.Namespace, seed: int, images: int, few: int) -> None:
+    """Fit a classifier of the teacher to a tenth of the labels, and train a student by it on all images."""
+    common = ["--data", given.data, "--img-size", given.img_size, "--loader.max-train", str(few)]
+    common += ["--loader.batch-size", str(_BATCH), "--engine.threads", "1"]
+    probed = given.out / "teacher-10"
+    if not (probed / "metrics.json").exists():
+        teacher = ["--teacher", given.teacher, "--teacher-checkpoint", given.teacher_checkpoint]
+        _run("teacher", "--probe", *teacher, *common, "--out", str(probed))
+    steps = _BODY_EPOCHS * math.ceil(images / _BATCH) + EPOCHS["10"] * math.ceil(few / _BATCH)
+    epochs = steps // math.ceil(images / (_BATCH // 2))  # half of each batch has labels
+    student = ["--student", given.student, "--teacher-checkpoint", str(probed), "--method", "kd", "--seed", str(seed)]
+    mixed = ["--loader.unlabelled", given.unlabelled, "--cache", "auto", "--loader.views", "4", "--epochs", str(epochs)]
+    _fit(given.out / f"taught-s{seed}-10", *common, *student, *mixed)
 
 
 def _fit(out: Path, *words: str) -> None:
