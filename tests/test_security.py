@@ -77,6 +77,30 @@ def test_a_model_that_is_larger_than_its_weights_takes_no_memory(finished, capsy
 
 
 @pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("test_vit", {"checkpoint": "weights.pth"}),
+        ("test_vit", {"checkpoint_path": "weights.pth"}),
+        ("test_vit", {"stages": []}),
+        ("test_vit", {"num_classes": 3}),
+        ("test_vit", {"pretrained": True}),
+        ("test_vit", {"new_head": True}),
+        ("torchvision:resnet18", {"weights": "DEFAULT"}),
+        ("hf:somewhere", {"weights_only": False}),
+        ("hf:somewhere", {"attn_implementation": "someone/kernels"}),
+    ],
+)
+def test_a_file_decides_the_arguments_of_a_constructor_alone(finished, tmp_path, name, arguments):
+    shutil.copytree(finished, tmp_path / "odd")
+    path = tmp_path / "odd" / "config.json"
+    stored = json.loads(path.read_text())
+    stored["crossdistill"] |= {"name": name, "model_args": arguments}
+    path.write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=f"'{next(iter(arguments))}' is not an argument that a network is built with"):
+        load_backbone(tmp_path / "odd")
+
+
+@pytest.mark.parametrize(
     "changes", [{"method": "tests.danger:Own"}, {"student": NAME}, {"method": "kd+tests.danger:Own"}]
 )
 def test_a_run_that_names_code_is_not_resumed(finished, mark, capsys, tmp_path, changes):

@@ -10,7 +10,11 @@ from collections.abc import Sequence
 from crossdistill.commands import COMMANDS
 from crossdistill.errors import UserError, unknown
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+_DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ESTALE),
+    *(errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EBUSY, errno.ELOOP, errno.EXDEV),
+)
+"""Errors of disks and of files that are not what they should be."""
 
 
 def _overview() -> str:

@@ -1,5 +1,6 @@
 """Every file of a run cut, emptied, flipped, swapped or removed: never a traceback, and exit code 0 or 2."""
 
+import os
 import shutil
 
 import pytest
@@ -69,7 +70,21 @@ def list_instead(path):
     path.write_bytes(b"[1, null]")
 
 
-DAMAGES = (emptied, cut, flipped, removed, list_instead)
+def nested(path):
+    path.write_bytes(b"[" * 200_000)
+
+
+def pipe_instead(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def folder_instead(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = (emptied, cut, flipped, removed, list_instead, nested, pipe_instead, folder_instead)
 
 
 def damaged_copies(source, tmp_path, files=FILES):

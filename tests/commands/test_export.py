@@ -115,6 +115,36 @@ def test_onnx_is_predicted_without_torch(exported, images):
     assert line["file"] == str(images / "00.png")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": ["a"]}, "the model names 1 classes, but has 10 logits"),
+        ({"class_names": []}, "it names 0 classes, and its outputs are logits, embedding"),
+        ({"preprocessing": {"input_size": [1, 48, 48]}}, "cannot be run on an input of"),
+        ({"preprocessing": {"input_size": [1, 10**6, 10**6]}}, "an image size is"),
+        ({"preprocessing": {"std": [0.0]}}, "std above 0"),
+    ],
+)
+def test_a_description_that_does_not_fit_its_onnx_file(exported, images, tmp_path, capsys, changes, message):
+    import onnx
+
+    model = onnx.load(exported / "tensor" / "student.onnx")
+    stated = next(prop for prop in model.metadata_props if prop.key == "crossdistill")
+    stored = json.loads(stated.value)
+    for name, value in changes.items():
+        stored[name] = {**stored[name], **value} if isinstance(value, dict) else value
+    stated.value = json.dumps(stored)
+    onnx.save(model, tmp_path / "odd.onnx")
+    code, _, err = run(capsys, "predict", tmp_path / "odd.onnx", images / "00.png")
+    assert (code, message in err.splitlines()[-1]) == (2, True), err
+
+
+def test_a_pipe_is_not_waited_for(exported, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.png")
+    code, _, err = run(capsys, "predict", exported / "tensor", tmp_path / "pipe.png")
+    assert (code, "is skipped: it is a pipe or a device" in err) == (3, True), err
+
+
 def test_words_are_files_patterns_and_lines_of_stdin(exported, images, capsys, monkeypatch):
     model = exported / "tensor"
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{images / '01.png'}\n\n{images / '02.png'}\n"))

@@ -1,4 +1,5 @@
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,11 @@ def test_plain_data_holds_every_setting_and_comes_back_equal():
         ("method: null", "method is None; it must be text"),
         ("optim: {lr: 1e400}", "optim.lr is inf"),
         ("epochs: [", "cannot be read as YAML"),
+        ("options: &a {kd: *a}", "an anchor contains itself"),
+        (
+            "a: &a [1, 2]\n" + "".join(f"{c}: &{c} [{', '.join([f'*{b}'] * 9)}]\n" for b, c in pairwise("abcdefghi")),
+            "anchors",
+        ),
         ("- 1", "holds list; it must hold settings"),
         ("optim: {lrr: 1}", r"in '.*r\.yaml': unknown setting 'optim.lrr'; did you mean 'optim.lr'"),
     ],

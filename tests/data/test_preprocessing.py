@@ -34,6 +34,9 @@ def test_it_is_that_of_timm(channels, mode, crop, size):
     "changes",
     [
         {"input_size": [3, 32, 0]},
+        {"input_size": [3, 10**6, 10**6]},
+        {"mean": [0.5, 0.5, float("nan")]},
+        {"std": [0.5, 0.5, 0.0]},
         {"input_size": [2, 32, 32]},
         {"mean": [0.5]},
         {"crop_pct": 0.0},

@@ -54,6 +54,12 @@ def test_what_a_resumed_run_repeats_replaces_what_was_logged(folder):
         (lambda m: m["student"]["test"].update(top1="high"), "student.test.top1"),
         (lambda m: m["training"].update(epochs=None), "training.epochs"),
         (lambda m: m.update(teacher={"name": "t"}), "teacher.parameters"),
+        (lambda m: m["student"]["test"].update(top1=float("nan")), "student.test.top1"),
+        (lambda m: m["student"]["test"].update(top1=101.0), "student.test.top1"),
+        (lambda m: m["student"]["test"].update(loss=float("nan")), "student.test.loss"),
+        (lambda m: m["student"]["test"].update(images=-3), "student.test.images"),
+        (lambda m: m["student"].update(img_size=-5), ".*image size is -5"),
+        (lambda m: m["training"].update(seconds=float("inf")), "training.seconds"),
     ],
 )
 def test_incomplete_metrics_are_named(folder, change, message):

@@ -1,4 +1,5 @@
 import io
+import os
 import shutil
 from dataclasses import replace
 
@@ -46,6 +47,15 @@ def flip(path):
     path.write_bytes(content)
 
 
+def change(path, weight=None, **values):
+    """Write a checkpoint again with other values, or with one of its weights changed."""
+    stored = {**torch.load(path, weights_only=True), **values}
+    if weight is not None:
+        name = next(name for name, value in stored["state_dict"].items() if value.is_floating_point())
+        stored["state_dict"][name] = weight(stored["state_dict"][name])
+    torch.save(stored, path)
+
+
 def resume(config, out):
     said = io.StringIO()
     fit(replace(config, out=str(out)), resume=True, console=Console(file=said, width=1000))
@@ -75,6 +85,12 @@ def test_the_checkpoint_before_is_kept_and_removed_at_the_end(stopped, whole):
         (lambda path: path.write_bytes(path.read_bytes()[:100]), "is damaged (File is not a zip file)"),
         (lambda path: path.write_bytes(b""), "is damaged (File is not a zip file)"),
         (lambda path: torch.save({"a": torch.zeros(2)}, path), "is not a checkpoint of crossdistill"),
+        (lambda path: change(path, state_dict=[]), "is damaged (its state_dict is a list)"),
+        (lambda path: change(path, callbacks=[]), "is damaged (its callbacks is a list)"),
+        (lambda path: change(path, loops=3), "is damaged (its loops is a int)"),
+        (lambda path: change(path, weight=lambda w: w * torch.nan), "holds numbers that are not finite"),
+        (lambda path: change(path, weight=lambda w: w.to_sparse()), "is sparse"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "is damaged (it is a pipe or a device"),
         (lambda path: path.unlink(), None),
     ],
 )

@@ -1,19 +1,27 @@
 """The arguments that a backbone is built from, as an exported student keeps them."""
 
-import json
 from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from crossdistill.config.validation import NonNegativeInt, PositiveInt, settings, validated
 from crossdistill.errors import UserError, first_line
-from crossdistill.files import file_digest
+from crossdistill.files import file_digest, parse_json, read_plain
 from crossdistill.image_size import OptionalImageSize
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "student.safetensors"
 HUB_WEIGHTS_FILE = "model.safetensors"
 """Name of the weights in a folder that is exported for timm, which expects this one in a repository of a hub."""
+_RESERVED = (
+    *("name", "num_classes", "img_size", "in_chans", "small_images", "stages", "new_head"),
+    *("pretrained", "checkpoint", "checkpoint_key", "checkpoint_path", "cache_dir", "pretrained_cfg"),
+    *("pretrained_cfg_overlay", "pretrained_strict", "weights", "weights_backbone"),
+    *("scriptable", "exportable", "no_jit"),
+)
+"""Arguments of `create_backbone`, and those by which timm and torchvision find weights."""
+_ATTENTION = {"attn_implementation": ("eager", "sdpa", "flash_attention_2")}
+"""Arguments of transformers models that a file may state; others load weights or code in other ways."""
 
 
 @settings
@@ -35,7 +43,18 @@ def read_args(folder: str | Path) -> BackboneArgs:
     stored = read_stored(folder).get("crossdistill")
     owner = f"{str(Path(folder) / CONFIG_FILE)!r} was not written by crossdistill, or is damaged: "
     args: BackboneArgs = validated(BackboneArgs, stored, owner)
+    _check_stored(args, owner)
     return args
+
+
+def _check_stored(args: BackboneArgs, owner: str) -> None:
+    """Raise UserError for arguments that a stranger's file must not decide: they are not those of a constructor."""
+    if args.name.startswith("hf:"):
+        wrong = [name for name, value in args.model_args.items() if value not in _ATTENTION.get(name, ())]
+    else:
+        wrong = [name for name in args.model_args if name in _RESERVED]
+    if wrong:
+        raise UserError(f"{owner}model_args: {wrong[0]!r} is not an argument that a network is built with")
 
 
 def read_class_names(folder: str | Path) -> tuple[str, ...] | None:
@@ -71,7 +90,7 @@ def read_stored(folder: str | Path) -> dict[str, Any]:
     """Read the `config.json` of a finished run. Raises UserError where it is missing or damaged."""
     path = Path(folder) / CONFIG_FILE
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_json(read_plain(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{str(folder)!r} is not a finished run: {CONFIG_FILE}: {first_line(error)}") from error
     if not isinstance(stored, dict):

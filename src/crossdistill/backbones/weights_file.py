@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crossdistill.errors import UserError, first_line
+from crossdistill.files import open_plain
 
 _PLAIN_DTYPES = (bool, np.int8, np.int16, np.int32, np.int64, np.uint8, np.float16, np.float32, np.float64)
 _DEPTH = 3
@@ -48,7 +49,7 @@ def read_file(path: Path) -> Any:
         if _is_safetensors(path):
             return load_file(path)
         # As an open file: newer versions of torch decide by the suffix of a path.
-        with torch.serialization.safe_globals(_plain_types()), path.open("rb") as file:
+        with torch.serialization.safe_globals(_plain_types()), open_plain(path) as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is no checkpoint can raise anything
         raise UserError(f"checkpoint {str(path)!r} cannot be read; {_reason(error, path)}") from error
@@ -56,7 +57,7 @@ def read_file(path: Path) -> Any:
 
 def _is_safetensors(path: Path) -> bool:
     """Return whether a file begins as safetensors does, whatever its name: a length of eight bytes, then JSON."""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         start = file.read(9)
     return start[8:] == b"{" or (path.suffix == ".safetensors" and not start.startswith(b"PK"))
 

@@ -149,6 +149,7 @@ def _write_shard(
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        # This syncs the folder as well.
         write_whole(path.with_suffix(".json"), json.dumps({"sha256": hashlib.sha256(content).hexdigest()}))
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -14,6 +14,8 @@ from crossdistill.backbones.pooling import pooled
 from crossdistill.errors import UserError
 from crossdistill.types import BackboneOutput
 
+_MOST = 2**31
+_Size = Annotated[int, Field(ge=1, le=_MOST)]
 _DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
@@ -21,23 +23,26 @@ _DTYPES = {"float16": np.float16, "float32": np.float32}
 class CacheFormat:
     """What is stored of each view, and in which shards."""
 
-    images: Annotated[int, Field(ge=1)]
+    images: _Size
     """N, training images."""
-    embedding: Annotated[int, Field(ge=1)]
+    embedding: _Size
     """D, width of the teacher's embedding."""
-    classes: Annotated[int, Field(ge=0)]
+    classes: Annotated[int, Field(ge=0, le=_MOST)]
     """K; 0 stores no logits."""
     top_k: int | None = None
     """Logits kept for each view, with the mass of the others; None keeps all."""
-    stages: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    stages: tuple[tuple[Annotated[int, Field(ge=1, le=4)], tuple[_Size, _Size, _Size]], ...] = ()
     """Stage maps kept: number 1 to 4 and shape (C, H, W), which may be that of a pooled map."""
     dtype: Literal["float16", "float32"] = "float16"
-    shard_images: Annotated[int, Field(ge=1)] = 8192
+    shard_images: _Size = 8192
     """Images in a shard."""
 
     def __post_init__(self) -> None:
         if self.top_k is not None and not 1 <= self.top_k < self.classes:
             raise UserError(f"cache_top_k is {self.top_k}; of {self.classes} classes keep 1 to {self.classes - 1}")
+        numbers = self.embedding + self.classes + sum(math.prod(shape) for _, shape in self.stages)
+        if numbers >= _MOST // 8:
+            raise UserError(f"a row of the cache has {numbers:,} numbers; it must have less than {_MOST // 8:,}")
 
     @property
     def row(self) -> np.dtype[Any]:

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from crossdistill.cache.format import CacheFormat
 from crossdistill.config.validation import first_problem
 from crossdistill.errors import UserError
-from crossdistill.files import file_digest, write_whole
+from crossdistill.files import file_digest, read_plain, write_whole
 from crossdistill.types import BackboneOutput
 
 MANIFEST = "cache.json"
@@ -47,7 +47,7 @@ def read_manifest(folder: Path) -> tuple[CacheFormat, dict[str, Any]]:
     """Read format and fingerprint of a cache. Raises UserError for a folder that does not hold a readable one."""
     path = folder / MANIFEST
     try:
-        manifest = TypeAdapter(_Manifest).validate_json(path.read_bytes())
+        manifest = TypeAdapter(_Manifest).validate_json(read_plain(path))
     except OSError as error:
         raise UserError(f"{str(folder)!r} is not a teacher cache: {MANIFEST}: {error.strerror or error}") from error
     except ValidationError as error:
@@ -89,10 +89,10 @@ class TeacherCache:
         path = self.folder / f"{shard_name(view, shard)}.bin"
         first, end = self.format.bounds(shard)
         try:
-            stated = TypeAdapter(_Checksum).validate_json(path.with_suffix(".json").read_bytes())["sha256"]
-        except ValidationError:
+            stated = TypeAdapter(_Checksum).validate_json(read_plain(path.with_suffix(".json")))["sha256"]
+        except (OSError, ValidationError):
             stated = ""
-        size = path.stat().st_size if path.exists() else -1
+        size = path.stat().st_size if path.is_file() else -1
         if size != (end - first) * self.format.row.itemsize or (verify and file_digest(path) != stated):
             raise UserError(
                 f"{str(path)!r} was changed after it was written (its checksum or size differs): delete it and its "

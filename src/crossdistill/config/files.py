@@ -11,6 +11,7 @@ from crossdistill.config.run import RunConfig
 from crossdistill.config.validation import validated
 from crossdistill.config.yaml_text import load_yaml
 from crossdistill.errors import UserError, first_line, unknown
+from crossdistill.files import read_text
 
 PATHS = (
     *("data", "out", "teacher_checkpoint", "cache", "probe_data", "model.student_checkpoint"),
@@ -108,7 +109,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises UserError for a file that cannot be read, or that holds no settings.
     """
     try:
-        values = load_yaml(path.read_text(encoding="utf-8"))
+        values = load_yaml(read_text(path))
     except Exception as error:  # YAML raises many kinds
         reason = " ".join(str(error).split()) or first_line(error)
         raise UserError(f"{str(path)!r} cannot be read as YAML: {reason}") from error

@@ -32,6 +32,8 @@ _SETTINGS = {
     "img_size": "give --img-size or model.teacher_img_size",
     "pretrained": "give model.student_pretrained or model.teacher_pretrained",
     "checkpoint": "give model.student_checkpoint or --teacher-checkpoint",
+    "checkpoint_key": "give model.student_checkpoint_key or model.teacher_checkpoint_key",
+    "new_head": "give model.new_head",
     "checkpoint_path": "give model.student_checkpoint or --teacher-checkpoint",
     "small_images": "give model.stem or model.teacher_stem",
     "stages": "give model.student_stages or model.teacher_stages",

@@ -33,6 +33,11 @@ OpenFraction = Annotated[float, Field(strict=True, gt=0, lt=1)]
 OptionalPositive = Annotated[float | None, Field(strict=True, gt=0, allow_inf_nan=False)]
 OptionalFraction = Annotated[float | None, Field(strict=True, ge=0, le=1)]
 
+Count = Annotated[int, Field(ge=0)]
+Unsigned = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+"""Numbers in the records of a run, where 1.0 may stand for 1."""
+
 Text = BeforeValidator(lambda value: str(value) if type(value) is int else value)
 """Accepts 32 for "32", as people write it in YAML."""
 Off = BeforeValidator(lambda value: "off" if str(value).lower() in ("off", "no", "none", "null", "false") else value)

@@ -15,6 +15,9 @@ _CORE = {
     ),
 }
 
+_MOST_VALUES = 100_000
+"""Values of all uses of anchors together: a short text can stand for billions."""
+
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's loader follows YAML 1.1, and lets a later key replace an earlier one."""
@@ -36,5 +39,26 @@ for _kind, (_pattern, _first) in _CORE.items():
 
 
 def load_yaml(text: str) -> Any:
-    """Read YAML text as plain data. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)
+    """Read YAML text as plain data. Raises yaml.YAMLError, also for anchors that contain themselves."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"its anchors stand for more than {_MOST_VALUES:,} values")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Count the values of a node as they are written out, every use of an anchor anew. Raises YAMLError for a cycle."""
+    if id(node) in known:
+        if known[id(node)] == 0:
+            raise yaml.YAMLError("an anchor contains itself")
+        return known[id(node)]
+    known[id(node)] = 0
+    inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    known[id(node)] = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(_count(part, known) for part in inner)
+    return known[id(node)]

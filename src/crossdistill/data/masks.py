@@ -12,6 +12,7 @@ from crossdistill.data.folder import Files
 from crossdistill.data.split_names import split_role
 from crossdistill.data.tree import join, scan
 from crossdistill.errors import UserError, first_line
+from crossdistill.files import open_plain
 
 IGNORED = 255
 """Value of a mask's pixels that have no class."""
@@ -34,7 +35,7 @@ class MaskedImages:
         """Read a mask (H, W). Raises UserError for one that is no map of class numbers, or of another size."""
         path = self.masks[index]
         try:
-            with Image.open(path) as image:
+            with open_plain(path) as file, Image.open(file) as image:
                 mode, mask = image.mode, np.asarray(image)
         except (OSError, ValueError) as error:
             raise UserError(f"the mask {str(path)!r} cannot be read: {first_line(error)}") from error

@@ -7,6 +7,7 @@ range is not known.
 
 import contextlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from crossdistill.errors import first_line
+from crossdistill.files import open_plain
 
 BACKGROUND = (255, 255, 255, 255)
 """What is seen through transparent parts: white."""
@@ -83,7 +85,7 @@ def read_header(file: str | Path | IO[bytes]) -> Header:
     """Read the header of an image. Raises UnreadableError."""
 
     def read() -> Header:
-        with Image.open(file) as image:
+        with _opened(file) as content, Image.open(content) as image:
             return Header(image.mode, image.width, image.height)
 
     header = _answered(read)
@@ -100,13 +102,19 @@ def read_picture(file: str | Path | IO[bytes], at_least: int | None = None) -> I
     """
 
     def read() -> Image.Image:
-        image = Image.open(file)
-        if at_least is not None:
-            image.draft(None, (at_least, at_least))  # None keeps the mode
-        image.load()
-        return image
+        with _opened(file) as content:
+            image = Image.open(content)
+            if at_least is not None:
+                image.draft(None, (at_least, at_least))  # None keeps the mode
+            image.load()
+            # Some formats read their EXIF block only now.
+            return standard(image)
 
-    return standard(_answered(read))
+    return _answered(read)
+
+
+def _opened(file: str | Path | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
+    return open_plain(file) if isinstance(file, str | Path) else contextlib.nullcontext(file)
 
 
 def standard(image: Image.Image) -> Image.Image:

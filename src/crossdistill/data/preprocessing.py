@@ -8,6 +8,7 @@ from PIL import Image
 
 from crossdistill.config.validation import settings, validated
 from crossdistill.errors import UserError
+from crossdistill.image_size import image_size
 
 _FIELDS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
@@ -26,10 +27,13 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         channels, height, width = self.input_size
-        if channels not in (1, 3) or min(height, width) < 1 or not len(self.mean) == len(self.std) == channels:
+        image_size((height, width))
+        if channels not in (1, 3) or not len(self.mean) == len(self.std) == channels:
             raise UserError(
                 f"preprocessing: the input of {self.input_size} with {len(self.mean)} means is not an image"
             )
+        if not all(map(math.isfinite, self.mean)) or not all(0 < one < math.inf for one in self.std):
+            raise UserError(f"preprocessing: mean {self.mean} and std {self.std} must be finite, and std above 0")
         if not 0.1 <= self.crop_pct <= 1:
             raise UserError(f"preprocessing: crop_pct is {self.crop_pct}; it must lie between 0.1 and 1")
 

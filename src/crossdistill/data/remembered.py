@@ -53,7 +53,7 @@ def read_once(
             table.execute(_TABLE)
             for start in range(0, len(paths), _TOGETHER):
                 results += _some(table, paths[start : start + _TOGETHER], kind, read, to_text, from_text)
-    except (OSError, sqlite3.Error):
+    except (OSError, sqlite3.Error, ValueError, TypeError, AttributeError):  # the last three for a damaged value
         results += in_threads(read, paths[len(results) :])
     return results
 

@@ -13,6 +13,7 @@ from crossdistill.data.datasets import Images, Part, Source, base_of
 from crossdistill.data.folder import ROLES, Files
 from crossdistill.data.look import bytes_of, marks_of
 from crossdistill.errors import UserError, first_line
+from crossdistill.files import parse_json, read_plain
 
 SPLIT_NAME = "split.json"
 UNUSED = "unused"
@@ -108,7 +109,7 @@ def read_split_list(folder: str | Path) -> SplitList | None:
     if not path.exists():
         return None
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_json(read_plain(path))
         listed: SplitList = TypeAdapter(SplitList).validate_python(stored)
     except (OSError, ValueError, ValidationError) as error:
         raise UserError(f"{str(path)!r} is damaged: {first_line(error)}") from error

@@ -13,6 +13,7 @@ from crossdistill.data.look import MOST_BYTES, bytes_of, content_marks, mark_of
 from crossdistill.data.mixed import Joined
 from crossdistill.data.split_list import SplitList, read_split_list
 from crossdistill.errors import UserError, first_line
+from crossdistill.files import read_plain
 
 TRAINED_NAME = "trained.json"
 
@@ -74,7 +75,7 @@ def read_trained(folder: str | Path) -> TrainedOn:
         # Folders of earlier versions have it not; their runs on files are known by the list.
         return TrainedOn(listed, None if listed is None else frozenset())
     try:
-        stored = TypeAdapter(dict[str, list[str] | None]).validate_json(path.read_bytes())["marks"]
+        stored = TypeAdapter(dict[str, list[str] | None]).validate_json(read_plain(path))["marks"]
     except (OSError, KeyError, ValidationError) as error:
         raise UserError(f"{str(path)!r} is damaged: {first_line(error)}") from error
     return TrainedOn(listed, None if stored is None else frozenset(stored))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdistill.errors import UserError, kind_and_line
-from crossdistill.files import write_whole
+from crossdistill.files import open_plain, write_whole
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -64,7 +64,7 @@ def read_predictions(folder: Path, images: int) -> Predictions | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open_plain(path) as file, np.load(file, allow_pickle=False) as stored:
             found = Predictions(stored["targets"], stored["classes"], stored["confidence"])
         for labels in (found.targets, found.classes):
             if labels.shape != (images,) or labels.dtype != np.int64 or labels.min() < 0:

@@ -14,7 +14,7 @@ from crossdistill.data.preprocessing import Preprocessing
 from crossdistill.errors import UserError
 from crossdistill.export.about import PROGRAM_FILE
 from crossdistill.export.onnx_session import ONNX_FILE
-from crossdistill.files import write_whole
+from crossdistill.files import parse_json, read_plain, write_whole
 from crossdistill.report.records import CONFIG_NAME, METRICS_NAME, Metrics, ScoredModel, read_record
 
 CARD_NAME = "README.md"
@@ -138,7 +138,7 @@ def _loading(target: str, folder: Path, channels: int) -> str:
         )
     if target == "torch-export":
         return f"```python\nmodule = torch.export.load({PROGRAM_FILE!r}).module()  # images -> logits, embedding\n```"
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = parse_json(read_plain(folder / "config.json"))
     small = config.get("architecture") == SMALL_STEM
     first = (
         "import crossdistill.backbones  # a stem for small images, which timm does not have by itself\n"

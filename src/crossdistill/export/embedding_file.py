@@ -21,7 +21,8 @@ class EmbeddingFile:
         if path.suffix not in (".npy", ".parquet"):
             raise UserError(f"--embedding {str(path)!r}: give a name that ends in .npy or .parquet")
         self.path = path
-        self._partial = path.with_name(path.name + ".partial")
+        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        self._partial_names = path.with_name(f"{path.stem}.txt.{os.getpid()}.partial")
         self._count = self._width = 0
         self._writer: Any = None
         if path.suffix == ".parquet":
@@ -30,7 +31,7 @@ class EmbeddingFile:
             except ImportError as error:
                 raise UserError("a .parquet file needs pyarrow: pip install 'crossdistill[parquet]'") from error
         self._file = self._partial.open("wb")
-        self._names = None if path.suffix == ".parquet" else path.with_suffix(".txt").open("w", encoding="utf-8")
+        self._names = None if path.suffix == ".parquet" else self._partial_names.open("w", encoding="utf-8")
 
     def add(self, files: Sequence[str], embeddings: Any) -> None:
         """Write the embeddings (B, D) of a batch."""
@@ -52,7 +53,7 @@ class EmbeddingFile:
         self._writer.write_table(table)
 
     def close(self, *, whole: bool) -> None:
-        """Complete the file; where the work has failed, nothing is left."""
+        """Put the file in its place; where the work has failed, what was there before stays."""
         if self._writer is not None:
             self._writer.close()
         self._file.close()
@@ -60,15 +61,15 @@ class EmbeddingFile:
             self._names.close()
         if whole and self._names is not None:
             self._add_header()
+            os.replace(self._partial_names, self.path.with_suffix(".txt"))
         elif whole and self._count:
             os.replace(self._partial, self.path)
-        self._partial.unlink(missing_ok=True)
-        if not whole and self._names is not None:
-            self.path.with_suffix(".txt").unlink(missing_ok=True)
+        for partial in (self._partial, self._partial_names):
+            partial.unlink(missing_ok=True)
 
     def _add_header(self) -> None:
         """Put the header, which holds the number of rows, before them."""
-        finished = self.path.with_name(self.path.name + ".whole")
+        finished = self.path.with_name(f"{self.path.name}.{os.getpid()}.whole")
         header = {"descr": "<f4", "fortran_order": False, "shape": (self._count, self._width)}
         with finished.open("wb") as target, self._partial.open("rb") as rows:
             np.lib.format.write_array_header_1_0(target, header)

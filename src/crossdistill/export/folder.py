@@ -1,13 +1,14 @@
 """The folder of an export: replaced as a whole, and never over files of the user."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from crossdistill.files import file_digest
+from pydantic import TypeAdapter
+
+from crossdistill.files import file_digest, parse_json, read_plain, sync_folder
 
 REPORT_NAME = "export.json"
 
@@ -15,7 +16,8 @@ REPORT_NAME = "export.json"
 def users_files(folder: Path) -> list[str]:
     """Return the names of what a folder holds beside an export, or that was changed since (a model card, say)."""
     try:
-        written = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))["files"]
+        stored = parse_json(read_plain(folder / REPORT_NAME))
+        written = TypeAdapter(dict[str, str]).validate_python(stored["files"])
     except (OSError, ValueError, KeyError, TypeError):
         written = {}
     others = [path for path in sorted(folder.iterdir()) if not (written and path.name == REPORT_NAME)]
@@ -40,5 +42,6 @@ def new_folder(out: Path) -> Iterator[Path]:
             if before:
                 (aside / "old").rename(out)
             raise
+        sync_folder(out.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,6 +1,5 @@
 """An exported ONNX file, run by onnxruntime. No torch."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from crossdistill.config.validation import validated
 from crossdistill.data.preprocessing import Preprocessing
 from crossdistill.errors import UserError, first_line
 from crossdistill.export.about import METADATA, About, require_packages
+from crossdistill.files import parse_json
 
 ONNX_FILE, INT8_FILE = "student.onnx", "student-int8.onnx"
 
@@ -43,6 +43,11 @@ class OnnxModel:
         self.about = _read_about(self._session.get_modelmeta().custom_metadata_map, str(path))
         self._input = self._session.get_inputs()[0].name
         self.outputs = [output.name for output in self._session.get_outputs()]
+        if "embedding" not in self.outputs or ("logits" in self.outputs) != bool(self.class_names):
+            raise UserError(
+                f"{str(path)!r} is damaged: it names {len(self.class_names)} classes, and its outputs are "
+                f"{', '.join(self.outputs)}"
+            )
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -69,15 +74,21 @@ class OnnxModel:
         return outputs.get("logits"), outputs["embedding"]
 
     def call(self, batch: Any) -> dict[str, Any]:
-        """Run one batch of inputs, and return the outputs by name."""
-        return dict(zip(self.outputs, self._session.run(self.outputs, {self._input: batch}), strict=True))
+        """Run one batch of inputs, and return the outputs by name. Raises UserError where the graph refuses them."""
+        try:
+            answers = self._session.run(self.outputs, {self._input: batch})
+        except Exception as error:  # onnxruntime has its own errors
+            raise UserError(
+                f"the ONNX model cannot be run on an input of {' x '.join(map(str, batch.shape))}: {first_line(error)}"
+            ) from error
+        return dict(zip(self.outputs, answers, strict=True))
 
 
 def _read_about(metadata: dict[str, str], path: str) -> About:
     if METADATA not in metadata:
         raise UserError(f"{path!r} does not say how images are prepared for it; give a file of `crossdistill export`")
     try:
-        stored = json.loads(metadata[METADATA])
+        stored = parse_json(metadata[METADATA])
     except ValueError as error:
         raise UserError(f"{path!r} is damaged: its metadata is not JSON") from error
     about: About = validated(About, stored, f"{path!r}: its metadata is damaged: ")

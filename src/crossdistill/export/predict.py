@@ -170,6 +170,8 @@ class Predictions:
             self._embeddings.add(files, embeddings)
         if logits is None:
             return
+        if logits.shape[1] != len(self.names):
+            raise UserError(f"the model names {len(self.names)} classes, but has {logits.shape[1]} logits")
         for file, row in zip(files, probabilities(logits), strict=True):
             best = np.argsort(-row, kind="stable")[: self.top_k]
             self._write(file, [(self.names[place], float(row[place])) for place in best])

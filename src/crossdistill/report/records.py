@@ -1,17 +1,20 @@
 """The records of a run, read back from its folder. Reports know nothing else of a run."""
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from crossdistill.config.files import read_yaml
-from crossdistill.config.validation import first_problem
+from crossdistill.config.validation import Count, Percent, Unsigned, first_problem
 from crossdistill.errors import UserError, kind_and_line
 from crossdistill.evaluation.predictions import Predictions, read_predictions
+from crossdistill.files import open_plain, read_plain, read_text
+from crossdistill.image_size import OptionalSizeText
 
 CONFIG_NAME = "config.yaml"
 ENVIRONMENT_NAME = "environment.json"
@@ -40,39 +43,39 @@ class Environment:
 class Scores(TypedDict):
     """Scores on the test split."""
 
-    top1: float
-    loss: float
-    ece: float
-    images: int
-    top5: NotRequired[float]
+    top1: Percent
+    loss: Annotated[float, Field(ge=0)]
+    ece: Percent
+    images: Count
+    top5: NotRequired[Percent]
 
 
 class ModelRecord(TypedDict):
     """A model and its cost."""
 
     name: str
-    parameters: int
-    macs: int
-    images_per_second: float
-    img_size: int | str
+    parameters: Count
+    macs: Count
+    images_per_second: Unsigned
+    img_size: OptionalSizeText
 
 
 class ScoredModel(ModelRecord):
     """A model with its scores; without them where the data has no labels, or where its classes are not those of it."""
 
     test: NotRequired[Scores]
-    knn: NotRequired[float]
+    knn: NotRequired[Percent]
     """Accuracy of the embedding on the test split by nearest neighbours, percent."""
 
 
 class TrainingRecord(TypedDict):
     """How a run was trained."""
 
-    seconds: float
-    epochs: int
-    training_only_parameters: int
-    global_batch: int
-    peak_memory: NotRequired[int | None]
+    seconds: Unsigned
+    epochs: Count
+    training_only_parameters: Count
+    global_batch: Count
+    peak_memory: NotRequired[Count | None]
     """Bytes that training took at most: of the first GPU, or of the process."""
 
 
@@ -137,7 +140,7 @@ class RunRecord:
 def read_record(path: Path, kind: Any) -> Any:
     """Read a JSON file of a run as a value of a type. Raises UserError for a file that is missing or damaged."""
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
+        return TypeAdapter(kind).validate_json(read_plain(path))
     except FileNotFoundError as error:
         raise UserError(f"{str(path.parent)!r} is not a finished run: {path.name} is missing") from error
     except OSError as error:
@@ -170,7 +173,7 @@ def _read_settings(path: Path) -> str:
         raise UserError(f"{str(path.parent)!r} is not a finished run: {path.name} is missing")
     if not read_yaml(path):
         raise UserError(f"{str(path)!r} is damaged: it is empty")
-    return path.read_text(encoding="utf-8")
+    return read_text(path)
 
 
 def _read_curves(folder: Path, epochs: int) -> dict[str, Curve]:
@@ -193,8 +196,8 @@ def _read_log(path: Path) -> list[tuple[int, dict[str, float]]]:
     """Read the rows of a log: step from 0, and values by name. Raises UserError for a damaged one."""
     rows = []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
+        with open_plain(path) as file:
+            for row in csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline="")):
                 step = int(row["step"])
                 if step < 0:
                     raise ValueError(f"step {step}")

@@ -46,14 +46,15 @@ def stored_format(
 
 
 @torch.no_grad()
-def _stage_shapes(teacher: Teacher, reads: Reads) -> tuple[tuple[int, tuple[int, ...]], ...]:
+def _stage_shapes(teacher: Teacher, reads: Reads) -> tuple[tuple[int, tuple[int, int, int]], ...]:
     if not reads.stages:
         return ()
     backbone = teacher.backbone
     like = next(backbone.parameters())
     images = like.new_zeros(1, backbone.spec.in_chans, *sides_of(backbone.img_size))
     maps = backbone(images, stages=True).require_stages()
-    return tuple((stage, tuple(pooled(maps[stage - 1], reads.side).shape[1:])) for stage in reads.stages)
+    shapes = {stage: pooled(maps[stage - 1], reads.side).shape for stage in reads.stages}
+    return tuple((stage, (shape[1], shape[2], shape[3])) for stage, shape in shapes.items())
 
 
 def holds(folder: Path, fmt: CacheFormat) -> bool:

@@ -26,7 +26,7 @@ from crossdistill.data.loaders import Key, ViewSampler, make_loader
 from crossdistill.data.look import sampled_contents
 from crossdistill.distiller import Distiller
 from crossdistill.errors import UserError
-from crossdistill.files import write_whole
+from crossdistill.files import read_plain, write_whole
 from crossdistill.report.records import ScoredModel
 from crossdistill.teacher import Teacher
 from crossdistill.training.cache_format import cache_folder, holds, stored_format
@@ -165,6 +165,6 @@ def _read_scores(folder: Path) -> dict[str, ScoredModel]:
     if not path.exists():
         return {}
     try:
-        return TypeAdapter(dict[str, ScoredModel]).validate_json(path.read_bytes())
-    except ValidationError as error:
+        return TypeAdapter(dict[str, ScoredModel]).validate_json(read_plain(path))
+    except (OSError, ValidationError) as error:
         raise UserError(f"{str(path)!r} is damaged: delete it, and the teacher is scored again") from error

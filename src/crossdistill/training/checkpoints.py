@@ -16,11 +16,21 @@ from rich.console import Console
 from torch import Tensor
 
 from crossdistill.errors import UserError, first_line
+from crossdistill.files import open_plain, remove, sync_folder
 
 CHECKPOINTS = "checkpoints"
 BEST, LAST, BEFORE = "best.ckpt", "last.ckpt", "last.before.ckpt"
 _RUN, _FILE = "crossdistill_run", "crossdistill_file"
-_KEYS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch", "global_step")
+_KEYS: dict[str, type] = {
+    "state_dict": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "callbacks": dict,
+    "epoch": int,
+    "global_step": int,
+}
+"""What Lightning writes into a checkpoint, and reads again."""
 
 
 def run_identity(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -56,31 +66,13 @@ class RunCheckpoints(TorchCheckpointIO):
             if path.name == LAST and path.exists():
                 os.replace(path, path.with_name(BEFORE))
             os.replace(partial, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except OSError as error:
-            _remove(partial)
+            remove(partial)
             raise UserError(
                 f"cannot write {str(path)!r}: {error.strerror or error}; training stopped, and the checkpoint before "
                 "it is kept: continue with --resume when the folder can be written again"
             ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a loss of power, where the system can open folders."""
-    if os.name != "posix":
-        return
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return
 
 
 def find_checkpoint(out: Path, identity: str, expected: Mapping[str, Tensor], console: Console) -> Path | None:
@@ -126,7 +118,7 @@ def checkpoint_problem(path: Path, identity: str, expected: Mapping[str, Tensor]
     Every byte is read and compared with its checksum. `expected` holds the weights that it must have.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_plain(path) as file, zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             return f"{str(path)!r} is damaged (the checksum of {damaged!r} differs)"
@@ -135,6 +127,8 @@ def checkpoint_problem(path: Path, identity: str, expected: Mapping[str, Tensor]
         return f"{str(path)!r} is damaged ({first_line(error)})"
     if not isinstance(stored, dict) or any(key not in stored for key in (*_KEYS, _RUN, _FILE)):
         return f"{str(path)!r} is not a checkpoint of crossdistill"
+    if wrong := next((key for key, kind in _KEYS.items() if not isinstance(stored[key], kind)), None):
+        return f"{str(path)!r} is damaged (its {wrong} is a {type(stored[wrong]).__name__})"
     if stored[_RUN] != identity:
         return f"{str(path)!r} belongs to another run"
     if stored[_FILE] != (LAST if path.name == BEFORE else path.name):
@@ -144,6 +138,8 @@ def checkpoint_problem(path: Path, identity: str, expected: Mapping[str, Tensor]
         for name, value in expected.items():
             if not isinstance(weights.get(name), Tensor) or weights[name].shape != value.shape:
                 return f"{str(path)!r} is damaged (its weight {name!r} is missing or of another shape)"
+            if weights[name].layout != torch.strided or not weights[name].isfinite().all():
+                return f"{str(path)!r} is damaged (its weight {name!r} is sparse, or holds numbers that are not finite)"
         if surplus := [name for name in weights if name.startswith("distiller.") and name not in expected]:
             return f"{str(path)!r} is damaged (the run has no weight {surplus[0]!r})"
     return None
@@ -165,7 +161,8 @@ def _best_score(path: Path) -> float | None:
     """Return the best score that a checkpoint knows of, so that larger is better; None where it states none."""
     stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     for key, state in stored["callbacks"].items():
-        if "BestCheckpoint" in key and state.get("monitor") and state.get("best_model_score") is not None:
+        known = "BestCheckpoint" in key and isinstance(state, dict) and state.get("monitor")
+        if known and state.get("best_model_score") is not None:
             sign = -1 if "'mode': 'min'" in key else 1
             return sign * float(state["best_model_score"])
     return None

@@ -12,7 +12,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from crossdistill.errors import UserError
-from crossdistill.files import make_folder, write_whole
+from crossdistill.files import make_folder, read_text, remove, write_whole
 from crossdistill.report.records import CONFIG_NAME, METRICS_NAME, Metrics, read_record
 from crossdistill.training.grid import Cell
 
@@ -94,13 +94,17 @@ def write_results(out: Path, cells: Sequence[Cell], failures: Failures) -> None:
     rows |= {name: row for name, row in earlier.items() if name not in known and (out / name / METRICS_NAME).exists()}
     partial = out / f"{RESULTS_NAME}.{os.getpid()}"
     partial.unlink(missing_ok=True)
-    with closing(sqlite3.connect(partial)) as table, table:
-        table.execute(f"CREATE TABLE runs ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())})")
-        for _, row in sorted(rows.items()):
-            table.execute(
-                f"INSERT INTO runs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
-            )
-    os.replace(partial, out / RESULTS_NAME)
+    try:
+        with closing(sqlite3.connect(partial)) as table, table:
+            table.execute(f"CREATE TABLE runs ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())})")
+            for _, row in sorted(rows.items()):
+                table.execute(
+                    f"INSERT INTO runs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
+                )
+        os.replace(partial, out / RESULTS_NAME)
+    except sqlite3.Error as error:
+        remove(partial)
+        raise UserError(f"cannot write {str(out / RESULTS_NAME)!r}: {error}") from error
 
 
 def _stored(path: Path) -> list[dict[str, Any]]:
@@ -115,7 +119,8 @@ def _stored(path: Path) -> list[dict[str, Any]]:
             found = table.execute(f"SELECT {', '.join(names)} FROM runs").fetchall()
     except sqlite3.Error:
         return []
-    return [dict(zip(names, row, strict=True)) for row in found]
+    rows = [dict(zip(names, row, strict=True)) for row in found]
+    return [row for row in rows if isinstance(row.get("folder"), str)]
 
 
 def _row(out: Path, cell: Cell, failures: Failures) -> dict[str, Any] | None:
@@ -128,8 +133,12 @@ def _row(out: Path, cell: Cell, failures: Failures) -> dict[str, Any] | None:
         "seed": cell.seed,
     }
     if (out / cell.folder / METRICS_NAME).exists():
-        metrics: Metrics = read_record(out / cell.folder / METRICS_NAME, Metrics)
-        settings = (out / cell.folder / CONFIG_NAME).read_text(encoding="utf-8")
+        try:
+            metrics: Metrics = read_record(out / cell.folder / METRICS_NAME, Metrics)
+            settings = read_text(out / cell.folder / CONFIG_NAME)
+        except (UserError, OSError, ValueError) as error:
+            # The others are still finished.
+            return {**row, "state": "failed", "reason": str(error)}
         return {**row, "state": "finished", **_numbers(metrics), "config": settings}
     reason = failures.of(cell.folder)
     return None if reason is None else {**row, "state": "failed", "reason": reason}

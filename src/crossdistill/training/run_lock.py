@@ -1,5 +1,6 @@
 """A lock in the folder of a run, held while the run is written, and claims of the runs of a comparison."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,10 @@ class RunLock:
                 f"{str(out)!r} is being written by another process; wait for its end, or choose another --out"
             ) from None
         except NotImplementedError:
-            # A file system without locks.
+            text = (
+                f"note: the file system of {str(out)!r} has no locks, so nothing stops another process from writing it"
+            )
+            print(f"crossdistill: {text}", file=sys.stderr)
             return
         except OSError as error:
             raise UserError(f"cannot write to {str(out)!r}: {error.strerror or error}") from error
@@ -62,9 +66,11 @@ def claimed(folder: Path, name: str) -> Iterator[bool]:
         yield False
         return
     except NotImplementedError:
-        # A file system without locks.
+        # A file system without locks: RunLock says so.
         yield True
         return
+    except OSError as error:
+        raise UserError(f"cannot claim {name!r} in {str(folder)!r}: {error.strerror or error}") from error
     try:
         yield True
     finally:
