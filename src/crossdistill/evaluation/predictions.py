@@ -61,7 +61,7 @@ def read_predictions(folder: Path, images: int) -> Predictions | None:
     Raises UserError for a damaged file.
     """
     path = folder / PREDICTIONS_NAME
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
         with open_plain(path) as file, np.load(file, allow_pickle=False) as stored:
