@@ -77,6 +77,29 @@ def test_a_model_that_is_larger_than_its_weights_takes_no_memory(finished, capsy
 
 
 @pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "b", "c"], "names 3 classes, and the network has 10"),
+        (["a"] * 10, "names the class 'a' twice"),
+    ],
+)
+def test_class_names_that_do_not_fit_the_network(finished, capsys, tmp_path, names, message):
+    shutil.copytree(finished, tmp_path / "odd")
+    path = tmp_path / "odd" / "config.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({**stored, "label_names": names}))
+    for words in (["eval", tmp_path / "odd"], ["predict", tmp_path / "odd", tmp_path / "odd"]):
+        (tmp_path / "odd" / "image.png").write_bytes(b"")
+        code, _, err = run(capsys, *words)
+        assert (code, message in err) == (2, True), err
+
+
+def test_a_run_can_be_read_by_others(finished):
+    modes = {path.name: path.stat().st_mode & 0o777 for path in finished.iterdir() if path.is_file()}
+    assert modes["student.safetensors"] == modes["config.json"]
+
+
+@pytest.mark.parametrize(
     ("name", "arguments"),
     [
         ("test_vit", {"checkpoint": "weights.pth"}),

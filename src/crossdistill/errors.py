@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+_MOST_SHOWN = 60
+"""Names that a message lists."""
+
 
 class UserError(ValueError):
     """Input that cannot be used. The message states what was wrong, which value, and what would be right.
@@ -17,8 +20,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if near:
         return UserError(f"unknown {kind} {name!r}; did you mean {near[0]!r}?")
-    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    return UserError(f"unknown {kind} {name!r}; known are: {shown}")
+    if len(names) > _MOST_SHOWN:
+        return UserError(f"unknown {kind} {name!r}; none of {len(names):,} names is near it")
+    return UserError(f"unknown {kind} {name!r}; known are: {', '.join(names)}")
 
 
 def first_line(error: BaseException) -> str:

@@ -139,6 +139,32 @@ def test_a_description_that_does_not_fit_its_onnx_file(exported, images, tmp_pat
     assert (code, message in err.splitlines()[-1]) == (2, True), err
 
 
+def test_names_of_files_that_are_not_utf8_are_written(exported, images, tmp_path, capsys):
+    import pyarrow.parquet as pq
+
+    odd = tmp_path / os.fsdecode(b"\xff\xfe.png")
+    shutil.copy(images / "00.png", odd)
+    assert run(capsys, "predict", exported / "tensor", odd, "--embedding", tmp_path / "e.npy")[0] == 0
+    assert (tmp_path / "e.txt").read_bytes() == os.fsencode(odd) + b"\n"
+    assert run(capsys, "predict", exported / "tensor", odd, "--embedding", tmp_path / "e.parquet")[0] == 0
+    assert pq.read_table(tmp_path / "e.parquet")["file"].to_pylist()[0].endswith("\\xff\\xfe.png")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--embedding", "absent/e.npy"], "there is no folder 'absent'"),
+        (["--threads", 100_000], "it must be at most 1024"),
+        (["--accelerator", "gpu"], "torch finds none here"),
+    ],
+)
+def test_what_predict_cannot_do_is_refused(teacher_run, images, capsys, flags, message):
+    if flags[-1] == "gpu" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    code, _, err = run(capsys, "predict", teacher_run, images / "00.png", *flags)
+    assert (code, message in err) == (2, True), err
+
+
 def test_a_pipe_is_not_waited_for(exported, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.png")
     code, _, err = run(capsys, "predict", exported / "tensor", tmp_path / "pipe.png")

@@ -106,6 +106,8 @@ def test_a_run_in_a_folder_named_like_a_model_is_not_that_model(tmp_path):
         (["--sweep", "seed=1,2"], "this cannot be swept"),
         (["--sweep", "optim.lr=-1,2"], "optim.lr is -1"),
         (["--shard", "3/2"], "i/n with i from 1 to n"),
+        (["--methods", "kd{temperature=2},kd{temperature=2.0}"], "have the same settings"),
+        (["--methods", "none,kd", "--sweep", "options.kd.temperature=1,1.0"], "the value 1 is given twice"),
         (["--jobs", "0"], "--jobs is 0"),
         (["--teachers", "nothing", "--methods", "kd"], "unknown model 'nothing'"),
         (["--students", "nothing"], "unknown model 'nothing'"),

@@ -61,6 +61,8 @@ def read_class_names(folder: str | Path) -> tuple[str, ...] | None:
     """Read the class names of a finished run, in the order of its logits; None where it has none. Raises UserError."""
     stored = read_stored(folder).get("label_names")
     names = validated(list[str] | None, stored, f"{str(Path(folder) / CONFIG_FILE)!r} is damaged: label_names: ")
+    if twice := next((name for name in names or () if (names or []).count(name) > 1), None):
+        raise UserError(f"{str(Path(folder) / CONFIG_FILE)!r} is damaged: it names the class {twice!r} twice")
     return None if names is None else tuple(names)
 
 

@@ -121,6 +121,11 @@ def _load(
     if path.is_dir():
         check_args(args, size, path)
         check_export(path)
+        if names and args.num_classes and not new_head and len(names) != args.num_classes:
+            raise UserError(
+                f"{str(path / CONFIG_FILE)!r} is damaged: it names {len(names)} classes, and the network has "
+                f"{args.num_classes}"
+            )
         path = weights_path(path)
     heads: tuple[str, ...] = ()
     if new_head and args.num_classes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from crossdistill.commands._parser import Parser, check_positive
 from crossdistill.commands._show import consoles
+from crossdistill.config.validation import MOST_THREADS
 from crossdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,8 +24,13 @@ def run(argv: Sequence[str]) -> int:
     """Predict. Returns 0, or 3 where files were skipped."""
     made = _parser().read(argv)
     check_positive(made, ("top_k", "batch_size", "workers", "threads"))
+    for name in ("workers", "threads"):
+        if made[name] is not None and made[name] > MOST_THREADS:
+            raise UserError(f"--{name} is {made[name]}; it must be at most {MOST_THREADS}")
+    from crossdistill.export.embedding_file import check_target
     from crossdistill.export.predict import Predictions, found_files, predict
 
+    target = None if made.embedding is None else check_target(Path(made.embedding))
     _, progress = consoles()
     files = found_files(made.images, progress)
     model = _load(made)
@@ -34,7 +40,6 @@ def run(argv: Sequence[str]) -> int:
             f"{made.model!r} has no classifier, so there are no classes to print: write its embeddings with "
             "--embedding FILE.npy, or train a classifier (crossdistill fit --model.new-head true)"
         )
-    target = None if made.embedding is None else Path(made.embedding)
     try:
         with Predictions(made.format, names, made.top_k, target, sys.stdout) as written:
             skipped = predict(model, files, made.batch_size, made.workers, written.add, progress)
@@ -99,4 +104,4 @@ def _load(made: Any) -> "Model":
         )
     from crossdistill.export.load import load_exported
 
-    return load_exported(made.model, made.threads, gpu=made.accelerator != "cpu", trust_code=made.trust_code)
+    return load_exported(made.model, made.threads, accelerator=made.accelerator, trust_code=made.trust_code)

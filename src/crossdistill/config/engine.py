@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from crossdistill.config.validation import OptionalPositiveInt, PositiveInt, Text, settings
+from crossdistill.config.validation import OptionalThreads, PositiveInt, Text, settings
 from crossdistill.errors import UserError
 
 
@@ -32,7 +32,7 @@ class EngineConfig:
     """Batches per optimiser step."""
     sync_batchnorm: bool = False
     """Compute the student's batch norms over all devices (GPUs only). The methods' own statistics always are."""
-    threads: OptionalPositiveInt = None
+    threads: OptionalThreads = None
     """Threads of torch on the CPU; null leaves torch's choice."""
     log_every: PositiveInt = 20
     """Steps between two log rows."""

@@ -23,6 +23,10 @@ OptionalPositiveInt = Annotated[int | None, Field(strict=True, ge=1)]
 OptionalAtLeastTwo = Annotated[int | None, Field(strict=True, ge=2)]
 OptionalNonNegativeInt = Annotated[int | None, Field(strict=True, ge=0)]
 
+MOST_THREADS = 1024
+"""More threads than any machine has are taken for a mistake: the libraries would start them all."""
+OptionalThreads = Annotated[int | None, Field(strict=True, ge=1, le=MOST_THREADS)]
+
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
@@ -98,7 +102,8 @@ def _plain(error: ValidationError, kind: Any, noun: str) -> str:
     if cause is not None:
         return str(cause)
     # A union reports one error for each of its types, with the type as the last part of the location.
-    same = [other for other in errors if other["input"] is first["input"]]
+    alike = [other for other in errors if other["input"] is first["input"] and other["loc"][:-1] == first["loc"][:-1]]
+    same = [first] if _is_field(kind, first["loc"]) else alike
     location = first["loc"][:-1] if len(same) > 1 else first["loc"]
     name = ".".join(str(part) for part in location)
     if first["type"] == "unexpected_keyword_argument":
@@ -111,6 +116,20 @@ def _plain(error: ValidationError, kind: Any, noun: str) -> str:
         return f"{name} is {first['input']!r}; it has too many values"
     expected = [_EXPECTED.get(one["type"]) or one["msg"].removeprefix("Input should be ") for one in same]
     return f"{name or 'it'} is {first['input']!r}; it must be {' or '.join(dict.fromkeys(expected))}"
+
+
+def _is_field(kind: Any, location: tuple[int | str, ...]) -> bool:
+    """Return whether the place of an error is a field of nested dataclasses."""
+    for name in location:
+        found = [field for field in dataclasses.fields(kind) if field.name == name] if _is_settings(kind) else []
+        if not found:
+            return False
+        kind = found[0].type
+    return True
+
+
+def _is_settings(kind: Any) -> bool:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def _unknown_name(location: tuple[int | str, ...], kind: Any, noun: str) -> str:

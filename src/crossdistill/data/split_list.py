@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from crossdistill.config.validation import first_problem
 from crossdistill.data.class_names import canonical_name
 from crossdistill.data.datasets import Images, Part, Source, base_of
 from crossdistill.data.folder import ROLES, Files
@@ -111,7 +112,9 @@ def read_split_list(folder: str | Path) -> SplitList | None:
     try:
         stored = parse_json(read_plain(path))
         listed: SplitList = TypeAdapter(SplitList).validate_python(stored)
-    except (OSError, ValueError, ValidationError) as error:
+    except ValidationError as error:
+        raise UserError(f"{str(path)!r} is damaged: {first_problem(error)}") from error
+    except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} is damaged: {first_line(error)}") from error
     return listed
 

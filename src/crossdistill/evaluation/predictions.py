@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
+_MOST = 2**31
+"""No data set has so many classes."""
 PREDICTIONS_NAME = "predictions.npz"
 
 
@@ -67,7 +69,7 @@ def read_predictions(folder: Path, images: int) -> Predictions | None:
         with open_plain(path) as file, np.load(file, allow_pickle=False) as stored:
             found = Predictions(stored["targets"], stored["classes"], stored["confidence"])
         for labels in (found.targets, found.classes):
-            if labels.shape != (images,) or labels.dtype != np.int64 or labels.min() < 0:
+            if labels.shape != (images,) or labels.dtype != np.int64 or not 0 <= labels.min() <= labels.max() < _MOST:
                 raise ValueError(f"it does not hold {images} class numbers")
         if found.confidence.shape != (images,) or not np.isfinite(found.confidence).all():
             raise ValueError("it does not hold a probability for each image")

@@ -11,6 +11,15 @@ import numpy as np
 from crossdistill.errors import UserError
 
 
+def check_target(path: Path) -> Path:
+    """Return the file that embeddings are written into. Raises UserError for one that cannot be made."""
+    if path.suffix not in (".npy", ".parquet"):
+        raise UserError(f"--embedding {str(path)!r}: give a name that ends in .npy or .parquet")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--embedding {str(path)!r}: there is no folder {str(path.parent)!r}")
+    return path
+
+
 class EmbeddingFile:
     """A .npy file (N, D) float32, with the files' names beside it in .txt; or .parquet with columns file, embedding.
 
@@ -18,9 +27,7 @@ class EmbeddingFile:
     """
 
     def __init__(self, path: Path) -> None:
-        if path.suffix not in (".npy", ".parquet"):
-            raise UserError(f"--embedding {str(path)!r}: give a name that ends in .npy or .parquet")
-        self.path = path
+        self.path = check_target(path)
         self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         self._partial_names = path.with_name(f"{path.stem}.txt.{os.getpid()}.partial")
         self._count = self._width = 0
@@ -31,7 +38,11 @@ class EmbeddingFile:
             except ImportError as error:
                 raise UserError("a .parquet file needs pyarrow: pip install 'crossdistill[parquet]'") from error
         self._file = self._partial.open("wb")
-        self._names = None if path.suffix == ".parquet" else self._partial_names.open("w", encoding="utf-8")
+        self._names = (
+            None
+            if path.suffix == ".parquet"
+            else self._partial_names.open("w", encoding="utf-8", errors="surrogateescape")
+        )
 
     def add(self, files: Sequence[str], embeddings: Any) -> None:
         """Write the embeddings (B, D) of a batch."""
@@ -48,7 +59,9 @@ class EmbeddingFile:
         import pyarrow.parquet as pq
 
         rows = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-        table = pa.table({"file": list(files), "embedding": rows})
+        # Names of files are bytes, and need not be UTF-8, which parquet requires.
+        names = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in files]
+        table = pa.table({"file": names, "embedding": rows})
         self._writer = self._writer or pq.ParquetWriter(self._file, table.schema)
         self._writer.write_table(table)
 

@@ -104,9 +104,8 @@ def predict(
                 names = [file for file, _ in read]
                 logits, embeddings = model.run([result for _, result in read])
                 if not np.isfinite(embeddings if logits is None else logits).all():
-                    raise UserError(
-                        f"the model's output for {names[0]!r} or the {len(names) - 1} after it is not finite"
-                    )
+                    others = f", or for one of the {len(names) - 1} images after it," if len(names) > 1 else ""
+                    raise UserError(f"the model's output for {names[0]!r}{others} is not finite")
                 add(names, logits, embeddings)
             progress.advance(len(chunk))
             if progress.due:

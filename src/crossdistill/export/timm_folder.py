@@ -5,8 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.models._hub import save_config_for_hf
 
 from crossdistill.backbones import Backbone
@@ -14,7 +13,8 @@ from crossdistill.backbones.args import CONFIG_FILE, WEIGHTS_FILE, weights_diges
 from crossdistill.config import AugmentConfig
 from crossdistill.data.picture import RULES
 from crossdistill.data.transforms import preprocessing
-from crossdistill.errors import UserError, first_line
+from crossdistill.errors import UserError
+from crossdistill.files import write_whole
 
 
 def save_student(
@@ -33,9 +33,10 @@ def save_student(
     """
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in backbone.model.state_dict().items()}
     try:
-        save_file(tensors, folder / weights_file, metadata={"format": "pt"})
-    except SafetensorError as error:  # a full disk, among others
-        raise UserError(f"cannot write {str(folder / weights_file)!r}: {first_line(error)}") from error
+        # Written by us, since safetensors makes files that only their owner can read.
+        write_whole(folder / weights_file, save(tensors, metadata={"format": "pt"}))
+    except OSError as error:
+        raise UserError(f"cannot write {str(folder / weights_file)!r}: {error.strerror or error}") from error
     spec, path = backbone.spec, folder / CONFIG_FILE
     look = look or preprocessing(AugmentConfig(), spec, backbone.img_size)
     about = {

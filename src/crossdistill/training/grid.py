@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from crossdistill.config import RunConfig
-from crossdistill.config.files import with_changes
+from crossdistill.config.files import to_dict, with_changes
 from crossdistill.config.teacher import teacher_config
 from crossdistill.errors import UserError
 from crossdistill.files import shortest_endings
 from crossdistill.methods import MethodChoice, choose_method, options_for, options_key
+from crossdistill.training.checkpoints import run_identity
 
 _OWN_FLAGS = ("student", "teacher", "teacher_checkpoint", "method", "seed", "data", "out", "role")
 
@@ -65,6 +66,8 @@ class Sweep:
             raise UserError(f"--sweep {self.name}: this cannot be swept; give several students, teachers or methods")
         if not self.values:
             raise UserError(f"--sweep {self.name}: give at least one value, as {self.name}=0.1,0.3")
+        if twice := next((value for value in self.values if self.values.count(value) > 1), None):
+            raise UserError(f"--sweep {self.name}: the value {twice!r} is given twice")
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,19 @@ def make_cells(config: RunConfig, axes: Axes) -> list[Cell]:
     folders = [cell.folder for cell in cells.values()]
     if twice := next((name for name in folders if folders.count(name) > 1), None):
         raise UserError(f"two runs would have the folder {twice!r}; give their models or values other names")
+    _check_different(cells.values())
     return list(cells.values())
+
+
+def _check_different(cells: Iterable[Cell]) -> None:
+    """Raise UserError for two runs with equal settings, as kd{temperature=2} and kd{temperature=2.0}."""
+    known: dict[str, Cell] = {}
+    for cell in cells:
+        same = known.setdefault(run_identity(to_dict(cell.config), {}), cell)
+        if same is not cell:
+            raise UserError(
+                f"the runs {same.folder!r} and {cell.folder!r} have the same settings; leave one of them out"
+            )
 
 
 def _check_sweep(axes: Axes) -> None:

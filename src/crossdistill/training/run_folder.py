@@ -71,6 +71,8 @@ def _existing(folder: Path) -> Path:
 def read_config(folder: Path) -> RunConfig:
     """Read the settings of a run, without its trust in code. Raises UserError where they are missing or damaged."""
     path = folder / CONFIG_NAME
+    if not path.exists():
+        raise UserError(f"{str(folder)!r} is not a run: {CONFIG_NAME} is missing")
     return replace(complete_from_dict(read_yaml(path), f"in {str(path)!r}: "), trust_code=False)
 
 

@@ -10,12 +10,14 @@ import torch
 from rich.console import Console
 
 from crossdistill.backbones import Backbone, create_backbone, load_backbone
+from crossdistill.backbones.args import read_stored
 from crossdistill.backbones.build import classes_of_weights
 from crossdistill.config import AugmentConfig, LoaderConfig, RunConfig
 from crossdistill.data import ImageData, Images, load_data
 from crossdistill.data.classes import has_classes_of, match_classes
 from crossdistill.data.datasets import Part
 from crossdistill.data.loaders import evaluation_loader
+from crossdistill.data.preprocessing import read_preprocessing
 from crossdistill.data.trained import TrainedOn, read_trained
 from crossdistill.data.transforms import eval_transform
 from crossdistill.errors import UserError, unknown
@@ -50,6 +52,8 @@ def score(
     the area under the ROC curve, percent, by which the largest logit tells them from the scored ones. Raises UserError.
     """
     _check_split(split, probes)
+    if ood is not None and Path(ood).resolve() == Path(config.data).resolve():
+        raise UserError(f"--ood {ood!r} is the data itself; give images of no class of the model")
     set_threads(config.engine)
     if Path(model).is_dir():
         backbone, data, augment, other = _load_run(model, config, probes)
@@ -157,6 +161,8 @@ def _load_run(
 ) -> tuple[Backbone, ImageData, AugmentConfig, TrainedOn | None]:
     """Return the model of a run, the data, how images are fitted, and for other data what the run has trained on."""
     backbone = load_backbone(model, trust_code=config.trust_code)
+    # What `predict` and others would use: a run that they refuse is not scored as if it were whole.
+    read_preprocessing(read_stored(model), f"{model!r}: its preprocessing cannot be read: ")
     data, other = data_of_run(model, config, backbone.spec.in_chans)
     if not probes:
         match_classes(backbone, model, data)
