@@ -164,7 +164,7 @@ def test_a_signal_reaches_all_processes_and_the_command_goes_on(capsys, tmp_path
     while not all(path.exists() for path in checkpoints) and time.monotonic() < deadline:
         time.sleep(0.1)
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=120)
     assert running.returncode == 130, err
     assert not list(out.glob("*/metrics.json"))
     assert err.count("interrupted by SIGINT; continue by the same command") == 3
@@ -236,7 +236,13 @@ def test_jobs_of_a_cluster_that_are_interrupted_or_die(tmp_path, teacher_folder)
     def start():
         command = [sys.executable, "-m", "crossdistill", *map(str, words)]
         running = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            # A shell ignores this signal for what it starts in the background, and so would the command.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         before = time.time()
         checkpoint = out / "none-s0" / "checkpoints" / "last.ckpt"
@@ -246,7 +252,7 @@ def test_jobs_of_a_cluster_that_are_interrupted_or_die(tmp_path, teacher_folder)
 
     running = start()
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=120)
     assert (running.returncode, "save their checkpoints and end" in err) == (130, True), err
     deadline = time.monotonic() + 60
     while others(str(out)) and time.monotonic() < deadline:
@@ -254,7 +260,7 @@ def test_jobs_of_a_cluster_that_are_interrupted_or_die(tmp_path, teacher_folder)
     assert not others(str(out))
     running = start()
     kill_all(str(out), but=running.pid)
-    shown, err = running.communicate(timeout=60)
+    shown, err = running.communicate(timeout=120)
     assert (running.returncode, "1 runs are not finished" in shown) == (1, True), (shown, err)
     assert re.search(r"job \d+ failed", err), err
 
