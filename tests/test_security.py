@@ -109,8 +109,6 @@ def test_a_run_can_be_read_by_others(finished):
         ("test_vit", {"pretrained": True}),
         ("test_vit", {"new_head": True}),
         ("torchvision:resnet18", {"weights": "DEFAULT"}),
-        ("hf:somewhere", {"weights_only": False}),
-        ("hf:somewhere", {"attn_implementation": "someone/kernels"}),
     ],
 )
 def test_a_file_decides_the_arguments_of_a_constructor_alone(finished, tmp_path, name, arguments):

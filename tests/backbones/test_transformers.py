@@ -126,6 +126,15 @@ def test_what_cannot_be_used_is_refused_in_plain_words(tmp_path):
         create_backbone(f"hf:{tmp_path / 'none'}", 0)
 
 
+def test_arguments_are_settings_of_the_config(tmp_path):
+    save(tmp_path, "vit")
+    for arguments in ({"weights_only": False}, {"attn_implementation": "someone/kernels"}, {"use_safetensors": False}):
+        with pytest.raises(UserError, match="is not a setting of its config"):
+            create_backbone(f"hf:{tmp_path}", 0, **arguments)
+    made = create_backbone(f"hf:{tmp_path}", 0, attn_implementation="eager", layer_norm_eps=1e-3)
+    assert made.model.body.config.layer_norm_eps == 1e-3
+
+
 def test_code_in_a_folder_is_not_run(tmp_path):
     save(tmp_path, "vit")
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")

@@ -20,8 +20,6 @@ _RESERVED = (
     *("scriptable", "exportable", "no_jit"),
 )
 """Arguments of `create_backbone`, and those by which timm and torchvision find weights."""
-_ATTENTION = {"attn_implementation": ("eager", "sdpa", "flash_attention_2")}
-"""Arguments of transformers models that a file may state; others load weights or code in other ways."""
 
 
 @settings
@@ -49,12 +47,8 @@ def read_args(folder: str | Path) -> BackboneArgs:
 
 def _check_stored(args: BackboneArgs, owner: str) -> None:
     """Raise UserError for arguments that a stranger's file must not decide: they are not those of a constructor."""
-    if args.name.startswith("hf:"):
-        wrong = [name for name, value in args.model_args.items() if value not in _ATTENTION.get(name, ())]
-    else:
-        wrong = [name for name in args.model_args if name in _RESERVED]
-    if wrong:
-        raise UserError(f"{owner}model_args: {wrong[0]!r} is not an argument that a network is built with")
+    if wrong := next((name for name in args.model_args if name in _RESERVED), None):
+        raise UserError(f"{owner}model_args: {wrong!r} is not an argument that a network is built with")
 
 
 def read_class_names(folder: str | Path) -> tuple[str, ...] | None:

@@ -49,14 +49,13 @@ def _whole_numbers(value: object) -> Iterator[int]:
 
 
 def _numbers(args: BackboneArgs, most: int) -> int:
-    """Count the numbers of a network's weights; those made until then where they need more than `most` bytes."""
-    made: dict[str, int] = {"numbers": 0, "bytes": 0}
+    """Count the numbers of a network's weights; where they need more than `most` bytes, the bytes needed until then."""
+    made = 0
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        numbers = 0 if parameter is None else parameter.numel()
-        made["numbers"] += numbers
-        made["bytes"] += numbers + _HEADER_BYTES
-        if made["bytes"] > most:
+        nonlocal made
+        made += _HEADER_BYTES + (0 if parameter is None else parameter.numel())
+        if made > most:
             raise UserError("too many weights")
 
     hook = register_module_parameter_registration_hook(count)
@@ -64,9 +63,9 @@ def _numbers(args: BackboneArgs, most: int) -> int:
         with torch.device("meta"):
             model, _ = build_network(args, pretrained=False)
     except Exception:  # what was made until then decides, whatever the constructor raises
-        if made["bytes"] <= most:
+        if made <= most:
             raise
-        return max(made.values())
+        return made
     finally:
         hook.remove()
     tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}

@@ -17,6 +17,8 @@ from crossdistill.image_size import ImageSize, image_size
 
 PREFIX = "hf:"
 _HEADED = "ForImageClassification"
+_ATTENTION = ("eager", "sdpa", "flash_attention_2")
+"""Attention that is part of transformers; other names are fetched from the hub as code."""
 _TOWERS = ("vision_model", "vision_tower")
 """Where models of images and text keep the part that reads images."""
 
@@ -120,9 +122,14 @@ def read_look(config: Any, processor: dict[str, Any]) -> dict[str, Any]:
 def load_body(name: str, config: Any, model_args: dict[str, Any]) -> tuple[nn.Module, bool]:
     """Load the network that reads images, and whether it has a pooler. Raises UserError for weights that are missing.
 
-    transformers itself would draw missing weights at random.
+    transformers itself would draw missing weights at random. `model_args` are settings of the config: other arguments
+    of `from_pretrained` load weights or code in other ways, and the file of a run may state them.
     """
     library = _library()
+    known = config.to_dict()
+    for key, value in model_args.items():
+        if key not in known and not (key == "attn_implementation" and value in _ATTENTION):
+            raise UserError(f"model {name!r}: {key!r} = {value!r} is not a setting of its config")
     kind = library.AutoModelForImageClassification if is_headed(config) else library.AutoModel
     with _quiet(name):
         model, report = kind.from_pretrained(
