@@ -1,21 +1,23 @@
 """Where in an image a network finds its class: how much covering a part lowers the probability.
 
-Occlusion (Zeiler and Fergus, arXiv 1311.2901) reads only the output, so it works for every architecture. Methods of
-gradients need the layer to look at and the layout of its tokens, which differ from model to model.
+Occlusion (Zeiler and Fergus, arXiv 1311.2901), by captum. It reads only the output, so it works for every
+architecture. Methods of gradients need the layer to look at and the layout of its tokens, which differ from model to
+model.
 """
 
 from collections.abc import Callable
+from math import ceil
 
-import torch
+from captum.attr import Occlusion
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from crossdistill.types import BackboneOutput
 
 _AT_ONCE = 32
 
 
-@torch.inference_mode()
 def class_evidence(
     model: Callable[[Tensor], BackboneOutput], image: Float[Tensor, "channels height width"], number: int, grid: int = 8
 ) -> Float[Tensor, "grid grid"]:
@@ -23,17 +25,14 @@ def class_evidence(
 
     A cell is covered by 0, the mean colour of a normalised image. `model` is in eval mode.
     """
-    height, width = image.shape[1:]
-    rows = torch.linspace(0, height, grid + 1).round().long().tolist()
-    columns = torch.linspace(0, width, grid + 1).round().long().tolist()
-    covered = image.repeat(grid * grid, 1, 1, 1)
-    for place in range(grid * grid):
-        row, column = divmod(place, grid)
-        covered[place, :, rows[row] : rows[row + 1], columns[column] : columns[column + 1]] = 0
-    whole = _probability(model, image[None], number)
-    parts = torch.cat([_probability(model, batch, number) for batch in covered.split(_AT_ONCE)])
-    return (whole - parts).view(grid, grid).cpu()
 
+    def probabilities(images: Tensor) -> Tensor:
+        return model(images).require_logits().float().softmax(dim=1)
 
-def _probability(model: Callable[[Tensor], BackboneOutput], images: Tensor, number: int) -> Tensor:
-    return model(images).require_logits().float().softmax(dim=1)[:, number]
+    channels, height, width = image.shape
+    cell = ceil(height / grid), ceil(width / grid)
+    found: Tensor = Occlusion(probabilities).attribute(
+        image[None], sliding_window_shapes=(channels, *cell), strides=(channels, *cell), target=number,
+        perturbations_per_eval=_AT_ONCE,
+    )  # fmt: skip
+    return adaptive_avg_pool2d(found.mean(dim=1), grid)[0].cpu()
