@@ -77,6 +77,23 @@ def test_a_model_that_is_larger_than_its_weights_takes_no_memory(finished, capsy
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "hf-hub:stranger/model"},
+        {"name": "local-dir:/etc"},
+        {"name": "crossdistill_small_stem", "model_args": {"base": "hf-hub:stranger/model", "strided": ["conv1"]}},
+    ],
+)
+def test_the_file_of_a_run_sends_nobody_to_another_place(finished, capsys, tmp_path, changes):
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({**stored, "crossdistill": {**stored["crossdistill"], **changes}}))
+    code, _, err = run(capsys, "eval", tmp_path / "run", "--trust-code", "true")
+    assert (code, "a folder or a repository that would be read" in err) == (2, True), err
+
+
+@pytest.mark.parametrize(
     ("names", "message"),
     [
         (["a", "b", "c"], "names 3 classes, and the network has 10"),

@@ -4,6 +4,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+from crossdistill.config.code import is_source
+from crossdistill.config.model import DECIDED_BY_SETTINGS
 from crossdistill.config.validation import NonNegativeInt, PositiveInt, settings, validated
 from crossdistill.errors import UserError, first_line
 from crossdistill.files import file_digest, parse_json, read_plain
@@ -14,9 +16,8 @@ WEIGHTS_FILE = "student.safetensors"
 HUB_WEIGHTS_FILE = "model.safetensors"
 """Name of the weights in a folder that is exported for timm, which expects this one in a repository of a hub."""
 _RESERVED = (
-    *("name", "num_classes", "img_size", "in_chans", "small_images", "stages", "new_head"),
-    *("pretrained", "checkpoint", "checkpoint_key", "checkpoint_path", "cache_dir", "pretrained_cfg"),
-    *("pretrained_cfg_overlay", "pretrained_strict", "weights", "weights_backbone"),
+    *DECIDED_BY_SETTINGS,
+    *("cache_dir", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "weights", "weights_backbone"),
     *("scriptable", "exportable", "no_jit"),
 )
 """Arguments of `create_backbone`, and those by which timm and torchvision find weights."""
@@ -47,6 +48,10 @@ def read_args(folder: str | Path) -> BackboneArgs:
 
 def _check_stored(args: BackboneArgs, owner: str) -> None:
     """Raise UserError for arguments that a stranger's file must not decide: they are not those of a constructor."""
+    if place := next((name for name in (args.name, args.model_args.get("base")) if is_source(str(name))), None):
+        raise UserError(
+            f"{owner}it names {place!r}, a folder or a repository that would be read; a run states the architecture"
+        )
     if wrong := next((name for name in args.model_args if name in _RESERVED), None):
         raise UserError(f"{owner}model_args: {wrong!r} is not an argument that a network is built with")
 

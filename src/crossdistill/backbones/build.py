@@ -24,6 +24,7 @@ from crossdistill.backbones.checkpoint import load_weights
 from crossdistill.backbones.classifier import classifier_names, pretrained_classes, stored_classes
 from crossdistill.backbones.hooked_backbone import HookedBackbone
 from crossdistill.backbones.networks import OTHER_SIZE, build_network
+from crossdistill.backbones.sources import plain_args
 from crossdistill.backbones.stored import check_args, check_size
 from crossdistill.backbones.timm_backbone import TimmBackbone
 from crossdistill.backbones.transformers_backbone import TransformersBackbone
@@ -35,7 +36,7 @@ from crossdistill.backbones.transformers_network import (
     transformers_classes,
     transformers_size,
 )
-from crossdistill.config.code import check_named_code, is_code
+from crossdistill.config.code import check_named_code, is_code, is_source
 from crossdistill.config.validation import validated
 from crossdistill.errors import UserError, first_line, unknown
 from crossdistill.image_size import ImageSize, image_size
@@ -81,6 +82,7 @@ def create_backbone(
     args: BackboneArgs = validated(BackboneArgs, given, "create_backbone: ")
     stored = is_transformers(name)
     model, size = build_transformers(args) if stored else build_network(args, pretrained)
+    args = plain_args(args)
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") if pretrained or stored else None
     part = note = ""
     if checkpoint is not None:
@@ -189,7 +191,7 @@ def outline(name: str, num_classes: int, img_size: ImageSize | str | None = None
 
 def own_img_size(name: str) -> ImageSize:
     """Return the input size that a model is built for by default. Raises UserError for an unknown name."""
-    if name.startswith(("hf-hub:", "local-dir:")):
+    if is_source(name):
         return create_backbone(name, 1).img_size
     if is_transformers(name):
         return transformers_size(name)

@@ -13,6 +13,7 @@ from crossdistill.backbones._probe import record_probe
 from crossdistill.backbones.args import weights_path
 from crossdistill.backbones.checkpoint import stored_weights
 from crossdistill.backbones.structure import is_classifier
+from crossdistill.config.code import is_source
 from crossdistill.errors import UserError
 from crossdistill.image_size import ImageSize
 
@@ -42,7 +43,7 @@ def pretrained_classes(name: str) -> int | None:
     """Return the classes of a model's pretrained weights, 0 for a headless one; None where they are not known."""
     if name.startswith("torchvision:"):
         return _TORCHVISION_CLASSES
-    if name.startswith(("hf-hub:", "local-dir:")):
+    if is_source(name):
         with torch.device("meta"):
             return int(timm.create_model(name).num_classes)
     cfg: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None

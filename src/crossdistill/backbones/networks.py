@@ -14,7 +14,8 @@ from torch import nn
 from crossdistill.backbones.args import BackboneArgs
 from crossdistill.backbones.classifier import classifier_names
 from crossdistill.backbones.small_stem import SMALL_STEM, remove_strides, strided_modules
-from crossdistill.config.code import is_code
+from crossdistill.backbones.sources import plain_args
+from crossdistill.config.code import is_code, is_source
 from crossdistill.errors import UserError, first_line, kind_and_line, unknown
 from crossdistill.image_size import ImageSize, image_size, sides_of
 
@@ -37,7 +38,7 @@ def build_network(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, Imag
 def build_timm(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, ImageSize]:
     """Build a timm model, and return it with the size of its input. Raises UserError."""
     name, img_size, model_args = args.name, args.img_size, args.model_args
-    if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
+    if not is_source(name) and not timm.is_model(name):
         raise unknown("model", name, timm.list_models())
     wanted = dict(num_classes=args.num_classes, in_chans=args.in_chans, **model_args)
     if not args.small_images:
@@ -67,6 +68,8 @@ def build_timm(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, ImageSi
     if names:
         stem = {"base": name, "strided": names}
         model = _create(SMALL_STEM, {**wanted, **stem}, {"img_size": img_size}, pretrained)
+        plain = plain_args(args)
+        model._model_args.update({**plain.model_args, "base": plain.name})
     return model, size
 
 

@@ -1,12 +1,19 @@
-"""Names of the user's own code, and whether a file may name it."""
+"""What kind of name a model has, and whether a file may name the user's own code."""
 
 from collections.abc import Collection, Iterable
 
 from crossdistill.config.run import RunConfig
 from crossdistill.errors import UserError
 
-_NOT_CODE = ("torchvision:", "hf-hub:", "local-dir:", "hf:")
+_SOURCES = ("hf-hub:", "local-dir:")
+"""Prefixes of names that say where timm finds a model's config and weights."""
+_NOT_CODE = (*_SOURCES, "torchvision:", "hf:")
 """Prefixes of names that are looked up in a library."""
+
+
+def is_source(name: str) -> bool:
+    """Return whether a name says where a timm model is, and not which architecture it has."""
+    return name.startswith(_SOURCES)
 
 
 def is_code(name: str) -> bool:

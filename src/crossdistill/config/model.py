@@ -20,12 +20,13 @@ def _sizes(value: int | str | list[int | str | None] | None) -> int | str | list
 
 def _arguments(value: dict[str, Any]) -> dict[str, Any]:
     for name in value:
-        if name in _SETTINGS:
-            raise UserError(f"student_args and teacher_args: {name!r} is not for the constructor; {_SETTINGS[name]}")
+        if name in DECIDED_BY_SETTINGS:
+            decided = DECIDED_BY_SETTINGS[name]
+            raise UserError(f"student_args and teacher_args: {name!r} is not for the constructor; {decided}")
     return value
 
 
-_SETTINGS = {
+DECIDED_BY_SETTINGS = {
     "name": "give --student or --teacher",
     "num_classes": "the data decides it (for a teacher: model.teacher_classes)",
     "in_chans": "the data decides it (or loader.in_chans)",

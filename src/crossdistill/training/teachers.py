@@ -10,7 +10,8 @@ from rich.console import Console
 from crossdistill.backbones import Backbone, create_backbone, load_backbone
 from crossdistill.backbones.args import read_args
 from crossdistill.backbones.build import classes_of_weights
-from crossdistill.backbones.transformers_network import absolute_name, is_transformers
+from crossdistill.backbones.sources import plain_name
+from crossdistill.backbones.transformers_network import is_transformers
 from crossdistill.config import ModelConfig, RunConfig
 from crossdistill.data import ImageData
 from crossdistill.data.class_names import name_difference
@@ -106,7 +107,7 @@ def _load_teacher(
     ):
         if given is not None and given != stored:
             raise UserError(f"model.{field} is {given!r}, but the run {run!r} has {stored!r}; leave it out")
-    if name is not None and absolute_name(name) != teacher.spec.name:
+    if name is not None and plain_name(name) != teacher.spec.name:
         raise UserError(f"{run!r} holds a {teacher.spec.name!r}, but --teacher is {name!r}")
     return teacher
 
