@@ -54,48 +54,47 @@ def segment(
     UserError for masks that cannot be read, and for fewer than two classes.
     """
     backbone.to(device).eval()
-    fitted: list[Embedded] = []
-    held_out: list[Embedded] = []
-    for index in Tracked(range(len(train)), console, "cells of the training images"):
-        features = _map(backbone, train, index, transform, stage, device)
-        cells = _cells(features, train.mask(index))
-        (held_out if index % _HELD_OUT == _HELD_OUT - 1 else fitted).append(cells)
-    if not fitted or not held_out:
-        raise UserError(f"a segmentation is fitted on at least {_HELD_OUT} images; there are {len(train)}")
-    known, probe = _fitted(_thinned(fitted), _thinned(held_out))
+
+    def read(images: MaskedImages, index: int) -> tuple[Tensor, NDArray[np.uint8]]:
+        pixels = transform(images.images.read(index))[None].to(device)
+        return backbone(pixels, stages=True).require_stages()[stage - 1][0].float(), images.mask(index)
+
+    known, probe = _fitted(*_all_cells(read, train, console))
     weight = torch.from_numpy(probe.weight).float().to(device)
     bias = torch.from_numpy(probe.bias).float().to(device)
     confusion = MulticlassConfusionMatrix(IGNORED + 1, sync_on_compute=False)
     for index in Tracked(range(len(test)), console, "segmentation of the test images"):
-        features, mask = _map(backbone, test, index, transform, stage, device), torch.from_numpy(test.mask(index))
+        features, labels = read(test, index)
+        mask = torch.from_numpy(labels)
         logits = torch.einsum("kc,chw->khw", weight, features) + bias[:, None, None]
         whole = F.interpolate(logits[None], mask.shape, mode="bilinear")[0]
         predicted = torch.from_numpy(known)[whole.argmax(dim=0).cpu()]
         used = mask != IGNORED
         confusion.update(predicted[used].long(), mask[used].long())
-    counts = confusion.compute().double()
+    miou, accuracy = _scores(confusion.compute().double())
+    return Segmentation(miou, accuracy, len(test), (features.shape[1], features.shape[2]))
+
+
+def _scores(counts: Tensor) -> tuple[float, float]:
+    """Return the mean intersection over union and the accuracy, in percent, of a confusion matrix of pixels."""
     if not counts.sum():
         raise UserError("every pixel of the test masks is ignored (255)")
     right, union = counts.diagonal(), counts.sum(dim=0) + counts.sum(dim=1) - counts.diagonal()
     present = union > 0
-    return Segmentation(
-        miou=100 * float((right[present] / union[present]).mean()),
-        pixel_accuracy=100 * float(right.sum() / counts.sum()),
-        images=len(test),
-        grid=(features.shape[1], features.shape[2]),
-    )
+    return 100 * float((right[present] / union[present]).mean()), 100 * float(right.sum() / counts.sum())
 
 
-def _map(
-    backbone: Backbone,
-    images: MaskedImages,
-    index: int,
-    transform: Callable[[Any], Tensor],
-    stage: int,
-    device: torch.device | str,
-) -> Tensor:
-    pixels = transform(images.images.read(index))[None].to(device)
-    return backbone(pixels, stages=True).require_stages()[stage - 1][0].float()
+def _all_cells(
+    read: Callable[[MaskedImages, int], tuple[Tensor, NDArray[np.uint8]]], images: MaskedImages, console: Console
+) -> tuple[Embedded, Embedded]:
+    """Return the cells of the images that a classifier is fitted on, and of those that choose its regularisation."""
+    fitted: list[Embedded] = []
+    held_out: list[Embedded] = []
+    for index in Tracked(range(len(images)), console, "cells of the training images"):
+        (held_out if index % _HELD_OUT == _HELD_OUT - 1 else fitted).append(_cells(*read(images, index)))
+    if not fitted or not held_out:
+        raise UserError(f"a segmentation is fitted on at least {_HELD_OUT} images; there are {len(images)}")
+    return _thinned(fitted), _thinned(held_out)
 
 
 def _cells(features: Tensor, mask: NDArray[np.uint8]) -> Embedded:
