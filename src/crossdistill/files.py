@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +25,8 @@ def make_folder(folder: Path) -> None:
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file (text as UTF-8) so that a reader, also after a crash, finds the old content or the new."""
-    # Several processes may write the same file.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    # Several processes may write the same file, also of machines that share a disk.
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with open(partial, "wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)

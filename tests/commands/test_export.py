@@ -183,6 +183,10 @@ def test_words_are_files_patterns_and_lines_of_stdin(exported, images, capsys, m
         "02.png",
         "00.png",
     ]
+    # A line of stdin that names nothing is skipped, as a file that cannot be read is.
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{images / 'gone.png'}\n{images / '01.png'}\n{images}/x*.png\n"))
+    code, out, err = run(capsys, "predict", model, "-", "--format", "csv", "--top-k", 1)
+    assert (code, len(out.splitlines()), err.count("is skipped")) == (3, 2, 2), err
     code, out, _ = run(capsys, "predict", model, images / "00.png", "--top-k", 1)
     assert (code, "%" in out) == (0, True)
     for words, message in (

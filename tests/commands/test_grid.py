@@ -13,8 +13,11 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 
-from crossdistill.config import RunConfig
+from crossdistill import UserError
+from crossdistill.config import EngineConfig, LoaderConfig, RunConfig
+from crossdistill.training.compare import compare
 from crossdistill.training.grid import Axes, Variant, make_cells
 from tests.commands.running import TINY, run
 
@@ -84,6 +87,8 @@ def test_teachers_in_folders_of_one_name(capsys, tmp_path, teacher_folder):
     assert code == 0
     assert [folder for folder, *_ in rows(tmp_path / "out")] == ["a_teacher--kd-s0", "b_teacher--kd-s0"]
     assert "a/teacher  kd" in shown
+    model = json.loads((teacher_folder / "metrics.json").read_text())["student"]["name"]
+    assert rows(tmp_path / "out", "teacher, teacher_model") == [("a/teacher", model), ("b/teacher", model)]
 
 
 def test_a_run_in_a_folder_named_like_a_model_is_not_that_model(tmp_path):
@@ -185,6 +190,30 @@ def test_a_comparison_by_two_processes_that_is_killed_ten_times(capsys, tmp_path
     assert run(capsys, *words, out)[0] == 0
     assert run(capsys, *words, tmp_path / "whole")[0] == 0
     assert rows(tmp_path / "whole") == rows(out)
+    # Nothing was begun again after it was finished: the log of a run is newer than its scores only while it trains.
+    for path in out.glob("*/metrics.json"):
+        logs = [file.stat().st_mtime for file in path.parent.glob("logs/*/metrics.csv")]
+        assert max(logs) <= path.stat().st_mtime
+
+
+def test_a_teacher_that_fails_is_trained_once(tmp_path):
+    config = RunConfig(
+        data="digits",
+        student="test_resnet",
+        teacher="test_vit2",
+        img_size=32,
+        epochs=1,
+        loader=LoaderConfig(max_train=64),
+        engine=EngineConfig(threads=1),
+        teacher_training={"optim.lr": 1e30, "epochs": 3},
+    )
+    axes, since = Axes([Variant("none", "none", {}), Variant("kd", "kd", {})], [0, 1]), time.time()
+    with pytest.raises(UserError, match="has become"):
+        compare(config, axes, tmp_path / "out", Console(quiet=True), since=since)
+    # Another process of the same command.
+    outcome = compare(config, axes, tmp_path / "out", Console(quiet=True), since=since)
+    assert set(outcome.failures) >= {"kd-s0", "kd-s1"}
+    assert attempts(tmp_path / "out")["teacher"] == 1
 
 
 def others(word):

@@ -84,5 +84,12 @@ def test_the_command_prints_both(tmp_path, capsys, teacher_run):
     assert [row[0] for row in table.rows] == [*CORRUPTIONS, "mean"]
     assert float(table.rows[-1][-1]) == pytest.approx(np.mean(list(found["corruptions"].values())), abs=0.01)
     assert "AUROC" in accuracy_table({"model": found}).header[-1]
+    # Two images are enough, whatever the layout of the data that the model was trained on.
+    put(noise(0, 8, 8, 1), tmp_path / "two" / "0.png")
+    put(noise(1, 8, 8, 1), tmp_path / "two" / "deep" / "1.png")
+    words = ["--ood", tmp_path / "two", "--loader.val-dir", "val", "--loader.label-column", "kind"]
+    code, shown, err = run(capsys, "eval", teacher_run, *words, "--json")
+    assert code == 0, err
+    assert 0 <= json.loads(shown)["ood"] <= 100
     code, _, err = run(capsys, "eval", teacher_run, "--ood", tmp_path / "nothing")
     assert (code, "no such folder" in err) == (2, True)

@@ -115,6 +115,9 @@ def test_gains_are_tested_over_the_same_images(tmp_path):
     # Of ten images five are gained: mean 0.5, standard deviation sqrt(5 / 18), t = 3 with 9 degrees of freedom.
     assert found.p_value == pytest.approx(0.01496, abs=1e-4)
     assert gain(runs[:1], runs[:1]).p_value == 1
+    # Other images that happen to have the same classes are not paired.
+    runs[0].environment.inputs["test images"] = "other"
+    assert gain(runs[1:], runs[:1]).p_value is None
     stored = read_predictions(tmp_path / "kd", 10)
     assert stored.right.tolist() == [True] * 9 + [False]
     assert read_predictions(tmp_path, 10) is None

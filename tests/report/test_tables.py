@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from crossdistill.report.tables import TextTable, show, text_table
+from crossdistill.report.tables import TextTable, as_csv, as_latex, as_markdown, show, text_table
 
 TABLE = TextTable(
     "Scores",
@@ -40,3 +40,12 @@ def test_names_fold_on_a_terminal_and_are_whole_in_a_pipe():
 def test_a_table_of_texts():
     text = printed(text_table(["method", "idea"], [["kd", "word " * 30]]), 80, terminal=True)
     assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_the_forms_for_papers_and_programs():
+    rows = [["a<b", "12,345", "3.1e-12"], ["1,2", "1,234,567.5", ""]]
+    table = TextTable("", ["", "params", "p"], rows, note="What p is.")
+    assert as_markdown(table).endswith("| 1,2 | 1,234,567.5 |  |\n\nWhat p is.")
+    assert as_csv(table).splitlines() == [",params,p", "a<b,12345,3.1e-12", '"1,2",1234567.5,']
+    assert r"a\textless{}b & 12,345 & 3.1e-12 \\" in as_latex(table)
+    assert as_latex(table).endswith("\n% What p is.")

@@ -7,10 +7,13 @@ import numpy as np
 from PIL import Image
 
 from crossdistill.config.validation import settings, validated
+from crossdistill.data.picture import UnreadableError
 from crossdistill.errors import UserError
 from crossdistill.image_size import image_size
 
 _FIELDS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+_MOST_PIXELS = 2**27
+"""Pixels of a resized image before its centre is cut out: 384 MiB."""
 
 
 @settings
@@ -51,7 +54,10 @@ class Preprocessing:
     def __call__(self, image: Image.Image) -> Any:
         """Return an image (mode L or RGB) as float32 (C, H, W), resized, cut and normalised."""
         image = image.convert("RGB" if self.input_size[0] == 3 else "L")
-        image = image.resize(self._new_size(image), Image.Resampling.BICUBIC)
+        new = self._new_size(image)
+        if new[0] * new[1] > _MOST_PIXELS:
+            raise UnreadableError(f"{image.width} x {image.height} px is too long: it would be {new[0]} x {new[1]}")
+        image = image.resize(new, Image.Resampling.BICUBIC)
         _, height, width = self.input_size
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
         values = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / np.float32(255)

@@ -123,6 +123,13 @@ def load_data(
     return with_unlabelled(loaded, others, config.unlabelled)
 
 
+def load_all(data: str, config: LoaderConfig, channels: Literal[1, 3]) -> list[Images]:
+    """Open all images of a data set, without labels and undivided. Raises UserError for data that cannot be read."""
+    plain = _all_images(config, channels)
+    source, _, _ = _looked_at(load_source(data, plain), plain)
+    return list(source.splits.values())
+
+
 def _all_images(config: LoaderConfig, channels: Literal[1, 3]) -> LoaderConfig:
     """Return the settings that read all images of a set, without labels."""
     plain = replace(config, labels="none", unlabelled=None, in_chans=channels, max_train=None)

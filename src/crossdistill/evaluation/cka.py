@@ -1,6 +1,7 @@
 """Centred kernel alignment: how alike two networks' features of the same images are, layer by layer."""
 
 from collections.abc import Sequence
+from math import nan
 
 import torch
 from jaxtyping import Float
@@ -52,7 +53,9 @@ class CKA:
         """Return the matrix of alignments; nan for a layer that is the same for all images. Raises ValueError."""
         if self._sums is None:
             raise ValueError("no batch was added")
-        return self._sums[:-1, :-1] / (self._sums[:-1, -1:] * self._sums[-1:, :-1]).clamp_min(0).sqrt()
+        # The estimate for a layer that hardly differs between images can be below zero.
+        first, second = (own.where(own > 0, nan) for own in (self._sums[:-1, -1:], self._sums[-1:, :-1]))
+        return self._sums[:-1, :-1] / (first * second).sqrt()
 
 
 def _gram(features: Tensor) -> Tensor:

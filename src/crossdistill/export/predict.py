@@ -43,12 +43,19 @@ class Model(Protocol):
 def found_files(named: Sequence[str], console: Console) -> list[str]:
     """Return the files that words of the command line name, in order, each once. Raises UserError where one names none.
 
-    A word is a file, a folder (all images in it, at any depth), a pattern, or "-" for words in the lines of stdin.
+    A word is a file, a folder (all images in it, at any depth), a pattern, or "-" for words in the lines of stdin. A
+    line of stdin that names nothing is kept: it is skipped like a file that cannot be read.
     """
-    words = [line for word in named for line in (sys.stdin.read().splitlines() if word == "-" else [word]) if line]
     found: dict[str, None] = {}
-    for word in words:
-        found.update(dict.fromkeys(_files_of(word, console)))
+    for word in named:
+        if word != "-":
+            found.update(dict.fromkeys(_files_of(word, console)))
+            continue
+        for line in filter(None, sys.stdin.read().splitlines()):
+            try:
+                found.update(dict.fromkeys(_files_of(line, console)))
+            except UserError:
+                found[line] = None
     if not found:
         raise UserError("no images were named: stdin is empty")
     return list(found)

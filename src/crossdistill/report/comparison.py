@@ -59,28 +59,30 @@ def short_table(groups: Sequence[Group]) -> TextTable:
         mean, spread = _mean_and_spread([run.top1 for run in group.runs])
         better = f"{gain(group.runs, plain).mean:+.2f}" if plain else ""
         extra = f"{group.runs[0].metrics['training']['training_only_parameters']:,}"
-        rows.append([group.label, mean, spread, better, reached(group.runs, plain), str(len(group.runs)), extra])
+        rows.append([group.label, mean, spread, better, reached(group.runs, plain)[0], str(len(group.runs)), extra])
     note = (
-        "± is the sample standard deviation over seeds; a gain that is smaller means little. Epochs to match "
-        "none: the fraction of the epochs after which a run has the best validation accuracy of none, same seed, mean."
+        "± is the sample standard deviation over seeds; a gain that is smaller means little. Share of epochs to match "
+        "none: that after which a run has the best validation accuracy of none, same seed, mean."
     )
-    header = ["", "mean", "spread", "gain over none", "epochs to match none", "runs", "extra params"]
+    header = ["", "mean", "spread", "gain over none", "share of epochs to match none", "runs", "extra params"]
     return TextTable("Top-1 on the test split, %", header, rows, note)
 
 
 def full_table(groups: Sequence[Group]) -> TextTable:
     """Make the table of a page, with how sure the gains are, and the costs."""
-    header = ["", "top-1, %", "±", "gain", "95%", "p", "top-5, %", "calibration error, %", "epochs to match none"]
-    header += ["minutes", "memory, MiB", "params, M", "MMACs", "images/s", "extra params", "runs"]
+    header = ["", "top-1, %", "±", "gain", "95%, seeds", "p, images", "top-5, %", "calibration error, %"]
+    header += ["share of epochs to match none", "minutes to match none", "minutes", "memory, MiB"]
+    header += ["params, M", "MMACs", "images/s", "extra params", "runs"]
     width = len(header)
     rows = [[f"teacher ({name})", f"{top1:.2f}", *[""] * (width - 3), "1"] for name, top1 in _teachers(groups)]
     rows += [_full_row(group) for group in groups]
     note = (
         "± is the sample standard deviation over seeds. Gain is over none with the same student, in points: 95% is "
-        "half of the confidence interval over shared seeds (Student's t), p that of a paired t-test over the test "
-        "images. Epochs to match none is the fraction of the epochs after which a run has the best validation accuracy "
-        "of none with the same seed. Minutes are those of training; memory is the most that it took, on the first "
-        "GPU or without one of the whole process; images/s are those of the student, 32 at a time."
+        "half of the confidence interval over shared seeds (Student's t); p is that of a paired t-test over the test "
+        "images for the models of these seeds, so it does not contain the variation between seeds. To match none is to "
+        "have the best validation accuracy of none with the same seed. Minutes are those of training, without writing "
+        "a teacher cache; memory is the most that it took, on the first GPU or without one of the whole process; "
+        "images/s are those of the student, 32 at a time. Other processes on the machine (--jobs) make both worse."
     )
     return TextTable("Comparison", header, rows, note)
 
@@ -93,14 +95,13 @@ def _full_row(group: Group) -> list[str]:
     if plain:
         found = gain(group.runs, plain)
         cells += [f"{found.mean:+.2f}", "" if found.half_width is None else f"{found.half_width:.2f}"]
-        small = found.p_value is not None and found.p_value < 0.001
-        cells.append("" if found.p_value is None else "< 0.001" if small else f"{found.p_value:.3f}")
+        cells.append("" if found.p_value is None else f"{found.p_value:.2g}")
     else:
         cells += ["", "", ""]
     top5 = [test["top5"] for test in tests if "top5" in test]
     cells.append(f"{statistics.mean(top5):.2f}" if top5 else "")
     cells.append(f"{statistics.mean(test['ece'] for test in tests):.2f}")
-    cells.append(reached(group.runs, plain))
+    cells += reached(group.runs, plain)
     cells.append(f"{statistics.mean(one['training']['seconds'] for one in metrics) / 60:.1f}")
     peaks = [peak for one in metrics if (peak := one["training"].get("peak_memory")) is not None]
     cells.append(f"{statistics.median(peaks) / 2**20:.0f}" if peaks else "")

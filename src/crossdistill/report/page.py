@@ -56,18 +56,24 @@ def inspected_figures(found: Inspection | None) -> list[dict[str, Any]]:
     return [{"title": title, "svg": svg}] if svg else []
 
 
-def reached(group: Sequence[RunRecord], plain: Sequence[RunRecord]) -> str:
-    """Describe when runs reach the best validation accuracy of the plain run with their seed; "" without such runs."""
+def reached(group: Sequence[RunRecord], plain: Sequence[RunRecord]) -> tuple[str, str]:
+    """Describe when runs reach the best validation accuracy of the plain run with their seed.
+
+    Returns the share of the plain run's epochs, and the minutes of training until then; "" without such runs.
+    """
     best = {run.metrics["seed"]: _validation(run) for run in plain}
-    fractions = []
+    found: list[tuple[float, float]] = []
     pairs = [(run, best[run.metrics["seed"]]) for run in group if best.get(run.metrics["seed"])]
     for run, curve in pairs:
         target, epochs = max(value for _, value in curve), curve[-1][0]
-        fractions += [epoch / epochs for epoch, value in _validation(run) if value >= target][:1]
-    if not pairs or not fractions:
-        return "never" if pairs else ""
-    some = f" ({len(fractions)} of {len(pairs)})" if len(fractions) < len(pairs) else ""
-    return f"{statistics.mean(fractions):.2f}{some}"
+        own = _validation(run)
+        minutes = run.metrics["training"]["seconds"] / 60
+        found += [(epoch / epochs, epoch / own[-1][0] * minutes) for epoch, value in own if value >= target][:1]
+    if not pairs or not found:
+        return ("never", "never") if pairs else ("", "")
+    some = f" ({len(found)} of {len(pairs)})" if len(found) < len(pairs) else ""
+    shares, times = zip(*found, strict=True)
+    return f"{statistics.mean(shares):.2f}{some}", f"{statistics.mean(times):.1f}"
 
 
 def _validation(run: RunRecord) -> Sequence[tuple[float, float]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from crossdistill.data.split_list import read_split_list
 from crossdistill.report.records import RunRecord
 
 _CONFIDENCE = 0.95
@@ -16,7 +17,8 @@ class Gain:
     """The difference of two groups in top-1, in percentage points: over the seeds that both have, if there are any.
 
     `half_width` is half of the 95% confidence interval over seeds that both groups have; None for fewer than two.
-    `p_value` is that of the paired test over the test images; None where predictions are missing or images differ.
+    `p_value` is that of the paired test over the test images, for the models of these seeds: it does not contain the
+    variation between seeds. None where predictions are missing or images differ.
     """
 
     mean: float
@@ -48,6 +50,8 @@ def _paired(pairs: Sequence[tuple[RunRecord, RunRecord]]) -> float | None:
         mine, theirs = run.predictions(), other.predictions()
         if mine is None or theirs is None or not np.array_equal(mine.targets, theirs.targets):
             return None
+        if _test_images(run) != _test_images(other):
+            return None
         rows.append(mine.right.astype(float) - theirs.right)
     if len({len(row) for row in rows}) != 1:
         return None
@@ -55,3 +59,10 @@ def _paired(pairs: Sequence[tuple[RunRecord, RunRecord]]) -> float | None:
     if difference.std() == 0:
         return 0.0 if difference.any() else 1.0
     return float(stats.ttest_1samp(difference, 0).pvalue)
+
+
+def _test_images(run: RunRecord) -> tuple[dict[str, str], dict[str, str] | None]:
+    """Return what is known of a run's test images: digests, and the marks of files by their paths below the data."""
+    listed = read_split_list(run.folder)
+    digests = {name: value for name, value in run.environment.inputs.items() if name.startswith("test ")}
+    return digests, None if listed is None else listed.images.get("test")

@@ -63,28 +63,34 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> TextTabl
 
 
 def as_markdown(table: TextTable) -> str:
-    """Return a table as Markdown."""
+    """Return a table as Markdown, with its note below."""
     lines = [table.header, ["---"] * len(table.header), *table.rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return text + (f"\n\n{table.note}" if table.note else "")
 
 
 def as_csv(table: TextTable) -> str:
-    """Return a table as CSV."""
+    """Return a table as CSV, with numbers as programs read them."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([table.header, *table.rows])
+    rows = [[_THOUSANDS.sub("", cell) if _NUMBER.fullmatch(cell) else cell for cell in row] for row in table.rows]
+    csv.writer(text, lineterminator="\n").writerows([table.header, *rows])
     return text.getvalue().rstrip("\n")
 
 
 def as_latex(table: TextTable) -> str:
-    """Return a table as a LaTeX `tabular` with the rules of booktabs."""
+    """Return a table as a LaTeX `tabular` with the rules of booktabs, and its note as a comment."""
     rows = [" & ".join(map(_in_latex, line)) + r" \\" for line in (table.header, *table.rows)]
     columns = "".join("l" if place in table.text_columns else "r" for place in range(len(table.header)))
     body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule"]
-    return "\n".join([*body, r"\end{tabular}"])
+    return "\n".join([*body, r"\end{tabular}", *([f"% {table.note}"] if table.note else [])])
 
 
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+_NUMBER, _THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?"), re.compile(",")
+_LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+    "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
 
 
 def _in_latex(text: str) -> str:
-    return re.sub(r"[\\~^±&%$#_{}]", lambda found: _LATEX.get(found.group(), "\\" + found.group()), text)
+    return re.sub(r"[\\~^±<>&%$#_{}]", lambda found: _LATEX.get(found.group(), "\\" + found.group()), text)

@@ -128,8 +128,7 @@ class _Comparison:
                 if len(failed) == len(todo) or not (self.axes.students or self.axes.teachers or self.axes.sweep):
                     raise
         for group, problem in failed:
-            for cell in group:
-                self._fail(cell, problem)
+            self._fail_all(group, problem)
 
     def _check_pair(self, group: list[Cell]) -> None:
         """Build the models of a run once, before any training. Raises UserError for a pair that does not fit."""
@@ -163,7 +162,12 @@ class _Comparison:
             with claimed(self.out, folder.name) as mine:
                 # Another process may have failed with it.
                 if mine and not all(self.failures.of(cell.folder) for cell in group):
-                    self._complete(config)
+                    try:
+                        self._complete(config)
+                    except Exception as error:
+                        # Before the claim ends, so that nobody tries it again.
+                        self._fail_all(group, error)
+                        raise
                 if mine:
                     return
             time.sleep(_WAIT_S)
@@ -181,7 +185,7 @@ class _Comparison:
 
     def train(self, todo: Sequence[Cell], cells: Sequence[Cell]) -> None:
         """Train what is not finished; a run that another process is training is waited for."""
-        start, trained = time.perf_counter(), 0
+        start, trained, waiting = time.perf_counter(), 0, False
         while todo := [cell for cell in todo if not (self.finished(cell) or self.failures.of(cell.folder))]:
             before = trained
             for number, cell in enumerate(todo):
@@ -195,6 +199,9 @@ class _Comparison:
                 if number + 1 < len(todo):
                     self._say(f"{number + 1} of {len(todo)} runs, {left / 60:.0f} min left")
             if trained == before:
+                if not waiting:
+                    self._say(f"waiting for {len(todo)} runs that other processes are training")
+                waiting = True
                 time.sleep(_WAIT_S)
 
     def _train(self, cell: Cell) -> None:
@@ -228,6 +235,11 @@ class _Comparison:
     def finished(self, cell: Cell) -> bool:
         """Return whether a run is finished."""
         return (self.out / cell.folder / METRICS_NAME).exists()
+
+    def _fail_all(self, group: Sequence[Cell], error: Exception) -> None:
+        for cell in group:
+            if self.failures.of(cell.folder) is None:
+                self._fail(cell, error)
 
     def _fail(self, cell: Cell, error: Exception) -> None:
         known = isinstance(error, UserError)

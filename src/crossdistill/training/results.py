@@ -1,7 +1,6 @@
 """The results of a comparison in one table, and the runs of it that failed."""
 
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from crossdistill.errors import UserError
-from crossdistill.files import make_folder, read_text, remove, write_whole
+from crossdistill.files import make_folder, read_text, write_whole
 from crossdistill.report.records import CONFIG_NAME, METRICS_NAME, Metrics, read_record
 from crossdistill.training.grid import Cell
 
@@ -22,6 +21,7 @@ _COLUMNS = {
     "folder": "TEXT PRIMARY KEY",
     "student": "TEXT",
     "teacher": "TEXT",
+    "teacher_model": "TEXT",
     "method": "TEXT",
     "setting": "TEXT",
     "seed": "INTEGER",
@@ -92,19 +92,19 @@ def write_results(out: Path, cells: Sequence[Cell], failures: Failures) -> None:
     known = {cell.folder for cell in cells}
     earlier = {row["folder"]: row for row in _stored(out / RESULTS_NAME)}
     rows |= {name: row for name, row in earlier.items() if name not in known and (out / name / METRICS_NAME).exists()}
-    partial = out / f"{RESULTS_NAME}.{os.getpid()}"
-    partial.unlink(missing_ok=True)
-    try:
-        with closing(sqlite3.connect(partial)) as table, table:
+    # In memory, since SQLite needs locks that a shared disk may not have.
+    with closing(sqlite3.connect(":memory:")) as table:
+        with table:
             table.execute(f"CREATE TABLE runs ({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())})")
             for _, row in sorted(rows.items()):
                 table.execute(
                     f"INSERT INTO runs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
                 )
-        os.replace(partial, out / RESULTS_NAME)
-    except sqlite3.Error as error:
-        remove(partial)
-        raise UserError(f"cannot write {str(out / RESULTS_NAME)!r}: {error}") from error
+        content = table.serialize()
+    try:
+        write_whole(out / RESULTS_NAME, content)
+    except OSError as error:
+        raise UserError(f"cannot write {str(out / RESULTS_NAME)!r}: {error.strerror or error}") from error
 
 
 def _stored(path: Path) -> list[dict[str, Any]]:
@@ -149,7 +149,7 @@ def _numbers(metrics: Metrics) -> dict[str, Any]:
     scores = student.get("test", {})
     found: dict[str, Any] = {name: scores.get(name) for name in ("top1", "top5", "loss", "ece")}
     if teacher is not None:
-        found |= {"teacher": teacher["name"], "teacher_top1": teacher.get("test", {}).get("top1")}
+        found |= {"teacher_model": teacher["name"], "teacher_top1": teacher.get("test", {}).get("top1")}
     found |= {name: training[name] for name in ("epochs", "seconds", "training_only_parameters")}
     found["peak_memory"] = training.get("peak_memory")
     return {**found, "parameters": student["parameters"], "macs": student["macs"]}

@@ -18,6 +18,7 @@ from crossdistill.data.classes import has_classes_of, match_classes
 from crossdistill.data.datasets import Part
 from crossdistill.data.loaders import evaluation_loader
 from crossdistill.data.preprocessing import read_preprocessing
+from crossdistill.data.splits import load_all
 from crossdistill.data.trained import TrainedOn, read_trained
 from crossdistill.data.transforms import eval_transform
 from crossdistill.errors import UserError, unknown
@@ -107,10 +108,7 @@ class _Scorer:
 
     def ood(self, folder: str) -> float:
         """Return the area under the ROC curve, percent, of the largest logit: the split against a folder."""
-        unlabelled = replace(self.loader, labels="none", in_chans=self.data.channels, max_train=None)
-        strange = load_data(folder, unlabelled)
-        report_data(strange, self.console)
-        parts = (strange.train, strange.val, strange.test)
+        parts = load_all(folder, self.loader, self.data.channels)
         others = [self._batches(part, self._transform, "other images") for part in parts]
         return ood_auroc(self.backbone, self._batches_of(self.split), chain.from_iterable(others), self.device)
 

@@ -52,23 +52,30 @@ def run_workers(words: Sequence[str], jobs: int, since: float, console: Console,
             pending, passed_on = received[passed_on:], len(received)
             for worker, relay in workers:
                 for signum in pending:
-                    worker.send_signal(signum)
+                    # They save a checkpoint for SIGTERM, not for the end of a terminal.
+                    worker.send_signal(signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
                 relay.join(timeout=0.2 / len(workers))
-        for worker, _ in workers:
-            worker.wait()
+        for number, (worker, _) in enumerate(workers, 1):
+            if worker.wait() < 0 and not received:
+                name = signal.Signals(-worker.returncode).name
+                text = f"process {number} was ended by {name}; what it has not finished is trained by this one"
+                console.print(text, highlight=False, markup=False, soft_wrap=True)
     if received:
         raise Interrupted(received[0])
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in place of what they usually do."""
+    """Collect SIGINT, SIGTERM and SIGHUP in place of what they usually do; one that is ignored stays ignored."""
     received: list[int] = []
 
     def receive(signum: int, frame: FrameType | None) -> None:
         received.append(signum)
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    collected = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        collected.append(signal.SIGHUP)
+    before = {number: signal.signal(number, receive) for number in collected}
     try:
         yield received
     finally:
