@@ -1,6 +1,7 @@
 """Plots of single predictions: how sure they are, and which classes gain."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,18 +12,22 @@ from crossdistill.report.groups import Group
 from crossdistill.report.plots import COLOURS, STYLE, svg_of
 from crossdistill.report.records import RunRecord
 
-_BINS = 10
+_BINS = 15
 _MOST_CLASSES = 30
 _MOST_GROUPS = len(COLOURS)
 
 
-def reliability(groups: Sequence[Group]) -> tuple[str, str]:
-    """Plot the accuracy of predictions by their confidence; the title, and "" where no predictions are stored."""
-    title = "Reliability: accuracy of the predictions by their confidence (first seed)"
+def reliability(groups: Sequence[Group]) -> dict[str, Any] | None:
+    """Plot the accuracy of predictions by their confidence: title, SVG, text; None where no predictions are stored.
+
+    The bins are those of the calibration error in the tables.
+    """
+    title = "Reliability: accuracy of the predictions by their confidence (first seed"
+    title += f", the first {_MOST_GROUPS} groups)" if len(groups) > _MOST_GROUPS else ")"
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5, 4), layout="constrained")
         axis.plot([0, 100], [0, 100], color="#9ca3af", lw=1, ls="--")
-        drawn = False
+        said = []
         for group, colour in zip(groups[:_MOST_GROUPS], COLOURS, strict=False):
             found = group.runs[0].predictions()
             if found is None:
@@ -32,23 +37,24 @@ def reliability(groups: Sequence[Group]) -> tuple[str, str]:
             x = [100 * found.confidence[bins == b].mean() for b in filled]
             y = [100 * found.right[bins == b].mean() for b in filled]
             axis.plot(x, y, color=colour, marker="o", ms=3, lw=1.5, label=group.label)
-            drawn = True
+            said.append(f"{group.label}: " + ", ".join(f"{a:.0f}: {b:.0f}" for a, b in zip(x, y, strict=True)))
         axis.set_xlabel("confidence, %")
         axis.set_ylabel("correct, %")
-        if drawn:
+        if said:
             axis.legend(frameon=False)
-        return title, svg_of(figure) if drawn else ""
+        svg, text = svg_of(figure), "Confidence and correct predictions, %. " + "; ".join(said) + "."
+        return {"title": title, "svg": svg, "narrow": True, "text": text} if said else None
 
 
-def class_gains(groups: Sequence[Group]) -> tuple[str, str]:
-    """Plot the gain of the best group over its plain students, class by class; "" where it is not known."""
+def class_gains(groups: Sequence[Group]) -> dict[str, Any] | None:
+    """Plot the gain of the best group over its plain students by class: title, SVG, text; None where not known."""
     best = max((group for group in groups if group.base), key=_mean, default=None)
     if best is None or best.base is None:
-        return "", ""
+        return None
     title = f"Gain by class: {best.label} over {best.base.label}"
     mine, theirs = by_class(best.runs), by_class(best.base.runs)
     if mine is None or theirs is None or len(mine) != len(theirs):
-        return "", ""
+        return None
     difference = mine - theirs
     order = np.argsort(difference)[::-1]
     if len(order) > _MOST_CLASSES:
@@ -64,7 +70,8 @@ def class_gains(groups: Sequence[Group]) -> tuple[str, str]:
         axis.set_yticks(range(len(order)), [names[number] for number in order])
         axis.invert_yaxis()
         axis.set_xlabel("difference in the percentage of correct predictions, points, mean over seeds")
-        return title, svg_of(figure)
+        said = ", ".join(f"{names[number]} {difference[number]:+.1f}" for number in order)
+        return {"title": title, "svg": svg_of(figure), "text": f"Points by class: {said}."}
 
 
 def _mean(group: Group) -> float:

@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from crossdistill.report.class_plots import class_gains, reliability
 from crossdistill.report.groups import Group, teacher_names
@@ -20,6 +19,7 @@ from crossdistill.report.page import (
 from crossdistill.report.plots import comparison
 from crossdistill.report.records import RunRecord
 from crossdistill.report.statistics import gain
+from crossdistill.report.sweep import sweep_plot
 from crossdistill.report.tables import TextTable
 
 
@@ -33,11 +33,10 @@ def write_comparison_page(folder: Path, groups: Sequence[Group]) -> Path:
     data = ", ".join(dict.fromkeys(run.metrics["data"] for run in runs))
     epochs = ", ".join(dict.fromkeys(str(run.metrics["training"]["epochs"]) for run in runs))
     curves = comparison({group.label: group.runs for group in groups}, _one_teacher(runs))
-    figures: list[dict[str, Any]] = [{"title": "Methods", "svg": curves}]
-    title, svg = reliability(groups)
-    figures += [{"title": title, "svg": svg, "narrow": True}] if svg else []
-    title, svg = class_gains(groups)
-    figures += [{"title": title, "svg": svg}] if svg else []
+    scores = ", ".join(f"{group.label} {statistics.mean(run.top1 for run in group.runs):.2f}" for group in groups)
+    text = f"Held-out accuracy over the epochs, and mean top-1 on the test split, %: {scores}."
+    drawn = [{"title": "Methods", "svg": curves, "text": text}, sweep_plot(groups), reliability(groups)]
+    figures = [figure for figure in [*drawn, class_gains(groups)] if figure]
     return write_page(
         folder / PAGE_NAME,
         title=_pairs(runs),

@@ -126,6 +126,15 @@ def _general(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def result_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that can change the result of a run, but for the models, the method and the seed."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name.partition(".")[0] not in (*_NAMED, *_NO_RESULT) and name not in _NO_RESULT
+    }
+
+
 def _starting(settings: dict[str, Any], beginnings: tuple[str, ...]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name.startswith(beginnings)}
 

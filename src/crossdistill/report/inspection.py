@@ -94,10 +94,10 @@ def agreement_table(found: Inspection) -> TextTable | None:
     return TextTable("Student and teacher", ["", "of the images, %"], rows, f"On {found['images']:,} test images.")
 
 
-def alignment_figure(found: Inspection) -> str:
-    """Plot the alignment of the layers before and after training; "" without a teacher."""
+def alignment_figure(found: Inspection) -> dict[str, Any] | None:
+    """Plot the alignment of the layers before and after training: title, SVG, text; None without a teacher."""
     if "alignment" not in found:
-        return ""
+        return None
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
         for axis, (when, values) in zip(axes, found["alignment"].items(), strict=True):
@@ -114,4 +114,10 @@ def alignment_figure(found: Inspection) -> str:
             axis.set_xlabel("student")
         axes[0].set_ylabel("teacher")
         figure.colorbar(image, ax=axes, label="CKA")
-        return svg_of(figure)
+        svg = svg_of(figure)
+    said = []
+    for when, values in found["alignment"].items():
+        same = zip(LAYERS, np.array(values, dtype=float).diagonal(), strict=True)
+        said.append(f"{when} training: " + ", ".join(f"{layer} {value:.2f}" for layer, value in same))
+    title = "How alike the layers of teacher and student are (linear CKA; 1: equal up to rotation and scale)"
+    return {"title": title, "svg": svg, "text": f"Of equal layers, {'; '.join(said)}."}

@@ -35,7 +35,7 @@ def write_run_page(folder: Path) -> Path:
         f"{run.metrics['training']['seconds']:.0f} s of training; training-only parameters, removed afterwards: "
         f"{run.metrics['training']['training_only_parameters']:,}.",
         tables=[*(table for table in tables if table), *inspected_tables(found)],
-        figures=[{"title": "Training", "svg": run_curves(run)}, *inspected_figures(found)],
+        figures=[{"title": "Training", "svg": run_curves(run), "text": _last_values(run)}, *inspected_figures(found)],
         inspection=found,
         samples=run.samples,
         sampled="",
@@ -51,9 +51,14 @@ def inspected_tables(found: Inspection | None) -> list[TextTable]:
 
 def inspected_figures(found: Inspection | None) -> list[dict[str, Any]]:
     """Return the figures of what `inspect` has found."""
-    svg = "" if found is None else alignment_figure(found)
-    title = "How alike the layers of teacher and student are (linear CKA; 1: equal up to rotation and scale)"
-    return [{"title": title, "svg": svg}] if svg else []
+    figure = None if found is None else alignment_figure(found)
+    return [figure] if figure else []
+
+
+def _last_values(run: RunRecord) -> str:
+    """Say in words what the curves of a run end at."""
+    ends = [f"{name} from {curve[0][1]:.4g} to {curve[-1][1]:.4g}" for name, curve in run.curves.items() if curve]
+    return f"Curves over the epochs: {', '.join(ends)}."
 
 
 def reached(group: Sequence[RunRecord], plain: Sequence[RunRecord]) -> tuple[str, str]:
