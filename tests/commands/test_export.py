@@ -173,6 +173,7 @@ def test_a_pipe_is_not_waited_for(exported, tmp_path, capsys):
 
 def test_words_are_files_patterns_and_lines_of_stdin(exported, images, capsys, monkeypatch):
     model = exported / "tensor"
+    (images / "notes.txt").write_text("mine")
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{images / '01.png'}\n\n{images / '02.png'}\n"))
     words = [images / "below" / "a[1].png", "-", images / "0*.png"]
     code, out, err = run(capsys, "predict", model, *words, "--format", "csv", "--top-k", 1)
@@ -187,6 +188,9 @@ def test_words_are_files_patterns_and_lines_of_stdin(exported, images, capsys, m
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{images / 'gone.png'}\n{images / '01.png'}\n{images}/x*.png\n"))
     code, out, err = run(capsys, "predict", model, "-", "--format", "csv", "--top-k", 1)
     assert (code, len(out.splitlines()), err.count("is skipped")) == (3, 2, 2), err
+    twice = [images / "01.png", images / "below" / ".." / "01.png", images / "02.png"]
+    code, out, _ = run(capsys, "predict", model, *twice, "--format", "csv")
+    assert [os.path.basename(line.split(",")[0]) for line in out.splitlines()[1:]] == ["01.png", "02.png"]
     code, out, _ = run(capsys, "predict", model, images / "00.png", "--top-k", 1)
     assert (code, "%" in out) == (0, True)
     for words, message in (
@@ -194,6 +198,7 @@ def test_words_are_files_patterns_and_lines_of_stdin(exported, images, capsys, m
         ([images / "x.png"], "there is no file or folder"),
         ([images, "--top-k", 0], "--top-k is 0"),
         ([images, "--embedding", "e.txt"], "ends in .npy or .parquet"),
+        ([images, "--embedding", images / "notes.npy"], "notes.txt', for the names of the files, exists"),
     ):
         code, out, err = run(capsys, "predict", model, *words)
         assert (code, out, message in err) == (2, "", True), err

@@ -85,6 +85,17 @@ def test_settings_that_change_a_result_make_groups_and_others_do_not(tmp_path):
     assert groups[1].base is groups[0] or groups[1].base == groups[0]
 
 
+def test_data_of_one_name_with_other_test_images_is_not_mixed(tmp_path):
+    plain, other, kd = run(tmp_path, "none", 0, 70.0), run(tmp_path, "none", 0, 10.0), run(tmp_path, "kd", 0, 11.0)
+    for one in (other, kd):
+        one.environment.inputs["test images"] = "noise"
+    groups = group_runs([plain, other, kd])
+    assert [len(group.runs) for group in groups] == [1, 1, 1]
+    assert len({group.label for group in groups}) == 3
+    assert all(" data=" in group.label for group in groups)
+    assert groups[2].base == groups[1]
+
+
 def test_a_repeated_seed_counts_once(tmp_path):
     assert [len(group.runs) for group in group_runs([run(tmp_path, "kd", seed) for seed in (0, 0, 1)])] == [2]
 

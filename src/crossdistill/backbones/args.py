@@ -92,6 +92,8 @@ def read_stored(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / CONFIG_FILE
     try:
         stored = parse_json(read_plain(path))
+    except FileNotFoundError as error:
+        raise UserError(f"{str(folder)!r} is not a finished run: {CONFIG_FILE} is missing") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{str(folder)!r} is not a finished run: {CONFIG_FILE}: {first_line(error)}") from error
     if not isinstance(stored, dict):

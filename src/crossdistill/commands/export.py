@@ -45,6 +45,8 @@ def run(argv: Sequence[str]) -> int:
     )
     if made.push_to_hub is not None:
         check_name(made.push_to_hub)
+    elif made.dry_run:
+        raise UserError("--dry-run lists what --push-to-hub NAME would upload; give that as well")
     result, progress = consoles()
     report = export_run(made.exported, config, plan, progress)
     plain: dict[str, Any] = dict(soft_wrap=True, highlight=False, markup=False)

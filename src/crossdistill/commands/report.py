@@ -1,13 +1,17 @@
 """`crossdistill report`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crossdistill.commands._parser import Parser
 from crossdistill.commands._show import consoles
 
 ABOUT = "Compare finished runs, wherever they are: a table, and one page that needs no network."
+if TYPE_CHECKING:
+    from crossdistill.report.records import RunRecord
+
 _FORMATS = ("table", "markdown", "latex", "csv")
 
 
@@ -24,17 +28,22 @@ def run(argv: Sequence[str]) -> int:
     from crossdistill.errors import UserError
     from crossdistill.files import make_folder
     from crossdistill.report.comparison import full_table, write_comparison_page
-    from crossdistill.report.groups import find_runs, group_runs
+    from crossdistill.report.groups import find_runs, group_runs, is_scored
+    from crossdistill.report.records import METRICS_NAME
     from crossdistill.report.tables import as_csv, as_latex, as_markdown, show
     from crossdistill.training.run_folder import check_writable
 
     out = Path(made.out)
-    runs = find_runs(Path(folder) for folder in made.folders)
+    if (out / METRICS_NAME).exists():
+        raise UserError(f"{str(out)!r} is the folder of a run, which has a page of its own; choose another --out")
+    found = find_runs(Path(folder) for folder in made.folders)
+    runs = [run for run in found if is_scored(run)]
     if not runs:
         raise UserError("none of these runs has a score on a test split: they are teachers, or trained without labels")
     groups = group_runs(runs)
-    if repeated := len(runs) - sum(len(group.runs) for group in groups):
-        print(f"note: {repeated} runs that repeat another are left out", file=sys.stderr)
+    _name_left_out("without a test score (teachers, or trained without labels)", (r for r in found if not is_scored(r)))
+    shown = {run.folder for group in groups for run in group.runs}
+    _name_left_out("that repeat another", (run for run in runs if run.folder not in shown))
     check_writable(out)
     make_folder(out)
     page = write_comparison_page(out, groups)
@@ -46,3 +55,8 @@ def run(argv: Sequence[str]) -> int:
         print({"markdown": as_markdown, "latex": as_latex, "csv": as_csv}[made.format](table))
     progress.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)
     return 0
+
+
+def _name_left_out(why: str, runs: Iterable["RunRecord"]) -> None:
+    if names := [str(run.folder) for run in runs]:
+        print(f"note: left out are runs {why}: {', '.join(names)}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ def check_target(path: Path) -> Path:
     """Return the file that embeddings are written into. Raises UserError for one that cannot be made."""
     if path.suffix not in (".npy", ".parquet"):
         raise UserError(f"--embedding {str(path)!r}: give a name that ends in .npy or .parquet")
+    names = path.with_suffix(".txt")
+    if path.suffix == ".npy" and names.exists() and not path.exists():
+        raise UserError(f"--embedding {str(path)!r}: {str(names)!r}, for the names of the files, exists")
     if not path.absolute().parent.is_dir():
         raise UserError(f"--embedding {str(path)!r}: there is no folder {str(path.parent)!r}")
     return path
@@ -72,10 +76,12 @@ class EmbeddingFile:
         self._file.close()
         if self._names is not None:
             self._names.close()
-        if whole and self._names is not None:
+        if whole and not self._count:
+            print(f"crossdistill: there are no embeddings, so {str(self.path)!r} is not written", file=sys.stderr)
+        elif whole and self._names is not None:
             self._add_header()
             os.replace(self._partial_names, self.path.with_suffix(".txt"))
-        elif whole and self._count:
+        elif whole:
             os.replace(self._partial, self.path)
         for partial in (self._partial, self._partial_names):
             partial.unlink(missing_ok=True)

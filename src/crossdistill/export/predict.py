@@ -51,14 +51,19 @@ def found_files(named: Sequence[str], console: Console) -> list[str]:
         if word != "-":
             found.update(dict.fromkeys(_files_of(word, console)))
             continue
-        for line in filter(None, sys.stdin.read().splitlines()):
+        for line in sys.stdin.read().split("\n"):
+            word = line.rstrip("\r")
             try:
-                found.update(dict.fromkeys(_files_of(line, console)))
+                found.update(dict.fromkeys(_files_of(word, console) if word else ()))
             except UserError:
-                found[line] = None
+                found[word] = None
     if not found:
         raise UserError("no images were named: stdin is empty")
-    return list(found)
+    # Two words can name one file.
+    unique: dict[str, str] = {}
+    for file in found:
+        unique.setdefault(os.path.abspath(file), file)
+    return list(unique.values())
 
 
 def _files_of(word: str, console: Console) -> list[str]:

@@ -31,7 +31,7 @@ class Group:
 
 
 def find_runs(folders: Iterable[Path]) -> list[RunRecord]:
-    """Read the finished runs of students in folders, which are runs or hold runs. Raises UserError for one without."""
+    """Read the finished runs in folders, which are runs or hold runs. Raises UserError for one without."""
     found: dict[Path, RunRecord] = {}
     for folder in folders:
         if not folder.is_dir():
@@ -42,7 +42,12 @@ def find_runs(folders: Iterable[Path]) -> list[RunRecord]:
         if not inside:
             raise UserError(f"there is no finished run in {str(folder)!r}")
         found |= {path.resolve(): read_run(path) for path in inside}
-    return [run for run in found.values() if run.role == "student" and "test" in run.metrics["student"]]
+    return list(found.values())
+
+
+def is_scored(run: RunRecord) -> bool:
+    """Return whether a run can be compared: that of a student with a score on a test split."""
+    return run.role == "student" and "test" in run.metrics["student"]
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
@@ -51,7 +56,7 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     A run that repeats the seed of another of its group is left out.
     """
     settings = [flat(load_yaml(run.settings) or {}) for run in runs]
-    general = [{**_general(own), "data": run.metrics["data"]} for own, run in zip(settings, runs, strict=True)]
+    general = [{**_general(own), "data": data} for own, data in zip(settings, _data_names(runs), strict=True)]
     varied = _varied(general)
     students, teachers = [run.metrics["student"]["name"] for run in runs], teacher_names(runs)
     grouped: dict[str, dict[int, RunRecord]] = {}
@@ -77,6 +82,13 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     bases = {label: groups[plain[pair]] for label, pair in pairs.items() if plain.get(pair, label) != label}
     ordered = sorted(groups.values(), key=lambda group: group.runs[0].metrics["method"] != "none")
     return [Group(group.label, group.runs, bases.get(group.label)) for group in ordered]
+
+
+def _data_names(runs: Sequence[RunRecord]) -> list[str]:
+    """Name the data of each run; sets of one name with other test images are told apart by digests of these."""
+    names, marks = [run.metrics["data"] for run in runs], [run.test_images() for run in runs]
+    known = Counter(name for name, _ in set(zip(names, marks, strict=True)))
+    return [f"{name} {mark[:6]}" if known[name] > 1 else name for name, mark in zip(names, marks, strict=True)]
 
 
 def teacher_names(runs: Sequence[RunRecord]) -> list[str]:

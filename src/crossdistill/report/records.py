@@ -1,7 +1,9 @@
 """The records of a run, read back from its folder. Reports know nothing else of a run."""
 
 import csv
+import hashlib
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
@@ -11,6 +13,7 @@ from typing_extensions import TypedDict
 
 from crossdistill.config.files import read_yaml
 from crossdistill.config.validation import Count, Percent, Unsigned, first_problem
+from crossdistill.data.split_list import read_split_list
 from crossdistill.errors import UserError, kind_and_line
 from crossdistill.evaluation.predictions import Predictions, read_predictions
 from crossdistill.files import open_plain, read_plain, read_text
@@ -130,6 +133,16 @@ class RunRecord:
         """Read the predictions on the test split; None where there are none. Raises UserError for a damaged file."""
         scores = self.metrics["student"].get("test")
         return None if scores is None else read_predictions(self.folder, scores["images"])
+
+    def test_images(self) -> str:
+        """Return a digest of what is known of the test images: of labels and contents, and of files by their paths.
+
+        Raises UserError for a damaged split.json.
+        """
+        listed = read_split_list(self.folder)
+        digests = {name: value for name, value in self.environment.inputs.items() if name.startswith("test ")}
+        known = [digests, None if listed is None else listed.images.get("test")]
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
     @property
     def role(self) -> str:

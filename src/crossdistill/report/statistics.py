@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from crossdistill.data.split_list import read_split_list
 from crossdistill.report.records import RunRecord
 
 _CONFIDENCE = 0.95
@@ -50,7 +49,7 @@ def _paired(pairs: Sequence[tuple[RunRecord, RunRecord]]) -> float | None:
         mine, theirs = run.predictions(), other.predictions()
         if mine is None or theirs is None or not np.array_equal(mine.targets, theirs.targets):
             return None
-        if _test_images(run) != _test_images(other):
+        if run.test_images() != other.test_images():
             return None
         rows.append(mine.right.astype(float) - theirs.right)
     if len({len(row) for row in rows}) != 1:
@@ -59,10 +58,3 @@ def _paired(pairs: Sequence[tuple[RunRecord, RunRecord]]) -> float | None:
     if difference.std() == 0:
         return 0.0 if difference.any() else 1.0
     return float(stats.ttest_1samp(difference, 0).pvalue)
-
-
-def _test_images(run: RunRecord) -> tuple[dict[str, str], dict[str, str] | None]:
-    """Return what is known of a run's test images: digests, and the marks of files by their paths below the data."""
-    listed = read_split_list(run.folder)
-    digests = {name: value for name, value in run.environment.inputs.items() if name.startswith("test ")}
-    return digests, None if listed is None else listed.images.get("test")

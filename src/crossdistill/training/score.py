@@ -109,6 +109,8 @@ class _Scorer:
     def ood(self, folder: str) -> float:
         """Return the area under the ROC curve, percent, of the largest logit: the split against a folder."""
         parts = load_all(folder, self.loader, self.data.channels)
+        count = sum(len(part) for part in parts)
+        self.console.print(f"other images: {count:,} of {folder}", highlight=False, markup=False, soft_wrap=True)
         others = [self._batches(part, self._transform, "other images") for part in parts]
         return ood_auroc(self.backbone, self._batches_of(self.split), chain.from_iterable(others), self.device)
 
