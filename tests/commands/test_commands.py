@@ -270,7 +270,9 @@ def test_compare_and_the_same_command_again(capsys, tmp_path, teacher_folder):
     words = ["report", out / "none-s0", out / "rsd-s0", out, "--out", tmp_path / "page", "--format", "markdown"]
     code, table, _ = run(capsys, *words)
     assert code == 0
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["teacher (test_resnet)", "none", "rsd"]
+    *rows, blank, note = table.splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in rows] == ["teacher (test_resnet)", "none", "rsd"]
+    assert (blank, note.startswith("± is the sample standard deviation")) == ("", True)
     assert [line.split("|")[-2].strip() for line in table.splitlines()[3:]] == ["2", "2"]
     assert "rsd over none" in (tmp_path / "page" / "report.html").read_text()
     code, _, err = run(capsys, "report", tmp_path / "nothing")
