@@ -273,7 +273,7 @@ def test_compare_and_the_same_command_again(capsys, tmp_path, teacher_folder):
     *rows, blank, note = table.splitlines()[2:]
     assert [line.split("|")[1].strip() for line in rows] == ["teacher (test_resnet)", "none", "rsd"]
     assert (blank, note.startswith("± is the sample standard deviation")) == ("", True)
-    assert [line.split("|")[-2].strip() for line in table.splitlines()[3:]] == ["2", "2"]
+    assert [line.split("|")[-2].strip() for line in rows[1:]] == ["2", "2"]
     assert "rsd over none" in (tmp_path / "page" / "report.html").read_text()
     code, _, err = run(capsys, "report", tmp_path / "nothing")
     assert (code, "is not a folder" in err) == (2, True)
