@@ -18,6 +18,7 @@ from crossdistill import UserError
 from crossdistill.backbones.args import weights_digest
 from crossdistill.config import LoaderConfig
 from crossdistill.data import load_data
+from crossdistill.data.picture import UnreadableError
 from crossdistill.data.preprocessing import Preprocessing
 from crossdistill.export.about import require_packages
 from crossdistill.export.agreement import Agreement, check_difference
@@ -212,6 +213,19 @@ def test_embeddings_are_written(exported, teacher_run, images, capsys, tmp_path)
     assert first.shape[0] == len((tmp_path / "a.txt").read_text(encoding="utf-8").splitlines()) == 15
     np.testing.assert_allclose(first, second, atol=1e-3)
     assert {path.name for path in tmp_path.iterdir()} == {"a.npy", "a.txt", "b.npy", "b.txt"}
+    # Nothing could be read, so what was there stays, and this is said.
+    (tmp_path / "wrong.png").write_text("no image")
+    before = (tmp_path / "a.npy").read_bytes()
+    words = [tmp_path / "wrong.png", "--embedding", tmp_path / "a.npy", "--format", "csv"]
+    code, _, err = run(capsys, "predict", model, *words)
+    assert (code, "a.npy' is not written" in err) == (3, True)
+    assert (tmp_path / "a.npy").read_bytes() == before
+
+
+def test_a_strip_is_refused_before_it_takes_memory():
+    look = Preprocessing((3, 224, 224), (0.5,) * 3, (0.5,) * 3, 1.0, "center")
+    with pytest.raises(UnreadableError, match="20000 x 2 px is too long"):
+        look(Image.new("RGB", (20000, 2)))
 
 
 @pytest.mark.parametrize("target", ["timm", "torch-export"])
@@ -237,6 +251,8 @@ def test_the_other_forms_are_equal(target, teacher_run, tmp_path, capsys, images
 
 
 def test_what_must_not_be_exported_is_refused(teacher_run, tmp_path, capsys):
+    code, _, err = run(capsys, "export", teacher_run, "--to", "onnx", "--dry-run")
+    assert (code, "--dry-run lists what --push-to-hub" in err) == (2, True)
     run_folder = tmp_path / "run"
     shutil.copytree(teacher_run, run_folder)
     (tmp_path / "other").mkdir()

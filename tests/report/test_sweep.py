@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from crossdistill.report.groups import group_runs
@@ -37,3 +39,15 @@ def test_a_setting_of_all_runs_has_a_series_for_each_method(tmp_path):
 def test_other_comparisons_have_no_plot(tmp_path, values):
     groups = group_runs([*swept(tmp_path, values), run(tmp_path, "kd", 0, 60.0, 80.0)])
     assert sweep_plot(groups) is None
+
+
+def test_teachers_of_one_name_are_other_series(tmp_path):
+    runs = []
+    for digest, more in (("aaaaaaaa", 0.0), ("bbbbbbbb", 20.0)):
+        for one in swept(tmp_path, (0.1, 1.0))[:4]:
+            inputs = {**one.environment.inputs, "teacher_checkpoint 1 student.safetensors": digest}
+            one.metrics["student"]["test"]["top1"] += more
+            runs.append(replace(one, environment=replace(one.environment, inputs=inputs)))
+    found = find_sweep(group_runs(runs))
+    scores = [sorted(group.runs[0].top1 for group in members.values()) for members in found.series.values()]
+    assert sorted(scores) == [[50.1, 51.0], [70.1, 71.0]]

@@ -81,7 +81,7 @@ def full_table(groups: Sequence[Group]) -> TextTable:
         "images for the models of these seeds, so it does not contain the variation between seeds. To match none is to "
         "have the best validation accuracy of none with the same seed. Minutes are those of training, without writing "
         "a teacher cache; memory is the most that it took, on the first GPU or without one of the whole process; "
-        "images/s are those of the student, 32 at a time. Other processes on the machine (--jobs) make both worse."
+        "images/s are those of the student, 32 at a time. Other processes (--jobs) make minutes and images/s worse."
     )
     return TextTable("Comparison", header, rows, note)
 

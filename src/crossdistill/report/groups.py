@@ -56,7 +56,7 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     A run that repeats the seed of another of its group is left out.
     """
     settings = [flat(load_yaml(run.settings) or {}) for run in runs]
-    general = [{**_general(own), "data": data} for own, data in zip(settings, _data_names(runs), strict=True)]
+    general = [{**_general(own), "data": data} for own, data in zip(settings, data_names(runs), strict=True)]
     varied = _varied(general)
     students, teachers = [run.metrics["student"]["name"] for run in runs], teacher_names(runs)
     grouped: dict[str, dict[int, RunRecord]] = {}
@@ -84,7 +84,7 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     return [Group(group.label, group.runs, bases.get(group.label)) for group in ordered]
 
 
-def _data_names(runs: Sequence[RunRecord]) -> list[str]:
+def data_names(runs: Sequence[RunRecord]) -> list[str]:
     """Name the data of each run; sets of one name with other test images are told apart by digests of these."""
     names, marks = [run.metrics["data"] for run in runs], [run.test_images() for run in runs]
     known = Counter(name for name, _ in set(zip(names, marks, strict=True)))
@@ -129,13 +129,8 @@ def _method(method: str, own: dict[str, Any], same: Sequence[dict[str, Any]]) ->
 
 def _general(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that change the result of any student."""
-    return {
-        name: value
-        for name, value in settings.items()
-        if name.partition(".")[0] not in (*_NAMED, *_NO_RESULT, "options")
-        and name not in _NO_RESULT
-        and not name.startswith(_OF_TEACHER)
-    }
+    own = result_settings(settings)
+    return {name: value for name, value in own.items() if not name.startswith(("options.", *_OF_TEACHER))}
 
 
 def result_settings(settings: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 
 from crossdistill.config.files import flat
 from crossdistill.config.yaml_text import load_yaml
-from crossdistill.report.groups import Group, result_settings, teacher_names
+from crossdistill.report.groups import Group, data_names, result_settings, teacher_names
 from crossdistill.report.plots import COLOURS, STYLE, svg_of
 
 _LEAST = 2
@@ -27,20 +27,24 @@ class Sweep:
 
 def find_sweep(groups: Sequence[Group]) -> Sweep | None:
     """Return the setting that most groups differ in, where they are equal in all others; None without such a one."""
-    settings = [result_settings(flat(load_yaml(group.runs[0].settings) or {})) for group in groups]
+    first = [group.runs[0] for group in groups]
+    settings = [result_settings(flat(load_yaml(run.settings) or {})) for run in first]
+    # What else tells groups apart: without it, one would take the place of another.
+    models = [(run.metrics["student"]["name"], run.metrics["method"]) for run in first]
+    kinds = list(zip(models, teacher_names(first), data_names(first), strict=True))
     names = dict.fromkeys(name for one in settings for name in one)
-    sweeps = [found for name in names if (found := _sweep_of(name, groups, settings))]
+    sweeps = [found for name in names if (found := _sweep_of(name, groups, settings, kinds))]
     return max(sweeps, key=lambda sweep: len(sweep.values), default=None)
 
 
-def _sweep_of(name: str, groups: Sequence[Group], settings: Sequence[dict[str, Any]]) -> Sweep | None:
-    teachers = [teacher_names([group.runs[0]])[0] for group in groups]
+def _sweep_of(
+    name: str, groups: Sequence[Group], settings: Sequence[dict[str, Any]], kinds: Sequence[object]
+) -> Sweep | None:
     found: dict[str, dict[Any, Group]] = {}
-    for group, own, teacher in zip(groups, settings, teachers, strict=True):
+    for group, own, kind in zip(groups, settings, kinds, strict=True):
         if isinstance(own.get(name), int | float | str):
             others = {key: value for key, value in own.items() if key != name}
-            key = repr((group.runs[0].metrics["student"]["name"], teacher, group.runs[0].metrics["method"], others))
-            found.setdefault(key, {})[own[name]] = group
+            found.setdefault(repr((kind, others)), {})[own[name]] = group
     series = [members for members in found.values() if len(members) >= _LEAST]
     if not series:
         return None
