@@ -13,6 +13,8 @@ def check_name(name: str) -> None:
         validate_repo_id(name)
     except HFValidationError as error:
         raise UserError(f"--push-to-hub {name!r}: {first_line(error)}") from error
+    if "/" not in name:
+        raise UserError(f"--push-to-hub {name!r}: write OWNER/NAME, with your name at the hub, or an organisation's")
 
 
 def uploads(folder: Path) -> list[tuple[str, int]]:
