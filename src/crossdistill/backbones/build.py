@@ -24,7 +24,7 @@ from crossdistill.backbones.checkpoint import load_weights
 from crossdistill.backbones.classifier import classifier_names, pretrained_classes, stored_classes
 from crossdistill.backbones.hooked_backbone import HookedBackbone
 from crossdistill.backbones.networks import OTHER_SIZE, build_network
-from crossdistill.backbones.sources import plain_args
+from crossdistill.backbones.sources import check_known, plain_args
 from crossdistill.backbones.stored import check_args, check_size
 from crossdistill.backbones.timm_backbone import TimmBackbone
 from crossdistill.backbones.transformers_backbone import TransformersBackbone
@@ -38,7 +38,7 @@ from crossdistill.backbones.transformers_network import (
 )
 from crossdistill.config.code import check_named_code, is_code, is_source
 from crossdistill.config.validation import validated
-from crossdistill.errors import UserError, first_line, unknown
+from crossdistill.errors import UserError, first_line
 from crossdistill.image_size import ImageSize, image_size
 
 _log = logging.getLogger(__name__)
@@ -197,8 +197,7 @@ def own_img_size(name: str) -> ImageSize:
         return transformers_size(name)
     if ":" in name:
         return OTHER_SIZE
-    if not timm.is_model(name):
-        raise unknown("model", name, timm.list_models())
+    check_known(name)
     try:
         cfg = timm.get_pretrained_cfg(name)
     except RuntimeError as error:

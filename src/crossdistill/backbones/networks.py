@@ -14,9 +14,9 @@ from torch import nn
 from crossdistill.backbones.args import BackboneArgs
 from crossdistill.backbones.classifier import classifier_names
 from crossdistill.backbones.small_stem import SMALL_STEM, remove_strides, strided_modules
-from crossdistill.backbones.sources import plain_args
-from crossdistill.config.code import is_code, is_source
-from crossdistill.errors import UserError, first_line, kind_and_line, unknown
+from crossdistill.backbones.sources import check_known, plain_args
+from crossdistill.config.code import is_code
+from crossdistill.errors import UserError, first_line, kind_and_line
 from crossdistill.image_size import ImageSize, image_size, sides_of
 
 OTHER_SIZE = 224
@@ -38,8 +38,7 @@ def build_network(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, Imag
 def build_timm(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, ImageSize]:
     """Build a timm model, and return it with the size of its input. Raises UserError."""
     name, img_size, model_args = args.name, args.img_size, args.model_args
-    if not is_source(name) and not timm.is_model(name):
-        raise unknown("model", name, timm.list_models())
+    check_known(name)
     wanted = dict(num_classes=args.num_classes, in_chans=args.in_chans, **model_args)
     if not args.small_images:
         model = _create(name, wanted, {"img_size": img_size}, pretrained)
@@ -112,9 +111,7 @@ def build_other(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, ImageS
 def _torchvision_model(args: BackboneArgs, pretrained: bool) -> nn.Module:
     name, num_classes, img_size = args.name, args.num_classes, args.img_size
     short = name.partition(":")[2]
-    known = torchvision.models.list_models(module=torchvision.models)
-    if short not in known:
-        raise unknown("torchvision model", short, known)
+    check_known(name)
     if pretrained and num_classes not in (0, _TORCHVISION_CLASSES):
         raise UserError(
             f"{name!r}: torchvision's pretrained heads have {_TORCHVISION_CLASSES} classes, not {num_classes}; build "

@@ -4,11 +4,23 @@ from dataclasses import replace
 
 import timm
 import torch
+import torchvision
 
 from crossdistill.backbones.args import BackboneArgs
 from crossdistill.backbones.transformers_network import absolute_name
 from crossdistill.config.code import is_source
-from crossdistill.errors import UserError, kind_and_line
+from crossdistill.errors import UserError, kind_and_line, unknown
+
+
+def check_known(name: str) -> None:
+    """Raise UserError for the name of a model that neither timm nor torchvision has; other kinds are not looked at."""
+    kind, _, short = name.partition(":")
+    if kind == "torchvision" and short:
+        known = torchvision.models.list_models(module=torchvision.models)
+        if short not in known:
+            raise unknown("torchvision model", short, known)
+    elif ":" not in name and not timm.is_model(name):
+        raise unknown("model", name, timm.list_models())
 
 
 def plain_name(name: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from timm.optim import get_optimizer_info, list_optimizers
 
+from crossdistill.backbones.sources import check_known
 from crossdistill.backbones.transformers_network import is_transformers
 from crossdistill.config import RunConfig
 from crossdistill.errors import UserError, unknown
@@ -28,6 +29,8 @@ def check_settings(config: RunConfig, methods: Sequence[str] = ()) -> MethodChoi
             f"student {config.student!r} is a transformers model, which can only teach: the student is a model of timm "
             "or torchvision, or your own (package.module:factory)"
         )
+    for name in (config.student, *(name for name, _ in config.teachers if name is not None)):
+        check_known(name)
     choice = choose_method(config.method, options_for(config.method, config.options))
     others = check_option_keys(config.options, [config.method, *methods])
     for key, options in config.options.items():
