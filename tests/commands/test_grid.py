@@ -18,7 +18,7 @@ from rich.console import Console
 from crossdistill import UserError
 from crossdistill.config import EngineConfig, LoaderConfig, RunConfig
 from crossdistill.training.compare import compare
-from crossdistill.training.grid import Axes, Variant, make_cells
+from crossdistill.training.grid import Axes, Sweep, Variant, make_cells
 from tests.commands.running import TINY, run
 
 QUICK = [*TINY[2:], "--epochs", "1", "--trust-teacher", "true"]
@@ -59,6 +59,10 @@ def test_a_grid_with_a_pair_that_does_not_fit(capsys, tmp_path, teacher_folder):
     assert good > 80 > untrained
     page = (out / "report.html").read_text()
     assert "test_resnet, test_vit2 teach test_resnet, test_vit" in page
+    assert "Runs that failed" in page
+    assert all(folder in page for folder in fails)
+    assert run(capsys, "report", out, "--out", tmp_path / "page")[0] == 0
+    assert all(folder in (tmp_path / "page" / "report.html").read_text() for folder in fails)
     # What is finished stays, and a method is added.
     before = rows(out)
     code, shown, _ = run(capsys, *words, "--methods", "none,dist")
@@ -91,6 +95,37 @@ def test_teachers_in_folders_of_one_name(capsys, tmp_path, teacher_folder):
     assert rows(tmp_path / "out", "teacher, teacher_model") == [("a/teacher", model), ("b/teacher", model)]
 
 
+def test_students_and_teachers_that_are_listed_later_join_what_is_trained(capsys, tmp_path, teacher_folder):
+    out, known = tmp_path / "out", ["compare", *QUICK, "--seeds", "0", "--methods", "none,kd"]
+    one = ["--student", "test_resnet", "--teacher", "test_vit2", "--out", out]
+    assert run(capsys, *known, *one)[0] == 0
+    assert attempts(out) == {"teacher": 1, "none-s0": 1, "kd-s0": 1}
+    several = ["--students", "test_resnet,test_vit", "--teachers", f"test_vit2,{teacher_folder}", "--out", out]
+    code, shown, err = run(capsys, *known, *several)
+    assert code == 0, err
+    name = teacher_folder.name
+    added = {"test_vit--none-s0", f"test_resnet--{name}--kd-s0"}
+    added |= {f"test_vit--{teacher}--kd-s0" for teacher in ("test_vit2", name)}
+    assert set(attempts(out)) == {"teacher", "none-s0", "kd-s0"} | added
+    assert set(attempts(out).values()) == {1}
+    assert all(text in shown for text in ("test_resnet  none", "test_resnet  test_vit2  kd", "test_vit  test_vit2  kd"))
+    # And the other way round: a student of them alone, by the teacher in the folder.
+    alone = ["--student", "test_vit", "--teacher-checkpoint", teacher_folder, "--out", out, "--methods", "none,kd,dist"]
+    assert run(capsys, *known, *alone)[0] == 0
+    assert set(attempts(out)) == {"teacher", "none-s0", "kd-s0", "dist-s0"} | added
+    assert set(attempts(out).values()) == {1}
+    # Another setting is refused, as in a folder of the same name.
+    code, _, err = run(capsys, *known, *several, "--optim.lr", "1e-5")
+    assert (code, "optim.lr is now 1e-05" in err) == (2, True), err
+
+
+def test_a_plain_student_is_trained_once_for_all_values_of_what_it_does_not_read():
+    for name, values in (("optim.balance", (0.5, 1.0)), ("cache_dtype", ("float16", "float32"))):
+        axes = Axes([Variant("none", "none", {}), Variant("kd", "kd", {})], [0], sweep=Sweep(name, values))
+        cells = make_cells(RunConfig(teacher="test_vit"), axes)
+        assert [cell.variant.label for cell in cells] == ["none", "kd", "kd"]
+
+
 def test_a_run_in_a_folder_named_like_a_model_is_not_that_model(tmp_path):
     folder = tmp_path / "test_resnet"
     folder.mkdir()
@@ -104,6 +139,7 @@ def test_a_run_in_a_folder_named_like_a_model_is_not_that_model(tmp_path):
     [
         (["--students", "a,a"], "named twice"),
         (["--students", "test_vit{patch_size"], "write a name, or name{argument=value,...}"),
+        (["--methods", "none,kd{temperature=2"], "method 'kd{temperature=2': write a name, or name{option=value,...}"),
         (["--students", "test_vit{={}"], "'{' is not a value"),
         (["--sweep", "optim.lr={"], "'{' is not a value"),
         (["--sweep", "optim.lr"], "write a setting and its values"),
@@ -116,6 +152,9 @@ def test_a_run_in_a_folder_named_like_a_model_is_not_that_model(tmp_path):
         (["--jobs", "0"], "--jobs is 0"),
         (["--teachers", "nothing", "--methods", "kd"], "unknown model 'nothing'"),
         (["--students", "nothing"], "unknown model 'nothing'"),
+        (["--students", "test_resnet,nothing"], "unknown model 'nothing'"),
+        (["--students", "test_resnet,torchvision:nothing"], "unknown torchvision model 'nothing'"),
+        (["--teachers", "test_vit,nothing", "--methods", "none,kd"], "unknown model 'nothing'"),
         (
             ["--methods", "none,kd{temperature=2}", "--sweep", "options.kd.temperature=1,4"],
             "a method or a student in braces sets it as well",
@@ -157,8 +196,24 @@ def test_shards_and_processes_divide_the_runs(capsys, tmp_path, teacher_folder):
     assert attempts(out) == {f"{method}-s{seed}": 1 for method in ("none", "kd") for seed in (0, 1)}
 
 
+def test_a_process_that_is_killed_is_named_and_its_run_is_trained(tmp_path):
+    out = tmp_path / "out"
+    words = ["compare", *QUICK, "--student", "test_resnet", "--methods", "none", "--seeds", "0,1", "--epochs", "5"]
+    command = [sys.executable, "-m", "crossdistill", *words, "--jobs", "2", "--out", str(out)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("*/config.yaml"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(max(process for process in others(str(out)) if process != running.pid), signal.SIGKILL)
+    _, err = running.communicate(timeout=240)
+    assert running.returncode == 0, err
+    assert "was ended by SIGKILL; what it has not finished is trained by this one" in err
+    assert [state for _, state, _ in rows(out)] == ["finished"] * 2
+
+
 @pytest.mark.slow
-def test_a_signal_reaches_all_processes_and_the_command_goes_on(capsys, tmp_path, teacher_folder):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_reaches_all_processes_and_the_command_goes_on(tmp_path, teacher_folder, sent):
     out = tmp_path / "out"
     words = ["compare", *QUICK, "--student", "test_resnet", "--teacher-checkpoint", teacher_folder, "--out", out]
     words += ["--methods", "none,kd", "--seeds", "0", "--epochs", "100", "--jobs", "2"]
@@ -168,11 +223,12 @@ def test_a_signal_reaches_all_processes_and_the_command_goes_on(capsys, tmp_path
     deadline = time.monotonic() + 120
     while not all(path.exists() for path in checkpoints) and time.monotonic() < deadline:
         time.sleep(0.1)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(sent)
     _, err = running.communicate(timeout=120)
-    assert running.returncode == 130, err
+    assert running.returncode == 128 + sent, err
     assert not list(out.glob("*/metrics.json"))
-    assert err.count("interrupted by SIGINT; continue by the same command") == 3
+    assert err.count("; continue by the same command") == 3
+    assert f"interrupted by {sent.name}" in err
 
 
 @pytest.mark.slow

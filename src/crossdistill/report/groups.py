@@ -7,18 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdistill.config.files import EXECUTION, flat
+from crossdistill.config.files import BALANCE, EXECUTION, OF_TEACHER, flat
 from crossdistill.config.yaml_text import load_yaml
 from crossdistill.errors import UserError
 from crossdistill.files import shortest_endings
-from crossdistill.report.records import METRICS_NAME, RunRecord, read_run
+from crossdistill.report.records import FAILURE_NAME, METRICS_NAME, RunRecord, read_failure, read_run
 
 _NAMED = ("seed", "role", "student", "teacher", "teacher_checkpoint", "method", "data")
 """Settings that stand in the names of models, methods and data, and the seed."""
 _NO_RESULT = (*EXECUTION, "trust_teacher", "teacher_training")
-_OF_TEACHER = ("model.teacher", "teacher_weights", "cache_dtype", "cache_top_k")
-"""Beginnings of the names of settings that do not concern a student without a teacher."""
-_UNUSED_BY_PLAIN = "optim.balance"
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,15 @@ def find_runs(folders: Iterable[Path]) -> list[RunRecord]:
     return list(found.values())
 
 
+def find_failures(folders: Iterable[Path]) -> dict[str, str]:
+    """Return the reasons of runs in folders of comparisons that failed, by their names, and are not finished."""
+    failed = sorted(path.parent for folder in folders for path in folder.glob(f"*/{FAILURE_NAME}"))
+    unfinished = [folder for folder in failed if not (folder / METRICS_NAME).exists()]
+    found = {str(folder): read_failure(folder) for folder in unfinished}
+    names = dict(zip(found, shortest_endings(list(found)), strict=True))
+    return {names[folder]: failure["reason"] for folder, failure in found.items() if failure is not None}
+
+
 def is_scored(run: RunRecord) -> bool:
     """Return whether a run can be compared: that of a student with a score on a test split."""
     return run.role == "student" and "test" in run.metrics["student"]
@@ -65,7 +71,7 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
         own, method = settings[place], run.metrics["method"]
         same = [one for one, other in zip(settings, runs, strict=True) if other.metrics["method"] == method]
         taught = [one for one, name in zip(settings, teachers, strict=True) if name and teachers[place]]
-        others = _varied([_starting(one, _OF_TEACHER) for one in taught])
+        others = _varied([_starting(one, OF_TEACHER) for one in taught])
         parts = (
             students[place] if len(set(students)) > 1 else "",
             teachers[place] if len(set(teachers) - {""}) > 1 else "",
@@ -74,7 +80,7 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
         )
         label = "  ".join(part for part in parts if part)
         grouped.setdefault(label, {}).setdefault(run.metrics["seed"], run)
-        values = tuple(repr(general[place].get(name)) for name in varied if name != _UNUSED_BY_PLAIN)
+        values = tuple(repr(general[place].get(name)) for name in varied if name != BALANCE)
         pairs[label] = (students[place], values)
         if not teachers[place] and method == "none":
             plain[pairs[label]] = label
@@ -130,7 +136,7 @@ def _method(method: str, own: dict[str, Any], same: Sequence[dict[str, Any]]) ->
 def _general(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that change the result of any student."""
     own = result_settings(settings)
-    return {name: value for name, value in own.items() if not name.startswith(("options.", *_OF_TEACHER))}
+    return {name: value for name, value in own.items() if not name.startswith(("options.", *OF_TEACHER))}
 
 
 def result_settings(settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,16 +2,16 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from crossdistill.config import RunConfig
-from crossdistill.config.files import to_dict, with_changes
+from crossdistill.config import ModelConfig, RunConfig
+from crossdistill.config.files import BALANCE, OF_TEACHER, to_dict, with_changes
 from crossdistill.config.teacher import teacher_config
 from crossdistill.errors import UserError
 from crossdistill.files import shortest_endings
-from crossdistill.methods import MethodChoice, choose_method, options_for, options_key
+from crossdistill.methods import NONE, MethodChoice, choose_method, options_for, options_key
 from crossdistill.training.checkpoints import run_identity
 
 _OWN_FLAGS = ("student", "teacher", "teacher_checkpoint", "method", "seed", "data", "out", "role")
@@ -104,6 +104,8 @@ class Cell:
     seed: int
     config: RunConfig
     """Its settings; the folder, and a teacher that is trained first, are added later."""
+    place: str = ""
+    """The folder that an earlier command has put it into, where that has another name."""
 
     @property
     def label(self) -> str:
@@ -113,6 +115,8 @@ class Cell:
     @property
     def folder(self) -> str:
         """Name its folder."""
+        if self.place:
+            return self.place
         parts = (self.student, self.teacher, self.variant.label, self.setting)
         return f"{'--'.join(plain_name(part) for part in parts if part)}-s{self.seed}"
 
@@ -146,7 +150,9 @@ def make_cells(config: RunConfig, axes: Axes) -> list[Cell]:
                         made = config if student is None else student.applied(config)
                         made = replace(variant.applied(with_changes(made, changes, "--sweep ")), seed=seed)
                         reads = variant.choice(made).needs.teacher
-                        if teacher and reads:
+                        if not reads:
+                            made = without_teacher(made)
+                        elif teacher:
                             made = with_teacher(made, teacher)
                         label = "" if student is None else student.label
                         cell = Cell(variant, label, names.get(teacher, "") if reads else "", setting, seed, made)
@@ -191,10 +197,13 @@ def _teacher_labels(teachers: Sequence[str]) -> dict[str, str]:
 
 
 def _settings(sweep: Sweep | None, variant: Variant) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Return the values of a sweep, with their labels; one without, where a method does not read the setting."""
     if sweep is None:
         return [("", {})]
     group, _, rest = sweep.name.partition(".")
     if group == "options" and rest.split(".")[0] not in map(options_key, variant.method.split("+")):
+        return [("", {})]
+    if variant.method == NONE and sweep.name.startswith((*OF_TEACHER, BALANCE)):
         return [("", {})]
     return [(f"{sweep.name.rpartition('.')[2]}={value}", {sweep.name: value}) for value in sweep.values]
 
@@ -210,6 +219,13 @@ def with_teacher(config: RunConfig, teacher: str) -> RunConfig:
     if teacher != config.teacher:
         model = replace(model, teacher_args={}, teacher_stages=None, teacher_img_size=None)
     return replace(config, teacher=teacher, teacher_checkpoint=None, model=model)
+
+
+def without_teacher(config: RunConfig) -> RunConfig:
+    """Return the settings of a run that reads no teacher, whatever the recipe or another run says of one."""
+    names = [one.name for one in fields(ModelConfig) if one.name.startswith("teacher")]
+    model = replace(config.model, **{name: getattr(ModelConfig(), name) for name in names})
+    return replace(config, teacher=None, teacher_checkpoint=None, teacher_weights=None, model=model)
 
 
 def taught_by(config: RunConfig, teacher: Path) -> RunConfig:
