@@ -3,6 +3,8 @@ import shutil
 
 import pytest
 
+from crossdistill.evaluation.corruptions import CORRUPTIONS
+from crossdistill.training import robustness
 from tests.commands.running import TINY, run
 from tests.data.pictures import bar, put
 
@@ -51,6 +53,42 @@ def test_a_run_is_inspected_and_its_page_shows_what_is_found(capsys, taught, tmp
     assert (taught / "inspection.json").read_text() == before
 
 
+def test_student_and_teacher_on_corrupted_and_on_other_images(capsys, taught, tmp_path, monkeypatch):
+    # Fewer of them, for time.
+    monkeypatch.setattr(robustness, "CORRUPTIONS", {kind: CORRUPTIONS[kind] for kind in ("noise", "dark")})
+    monkeypatch.setattr(robustness, "SEVERITIES", (1, 5))
+    for number in range(5):
+        put(bar(4, number), tmp_path / "other" / f"{number}.png")
+    run_folder = shutil.copytree(taught, tmp_path / "run")
+    words = ["inspect", run_folder, "--images", "1000", "--corruptions", "--ood", tmp_path / "other"]
+    code, shown, err = run(capsys, *words)
+    assert code == 0, err
+    assert "On corrupted and on other images" in shown
+    found = json.loads((run_folder / "inspection.json").read_text())["robustness"]
+    for name, command in (("student", run_folder), ("teacher", _teacher(taught))):
+        code, scored, err = run(capsys, "eval", command, "--corruptions", "--ood", tmp_path / "other", "--json")
+        assert code == 0, err
+        whole = json.loads(scored)
+        assert found[name]["clean"] == pytest.approx(whole["top1"], abs=1e-4)
+        assert set(found[name]["corrupted"]) == {"noise", "dark"}
+        for kind, values in whole["corruptions"].items():
+            assert found[name]["corrupted"][kind] == pytest.approx(values, abs=0.2)
+        assert found[name]["ood"] == pytest.approx(whole["ood"], abs=0.5)
+    assert found["teacher"]["clean"] > found["student"]["clean"]
+    page = (run_folder / "report.html").read_text()
+    assert "Accuracy on corrupted images" in page
+    # A comparison shows the teacher of several students once.
+    other = shutil.copytree(run_folder, tmp_path / "again")
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("epochs: 2\n", "epochs: 3\n"))
+    code, _, err = run(capsys, "report", run_folder, other, "--out", tmp_path / "page")
+    assert code == 0, err
+    page = (tmp_path / "page" / "report.html").read_text()
+    table = page[page.index("<h2>On corrupted") : page.index("Kept: the mean")]
+    assert table.count("<td>teacher (") == 1
+    assert table.count("<td>epochs=") + table.count("<td>rsd") == 2
+
+
 def test_the_student_that_was_not_trained_is_that_of_the_run(capsys, taught, tmp_path):
     """A run of no effect: before and after are the same network."""
     out = tmp_path / "still"
@@ -80,7 +118,7 @@ def test_runs_without_a_teacher_or_without_labels(capsys, taught, tmp_path):
     assert run(capsys, "fit", *words, "--epochs", "1", "--out", body)[0] == 0
     code, shown, err = run(capsys, "inspect", body, "--images", "40")
     assert code == 0, err
-    assert "the same ten nearest images" in shown
+    assert "same nearest images" in shown
     found = json.loads((body / "inspection.json").read_text())
     assert found["confusions"] == []
     assert "alignment" in found
@@ -111,6 +149,8 @@ def test_what_cannot_be_inspected_is_refused(capsys, taught, tmp_path):
     assert (code, "is not the folder of a run" in err) == (2, True)
     code, _, err = run(capsys, "inspect", taught, "--images", "2")
     assert (code, "at least 4 are needed" in err) == (2, True)
+    code, _, err = run(capsys, "inspect", taught, "--ood", tmp_path / "nothing")
+    assert (code, "nothing" in err) == (2, True)
     damaged = shutil.copytree(taught, tmp_path / "damaged")
     (damaged / "inspection.json").write_text('{"images": 3}')
     code, _, err = run(capsys, "report", damaged, "--out", tmp_path / "page")

@@ -40,10 +40,8 @@ def page(tmp_path_factory):
     out = tmp_path_factory.mktemp("browsed") / "out"
     words = ["compare", *TINY, "--methods", "none,kd,rsd", "--teacher", "test_resnet", "--seeds", "0"]
     words += ["--trust-teacher", "true", "--teacher-training", '{"epochs": 2}', "--epochs", "1", "--out", out]
-    assert main([str(word) for word in words]) == 0
-    assert main(["inspect", str(out / "rsd-s0"), "--images", "40"]) == 0
-    assert main([str(word) for word in ("report", out, "--out", out / "page")]) == 0
-    return out / "page" / "report.html"
+    assert main([str(word) for word in (*words, "--inspect", "true")]) == 0
+    return out / "report.html"
 
 
 def browse(page, *words):
@@ -69,4 +67,5 @@ def test_the_page_sorts_by_keyboard_and_fits(page, tmp_path, width):
     assert found["focused"] == "BUTTON"
     assert found["images"]
     assert not found["wide"]
-    assert {"Comparison", "Methods", "What the student confuses most"} <= set(found["headings"])
+    assert {"Comparison", "Methods", "Student and teacher", "What the student confuses most"} <= set(found["headings"])
+    assert sum("How alike the layers" in heading for heading in found["headings"]) == 2

@@ -32,16 +32,19 @@ def run(argv: Sequence[str]) -> int:
     return run_comparison("compare", ABOUT, argv, None, "runs/compare")
 
 
-def run_comparison(command: str, about: str, argv: Sequence[str], recipe: str | None, out: str) -> int:
-    """Compare methods on a recipe, in the folder `out` unless another is given."""
-    parser = _parser(command, about)
+def run_comparison(
+    command: str, about: str, argv: Sequence[str], recipe: str | None, out: str, inspect: bool = False
+) -> int:
+    """Compare methods on a recipe; `out` and `inspect` are the defaults of these options."""
+    parser = _parser(command, about, inspect)
     base = read_recipe(argv, recipe)
     named = split_variants(read_early_flags(argv).methods or _METHODS)
-    config, made = parser.read_run(argv, base, methods=[re.sub(r"\{[^}]*\}", "", name) for name in named])
+    config, made = parser.read_run(argv, base, methods=[_without_options(name) for name in named])
     axes = _axes(made)
     _check_flags(parser.given(argv), config, axes)
     _check_division(made)
-    from crossdistill.training.compare import check_comparison, compare
+    from crossdistill.training.compare import check_comparison, compare, outcome_so_far
+    from crossdistill.training.outcome import inspect_groups
     from crossdistill.training.workers import SINCE, run_workers
 
     folder = Path(config.out or out)
@@ -52,14 +55,17 @@ def run_comparison(command: str, about: str, argv: Sequence[str], recipe: str | 
     if first and made.cluster is not None:
         cells = check_comparison(config, axes, folder)
         outcome = _on_cluster(cells, folder, made, words, since, progress)
-        _show(outcome, result)
-        return 1 if outcome.failures or outcome.missing else 0
-    if first and made.jobs > 1:
-        check_comparison(config, axes, folder)
-        run_workers(words, made.jobs, since, progress, threads=config.engine.threads is None)
-    outcome = compare(config, axes, folder, progress, shard=_shard(made.shard), since=since)
+    else:
+        if first and made.jobs > 1:
+            check_comparison(config, axes, folder)
+            run_workers(words, made.jobs, since, progress, threads=config.engine.threads is None)
+        outcome = compare(config, axes, folder, progress, shard=_shard(made.shard), since=since)
+    if first and made.inspect:
+        cells = check_comparison(config, axes, folder)
+        inspect_groups(cells, folder, progress, trust_code=config.trust_code)
+        outcome = outcome_so_far(cells, folder, since)
     _show(outcome, result)
-    return 1 if outcome.failures else 0
+    return 1 if outcome.failures or (outcome.missing and made.cluster is not None) else 0
 
 
 def _check_division(made: Namespace) -> None:
@@ -95,7 +101,7 @@ def _show(outcome: "Outcome", result: "Console") -> None:
         result.print(f"{outcome.missing} runs are not finished", highlight=False, markup=False)
 
 
-def _parser(command: str, about: str) -> RunParser:
+def _parser(command: str, about: str, inspect: bool) -> RunParser:
     parser = RunParser(command, about, unread=("method",))
     parser.add_argument(
         "--methods", type=str, default=_METHODS, help="Methods to compare, with commas; variants as rsd{kappa=0}."
@@ -128,6 +134,12 @@ def _parser(command: str, about: str) -> RunParser:
     )
     parser.add_argument(
         "--shard", type=str, default="1/1", help="i/n trains every n-th run, beginning with the i-th (job arrays)."
+    )
+    parser.add_argument(
+        "--inspect",
+        type=bool,
+        default=inspect,
+        help="Look into one run of each method afterwards, as `crossdistill inspect` does, and show it in the page.",
     )
     return parser
 
@@ -200,6 +212,13 @@ def _shard(text: str) -> tuple[int, int]:
 def split_variants(text: str) -> list[str]:
     """Split "none,rsd{kappa=0,weight=0.2}" at the commas that are outside braces."""
     return [part.strip() for part in re.split(r",(?![^{]*\})", text) if part.strip()]
+
+
+def _without_options(text: str) -> str:
+    plain = re.sub(r"\{[^{}]*\}", "", text)
+    if "{" in plain or "}" in plain:
+        raise UserError(f"method {text!r}: write a name, or name{{option=value,...}}")
+    return plain
 
 
 def parse_variant(text: str) -> "Variant":

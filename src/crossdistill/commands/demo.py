@@ -9,4 +9,4 @@ ABOUT = "Train a teacher on scikit-learn's digits, then one student with none, k
 
 def run(argv: Sequence[str]) -> int:
     """Run every step on the embedded data."""
-    return run_comparison("demo", ABOUT, argv, "demo", "runs/demo")
+    return run_comparison("demo", ABOUT, argv, "demo", "runs/demo", inspect=True)

@@ -10,7 +10,7 @@ from crossdistill.commands.evaluate import LAYOUT, run_settings
 from crossdistill.errors import UserError
 
 ABOUT = "Look into a finished run: how alike student and teacher are, what the student confuses, and where it looks."
-_LOADER = ("val_fraction", "split_seed", "max_train", "root", *LAYOUT)
+_LOADER = ("batch_size", "workers", "val_fraction", "split_seed", "max_train", "root", *LAYOUT)
 _READS = ["data", "trust_code", "engine.accelerator", "engine.threads", *(f"loader.{name}" for name in _LOADER)]
 
 
@@ -22,14 +22,15 @@ def run(argv: Sequence[str]) -> int:
     if not Path(made.inspected).is_dir():
         raise UserError(f"{made.inspected!r} is not the folder of a run")
     config, made = _parser().read_run(argv, run_settings(made.inspected, parser.given(argv)))
-    from crossdistill.report.inspection import agreement_table
+    from crossdistill.report.inspected import Inspected, inspected_tables
     from crossdistill.report.page import PAGE_NAME
     from crossdistill.report.tables import show
     from crossdistill.training.inspect import inspect_run
 
     result, progress = consoles()
-    found = inspect_run(made.inspected, config, progress, images=made.images)
-    if table := agreement_table(found):
+    asked = dict(images=made.images, corruptions=made.corruptions, ood=made.ood)
+    found = inspect_run(made.inspected, config, progress, **asked)
+    for table in inspected_tables([Inspected("student", "teacher", found)]):
         show(table, result)
     page = Path(made.inspected) / PAGE_NAME
     result.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)
@@ -40,4 +41,14 @@ def _parser() -> RunParser:
     parser = RunParser("inspect", ABOUT, reads=_READS)
     parser.add_argument("inspected", metavar="RUN", type=str, help="Folder of a finished run.")
     parser.add_argument("--images", type=int, default=512, help="Most test images to look at.")
+    parser.add_argument(
+        "--corruptions", action="store_true", help="Score student and teacher on corrupted images as well."
+    )
+    parser.add_argument(
+        "--ood",
+        metavar="DATA",
+        type=str | None,
+        default=None,
+        help="Images of no class: how well student and teacher tell them from the test images.",
+    )
     return parser

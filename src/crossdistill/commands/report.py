@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
     from crossdistill.errors import UserError
     from crossdistill.files import make_folder
     from crossdistill.report.comparison import full_table, write_comparison_page
-    from crossdistill.report.groups import find_runs, group_runs, is_scored
+    from crossdistill.report.groups import find_failures, find_runs, group_runs, is_scored
     from crossdistill.report.records import METRICS_NAME
     from crossdistill.report.tables import as_csv, as_latex, as_markdown, show
     from crossdistill.training.run_folder import check_writable
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     _name_left_out("that repeat another", (run for run in runs if run.folder not in shown))
     check_writable(out)
     make_folder(out)
-    page = write_comparison_page(out, groups)
+    page = write_comparison_page(out, groups, find_failures(map(Path, made.folders)))
     result, progress = consoles()
     table = full_table(groups)
     if made.format == "table":

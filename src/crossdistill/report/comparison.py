@@ -1,17 +1,16 @@
 """The page and the table of a comparison, made of groups of runs."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from crossdistill.report.class_plots import class_gains, reliability
 from crossdistill.report.groups import Group, teacher_names
+from crossdistill.report.inspected import Inspected, inspected_figures, inspected_tables
 from crossdistill.report.inspection import read_inspection
 from crossdistill.report.page import (
     PAGE_NAME,
     cost_table,
-    inspected_figures,
-    inspected_tables,
     reached,
     teacher_top1,
     write_page,
@@ -23,13 +22,18 @@ from crossdistill.report.sweep import sweep_plot
 from crossdistill.report.tables import TextTable
 
 
-def write_comparison_page(folder: Path, groups: Sequence[Group]) -> Path:
-    """Write the page that compares groups of runs into `folder`. Raises UserError for a damaged file of a run."""
+def write_comparison_page(folder: Path, groups: Sequence[Group], failed: Mapping[str, str] | None = None) -> Path:
+    """Write the page that compares groups of runs into `folder`.
+
+    `failed` has the reasons of runs that failed, by folder. Raises UserError for a damaged file of a run.
+    """
     runs = [run for group in groups for run in group.runs]
     # One run is shown in detail: the first seed of the last group with a teacher.
     taught = next((group.runs[0] for group in reversed(groups) if "teacher" in group.runs[0].metrics), None)
     shown = taught or runs[0]
-    found = read_inspection(shown.folder)
+    inspected = _inspected(groups, shown)
+    reasons = [list(one) for one in (failed or {}).items()]
+    failures = TextTable("Runs that failed", ["", "reason"], reasons, text_columns=(0, 1))
     data = ", ".join(dict.fromkeys(run.metrics["data"] for run in runs))
     epochs = ", ".join(dict.fromkeys(str(run.metrics["training"]["epochs"]) for run in runs))
     curves = comparison({group.label: group.runs for group in groups}, _one_teacher(runs))
@@ -41,13 +45,31 @@ def write_comparison_page(folder: Path, groups: Sequence[Group]) -> Path:
         folder / PAGE_NAME,
         title=_pairs(runs),
         lead=f"{data}; {epochs} epochs; {len(runs)} runs.",
-        tables=[full_table(groups), cost_table(shown), *inspected_tables(found)],
-        figures=[*figures, *inspected_figures(found)],
-        inspection=found,
+        tables=[
+            full_table(groups),
+            *([failures] if reasons else []),
+            cost_table(shown),
+            *inspected_tables(inspected),
+        ],
+        figures=[*figures, *inspected_figures(inspected)],
+        inspected=inspected,
         samples=shown.samples,
         sampled=f" by {shown.metrics['method']}, seed {shown.metrics['seed']}",
         run=shown,
     )
+
+
+def _inspected(groups: Sequence[Group], shown: RunRecord) -> list[Inspected]:
+    """Return what was found on the first inspected run of each group; the group that is shown in detail comes first."""
+    runs = [run for group in groups for run in group.runs]
+    teachers = {run.folder: name for run, name in zip(runs, teacher_names(runs), strict=True)}
+    found = []
+    for group in sorted(groups, key=lambda group: shown not in group.runs):
+        for run in group.runs:
+            if inspection := read_inspection(run.folder):
+                found.append(Inspected(group.label, f"teacher ({teachers[run.folder]})", inspection))
+                break
+    return found
 
 
 def short_table(groups: Sequence[Group]) -> TextTable:

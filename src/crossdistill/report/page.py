@@ -10,7 +10,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from crossdistill.files import write_whole
-from crossdistill.report.inspection import Inspection, agreement_table, alignment_figure, read_inspection
+from crossdistill.report.inspected import Inspected, inspected_figures, inspected_tables
+from crossdistill.report.inspection import read_inspection
 from crossdistill.report.plots import run_curves
 from crossdistill.report.records import RunRecord, read_run
 from crossdistill.report.tables import TextTable
@@ -24,6 +25,8 @@ def write_run_page(folder: Path) -> Path:
     run = read_run(folder)
     student, teacher = run.metrics["student"], run.metrics.get("teacher")
     found = read_inspection(folder)
+    names = f"{run.role} ({student['name']})", f"teacher ({teacher['name']})" if teacher else ""
+    inspected = [] if found is None else [Inspected(*names, found)]
     taught = (
         f" taught by {teacher['name']} with {run.metrics['method']}" if teacher else ", trained on the labels alone"
     ) + ("" if "test" in student else ", without labels")
@@ -34,25 +37,16 @@ def write_run_page(folder: Path) -> Path:
         lead=f"{run.metrics['data']}, seed {run.metrics['seed']}, {run.metrics['training']['epochs']} epochs, "
         f"{run.metrics['training']['seconds']:.0f} s of training; training-only parameters, removed afterwards: "
         f"{run.metrics['training']['training_only_parameters']:,}.",
-        tables=[*(table for table in tables if table), *inspected_tables(found)],
-        figures=[{"title": "Training", "svg": run_curves(run), "text": _last_values(run)}, *inspected_figures(found)],
-        inspection=found,
+        tables=[*(table for table in tables if table), *inspected_tables(inspected)],
+        figures=[
+            {"title": "Training", "svg": run_curves(run), "text": _last_values(run)},
+            *inspected_figures(inspected),
+        ],
+        inspected=inspected,
         samples=run.samples,
         sampled="",
         run=run,
     )
-
-
-def inspected_tables(found: Inspection | None) -> list[TextTable]:
-    """Return the tables of what `inspect` has found."""
-    table = None if found is None else agreement_table(found)
-    return [] if table is None else [table]
-
-
-def inspected_figures(found: Inspection | None) -> list[dict[str, Any]]:
-    """Return the figures of what `inspect` has found."""
-    figure = None if found is None else alignment_figure(found)
-    return [figure] if figure else []
 
 
 def _last_values(run: RunRecord) -> str:

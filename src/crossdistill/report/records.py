@@ -21,6 +21,7 @@ from crossdistill.image_size import OptionalSizeText
 
 CONFIG_NAME = "config.yaml"
 ENVIRONMENT_NAME = "environment.json"
+FAILURE_NAME = "failed.json"
 METRICS_NAME = "metrics.json"
 SAMPLES_NAME = "samples.json"
 
@@ -110,6 +111,14 @@ class Sample(TypedDict):
     teacher: NotRequired[Prediction]
 
 
+class Failure(TypedDict):
+    """The content of failed.json, of a run of a comparison. `time` is in seconds since 1970."""
+
+    reason: str
+    time: float
+    traceback: NotRequired[str]
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """A finished run: `settings` as the text of config.yaml, `curves` by logged name, as (epochs, value)."""
@@ -166,6 +175,17 @@ def read_environment(folder: Path) -> Environment:
     """Read what a run was started with. Raises UserError for a file that is missing or damaged."""
     environment: Environment = read_record(folder / ENVIRONMENT_NAME, Environment)
     return environment
+
+
+def read_failure(folder: Path) -> Failure | None:
+    """Read why a run of a comparison failed; None where it did not, or where the file is damaged."""
+    if not (folder / FAILURE_NAME).exists():
+        return None
+    try:
+        failure: Failure = read_record(folder / FAILURE_NAME, Failure)
+    except UserError:
+        return None
+    return failure
 
 
 def read_run(folder: Path) -> RunRecord:

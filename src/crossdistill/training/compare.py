@@ -18,10 +18,11 @@ from crossdistill.report.records import CONFIG_NAME, METRICS_NAME, RunRecord, re
 from crossdistill.training.checks import check_settings
 from crossdistill.training.engine import set_threads
 from crossdistill.training.fit import fit
-from crossdistill.training.grid import Axes, Cell, make_cells, plain_name, taught_by, with_teacher
+from crossdistill.training.grid import Axes, Cell, make_cells, taught_by, with_teacher
 from crossdistill.training.inputs import decide, digests
 from crossdistill.training.models import build_models, build_student
 from crossdistill.training.outcome import Outcome, make_outcome
+from crossdistill.training.places import placed, teacher_folder
 from crossdistill.training.results import Failures, write_results
 from crossdistill.training.run_folder import (
     check_inputs,
@@ -63,7 +64,7 @@ def compare(
 
 def check_comparison(config: RunConfig, axes: Axes, out: Path) -> list[Cell]:
     """Return the runs of a comparison. Raises UserError for what cannot be compared."""
-    cells = make_cells(config, axes)
+    cells = placed(make_cells(config, axes), out)
     if config.loader.labels == "none":
         raise UserError("compare ranks accuracies, but loader.labels is 'none'; use `fit`, and `eval --knn`")
     if config.engine.devices != 1 or config.engine.nodes != 1:
@@ -137,16 +138,12 @@ class _Comparison:
         decided, complete = decide(config, choice, data)
         if group[0].teacher_to_train is None:
             build_models(decided, complete, data)
-        elif not (self._teacher_folder(group[0]) / METRICS_NAME).exists():
+        elif not (teacher_folder(group[0], self.out) / METRICS_NAME).exists():
             teacher = self._teacher_settings(group[0])
             own, _ = decide(teacher, check_settings(teacher), self.data.of(teacher))
             trained = build_student(own.student, own.model, own.img_size, self.data.of(teacher))
             student = build_student(decided.student, decided.model, decided.img_size, data)
             create_distiller(complete, student=student, teacher=trained)
-
-    def _teacher_folder(self, cell: Cell) -> Path:
-        name = cell.teacher_to_train or ""
-        return self.out / ("teacher" if not cell.teacher else f"teacher--{plain_name(name)}")
 
     def _teacher_settings(self, cell: Cell) -> RunConfig:
         """Return the settings of the run that trains a teacher: those of the recipe, whatever the run's own are."""
@@ -156,7 +153,7 @@ class _Comparison:
         """Train the teacher of some runs, or wait until another process has."""
         if group[0].teacher_to_train is None:
             return
-        folder = self._teacher_folder(group[0])
+        folder = teacher_folder(group[0], self.out)
         config = replace(self._teacher_settings(group[0]), out=str(folder))
         while True:
             with claimed(self.out, folder.name) as mine:
@@ -175,7 +172,7 @@ class _Comparison:
     def _taught(self, cell: Cell) -> RunConfig:
         """Return the settings of a run with its folder and its teacher's."""
         config = replace(cell.config, out=str(self.out / cell.folder))
-        return config if cell.teacher_to_train is None else taught_by(config, self._teacher_folder(cell))
+        return config if cell.teacher_to_train is None else taught_by(config, teacher_folder(cell, self.out))
 
     def _write_cache(self, group: list[Cell]) -> None:
         """Write one cache with what all of some runs read, so that the teacher runs once."""

@@ -1,7 +1,7 @@
 """Look into a finished run: how alike student and teacher are, what the student confuses, and why."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,20 @@ from crossdistill.export.agreement import evenly
 from crossdistill.files import write_whole
 from crossdistill.methods import choose_method, options_for
 from crossdistill.progress import Tracked
-from crossdistill.report.inspection import INSPECTION_NAME, Inspection
+from crossdistill.report.inspection import INSPECTION_NAME, Inspection, Robustness
 from crossdistill.report.page import write_run_page
 from crossdistill.teacher import Teacher, make_teacher
 from crossdistill.training.engine import choose_device, set_threads
 from crossdistill.training.inputs import own_size, report_data
 from crossdistill.training.inspected import Evidence, Seen, confusions, neighbours
 from crossdistill.training.models import initial_models
+from crossdistill.training.robustness import RobustnessScorer, load_others
 from crossdistill.training.run_folder import check_writable, read_config
 from crossdistill.training.score import data_of_run, without_trained
 from crossdistill.types import BackboneOutput
 
+MOST_IMAGES = 512
+"""Test images that are looked at, unless another number is given."""
 _BATCH = 64
 _COMPARED = 10
 """Nearest images that are compared."""
@@ -50,11 +53,22 @@ class _Models:
     device: torch.device
     teaches_classes: bool
 
+    def classifiers(self) -> dict[str, tuple[Backbone | Teacher, Callable[..., Any]]]:
+        """Return the models whose classes are those of the data, each with the transform of its images."""
+        found: dict[str, tuple[Backbone | Teacher, Callable[..., Any]]] = {"student": (self.student, self.transform)}
+        if self.teaches_classes and self.teacher is not None:
+            found["teacher"] = (self.teacher, self.teacher_transform)
+        return found
 
-def inspect_run(run: str, config: RunConfig, console: Console, *, images: int) -> Inspection:
+
+def inspect_run(
+    run: str, config: RunConfig, console: Console, *, images: int, corruptions: bool = False, ood: str | None = None
+) -> Inspection:
     """Compare student, untrained student and teacher on test images; write what is found, and the run's page.
 
-    `images` is the largest number of test images. Raises UserError, among others where the data is gone.
+    `images` is the largest number of test images. With `corruptions` student and teacher are scored on corrupted
+    images as well; `ood` is a folder of images of no class, which they have to tell from those of the test split.
+    Raises UserError, among others where the data is gone.
     """
     folder = Path(run)
     check_writable(folder)
@@ -62,17 +76,33 @@ def inspect_run(run: str, config: RunConfig, console: Console, *, images: int) -
     student = load_backbone(run, trust_code=config.trust_code)
     data, known = data_of_run(run, config, student.spec.in_chans)
     report_data(data, console)
-    if data.labelled and student.spec.num_classes:
+    classified = data.labelled and bool(student.spec.num_classes)
+    if classified:
         match_classes(student, run, data)
+    elif corruptions or ood is not None:
+        raise UserError("--corruptions and --ood need a student with a classifier, and images with labels")
+    others = None if ood is None else load_others(ood, config.loader, data.channels, console)
     chosen = evenly(data.test if known is None else without_trained(data.test, known, run, console), images)
     if len(chosen) < LEAST:
         raise UserError(f"{len(chosen)} test images are too few to inspect; at least {LEAST} are needed")
     models = _load(folder, config, student, data)
-    seen, alignment = _run(models, chosen, console)
+    found, seen = _inspect(models, chosen, data, console)
+    if classified:
+        _add_classes(found, models, seen, chosen, data)
+    if corruptions or others is not None:
+        found["robustness"] = _robustness(models, seen, chosen, data, config, console, corruptions, others)
+    write_whole(folder / INSPECTION_NAME, json.dumps(found))
+    write_run_page(folder)
+    return found
+
+
+def _inspect(models: _Models, images: Images, data: ImageData, console: Console) -> tuple[Inspection, dict[str, Seen]]:
+    """Compare the layers and embeddings of the models; returns also what they returned for all images."""
+    seen, alignment = _run(models, images, console)
     found: Inspection = {
-        "images": len(chosen),
+        "images": len(images),
         "confusions": [],
-        "neighbours": neighbours(seen, chosen, data.class_names),
+        "neighbours": neighbours(seen, images, data.class_names),
     }
     if alignment is not None:
         found["alignment"] = {"before": _matrix(alignment[0]), "after": _matrix(alignment[1])}
@@ -80,20 +110,46 @@ def inspect_run(run: str, config: RunConfig, console: Console, *, images: int) -
         own, theirs = (seen[name].nearest(_COMPARED) for name in ("student", "teacher"))
         shared = [len(set(a) & set(b)) / len(a) for a, b in zip(own, theirs, strict=True)]
         found["shared_neighbours"] = 100 * float(np.mean(shared))
-    if data.labelled and student.spec.num_classes:
-        labels = np.asarray(chosen.labels)
-        if models.teaches_classes:
-            right = seen["student"].classes == labels, seen["teacher"].classes == labels
-            found["agreement"] = {
-                "same": 100 * float((seen["student"].classes == seen["teacher"].classes).mean()),
-                "both_right": 100 * float((right[0] & right[1]).mean()),
-                "student_only": 100 * float((right[0] & ~right[1]).mean()),
-                "teacher_only": 100 * float((~right[0] & right[1]).mean()),
-                "both_wrong": 100 * float((~right[0] & ~right[1]).mean()),
-            }
-        found["confusions"] = confusions(seen, chosen, labels, data.class_names, _evidence(models))
-    write_whole(folder / INSPECTION_NAME, json.dumps(found))
-    write_run_page(folder)
+    return found, seen
+
+
+def _add_classes(found: Inspection, models: _Models, seen: dict[str, Seen], images: Images, data: ImageData) -> None:
+    """Add what the models predict: how far they agree, and what the student confuses."""
+    labels = np.asarray(images.labels)
+    if models.teaches_classes:
+        right = seen["student"].classes == labels, seen["teacher"].classes == labels
+        found["agreement"] = {
+            "same": 100 * float((seen["student"].classes == seen["teacher"].classes).mean()),
+            "both_right": 100 * float((right[0] & right[1]).mean()),
+            "student_only": 100 * float((right[0] & ~right[1]).mean()),
+            "teacher_only": 100 * float((~right[0] & right[1]).mean()),
+            "both_wrong": 100 * float((~right[0] & ~right[1]).mean()),
+        }
+    found["confusions"] = confusions(seen, images, labels, data.class_names, _evidence(models))
+
+
+def _robustness(
+    models: _Models,
+    seen: dict[str, Seen],
+    images: Images,
+    data: ImageData,
+    config: RunConfig,
+    console: Console,
+    corruptions: bool,
+    others: Sequence[Images] | None,
+) -> dict[str, Robustness]:
+    """Score the models on corrupted images, and by how they tell others from their own."""
+    found: dict[str, Robustness] = {}
+    for name, (model, transform) in models.classifiers().items():
+        # Both models take images with the normalisation of the student; the teacher converts them.
+        spec, device = models.student.spec, models.device
+        scorer = RobustnessScorer(model, transform, spec, config.loader, device, console, f"{name}, ")
+        right = seen[name].classes == np.asarray(images.labels)
+        found[name] = {"clean": 100 * float(right.mean())}
+        if corruptions:
+            found[name]["corrupted"] = scorer.corrupted(images, data.num_classes)
+        if others is not None:
+            found[name]["ood"] = scorer.told_apart(images, others)
     return found
 
 
@@ -152,7 +208,4 @@ def _evidence(models: _Models) -> dict[str, Evidence]:
     def of(model: Backbone | Teacher, transform: Callable[..., Any]) -> Evidence:
         return lambda image, number: class_evidence(model, transform(image).to(models.device), number)
 
-    found = {"student": of(models.student, models.transform)}
-    if models.teaches_classes and models.teacher is not None:
-        found["teacher"] = of(models.teacher, models.teacher_transform)
-    return found
+    return {name: of(model, transform) for name, (model, transform) in models.classifiers().items()}

@@ -4,13 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rich.console import Console
+
+from crossdistill.errors import UserError
 from crossdistill.methods import NONE
 from crossdistill.report.comparison import short_table, write_comparison_page
 from crossdistill.report.groups import Group
+from crossdistill.report.inspection import INSPECTION_NAME
 from crossdistill.report.records import METRICS_NAME, RunRecord, read_run
 from crossdistill.report.tables import TextTable
 from crossdistill.training.grid import Cell
+from crossdistill.training.inspect import MOST_IMAGES, inspect_run
 from crossdistill.training.results import Failures, write_results
+from crossdistill.training.run_folder import read_config
 
 
 @dataclass(frozen=True)
@@ -43,4 +49,22 @@ def make_outcome(cells: Sequence[Cell], out: Path, failures: Failures) -> Outcom
     if not groups:
         return Outcome(None, None, failed, missing)
     shown = list(groups.values())
-    return Outcome(short_table(shown), write_comparison_page(out, shown), failed, missing)
+    return Outcome(short_table(shown), write_comparison_page(out, shown, failed), failed, missing)
+
+
+def inspect_groups(cells: Sequence[Cell], out: Path, console: Console, *, trust_code: bool) -> None:
+    """Inspect the first finished run of each kind that has none that was inspected. One that cannot be is named."""
+    kinds: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if (out / cell.folder / METRICS_NAME).exists():
+            kinds.setdefault(cell.label, []).append(cell)
+    for kind in kinds.values():
+        folder = out / kind[0].folder
+        if any((out / cell.folder / INSPECTION_NAME).exists() for cell in kind):
+            continue
+        console.print(f"inspecting {folder.name}", highlight=False, markup=False, soft_wrap=True)
+        config = replace(read_config(folder), trust_code=trust_code)
+        try:
+            inspect_run(str(folder), config, console, images=MOST_IMAGES)
+        except UserError as error:
+            console.print(f"{folder.name} is not inspected: {error}", highlight=False, markup=False, soft_wrap=True)

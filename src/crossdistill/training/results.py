@@ -6,17 +6,14 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NotRequired
-
-from typing_extensions import TypedDict
+from typing import Any
 
 from crossdistill.errors import UserError
 from crossdistill.files import make_folder, read_text, write_whole
-from crossdistill.report.records import CONFIG_NAME, METRICS_NAME, Metrics, read_record
+from crossdistill.report.records import CONFIG_NAME, FAILURE_NAME, METRICS_NAME, Metrics, read_failure, read_record
 from crossdistill.training.grid import Cell
 
 RESULTS_NAME = "results.sqlite"
-FAILURE_NAME = "failed.json"
 _COLUMNS = {
     "folder": "TEXT PRIMARY KEY",
     "student": "TEXT",
@@ -42,14 +39,6 @@ _COLUMNS = {
 }
 
 
-class _Failure(TypedDict):
-    """The content of failed.json. `time` is in seconds since 1970."""
-
-    reason: str
-    time: float
-    traceback: NotRequired[str]
-
-
 class Failures:
     """The runs of a comparison that have failed since a time; earlier ones are tried again."""
 
@@ -59,14 +48,8 @@ class Failures:
 
     def of(self, folder: str) -> str | None:
         """Return why a run failed; None where it did not, or where it is tried again."""
-        path = self.out / folder / FAILURE_NAME
-        if not path.exists():
-            return None
-        try:
-            failure: _Failure = read_record(path, _Failure)
-        except UserError:
-            return None
-        return failure["reason"] if failure["time"] >= self.since else None
+        failure = read_failure(self.out / folder)
+        return failure["reason"] if failure is not None and failure["time"] >= self.since else None
 
     def add(self, folder: str, reason: str, trace: str = "") -> None:
         """Record that a run failed, with the traceback of an error that is not the user's."""

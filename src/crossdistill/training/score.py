@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,17 @@ from crossdistill.data.classes import has_classes_of, match_classes
 from crossdistill.data.datasets import Part
 from crossdistill.data.loaders import evaluation_loader
 from crossdistill.data.preprocessing import read_preprocessing
-from crossdistill.data.splits import load_all
 from crossdistill.data.trained import TrainedOn, read_trained
 from crossdistill.data.transforms import eval_transform
 from crossdistill.errors import UserError, unknown
-from crossdistill.evaluation.accuracy import evaluate, ood_auroc
-from crossdistill.evaluation.corruptions import CORRUPTIONS, SEVERITIES, Corrupted
+from crossdistill.evaluation.accuracy import evaluate
 from crossdistill.evaluation.embedding import embed, fit_probe, knn_accuracy
 from crossdistill.methods import NONE, choose_method
 from crossdistill.progress import Tracked
 from crossdistill.report.records import read_environment
 from crossdistill.training.engine import choose_device, set_threads
 from crossdistill.training.inputs import data_digests, decide, report_data
+from crossdistill.training.robustness import RobustnessScorer, load_others
 from crossdistill.training.run_folder import check_inputs, read_config
 
 
@@ -74,9 +72,10 @@ def score(
     scorer = _Scorer(backbone.to(device).eval(), data, splits, split, augment, config.loader, device, console)
     scores = scorer.accuracy() if classified else {}
     if corruptions:
-        scores["corruptions"] = scorer.corruptions()
+        scores["corruptions"] = scorer.robustness.corrupted(splits[split], data.num_classes)
     if ood is not None:
-        scores["ood"] = scorer.ood(ood)
+        others = load_others(ood, config.loader, data.channels, console)
+        scores["ood"] = scorer.robustness.told_apart(splits[split], others)
     return {**scores, **scorer.probes(probes)}
 
 
@@ -96,23 +95,11 @@ class _Scorer:
     def accuracy(self) -> dict[str, Any]:
         return evaluate(self.backbone, self._batches_of(self.split), self.data.num_classes, self.device)
 
-    def corruptions(self) -> dict[str, list[float]]:
-        """Return the top-1 at each severity, by the name of the corruption."""
-        return {name: [self._corrupted(name, severity) for severity in SEVERITIES] for name in CORRUPTIONS}
-
-    def _corrupted(self, name: str, severity: int) -> float:
-        seen = Corrupted(self._transform, self.backbone.spec, name, severity)
-        batches = self._batches(self.splits[self.split], seen, f"{name}, severity {severity}")
-        top1: float = evaluate(self.backbone, batches, self.data.num_classes, self.device)["top1"]
-        return top1
-
-    def ood(self, folder: str) -> float:
-        """Return the area under the ROC curve, percent, of the largest logit: the split against a folder."""
-        parts = load_all(folder, self.loader, self.data.channels)
-        count = sum(len(part) for part in parts)
-        self.console.print(f"other images: {count:,} of {folder}", highlight=False, markup=False, soft_wrap=True)
-        others = [self._batches(part, self._transform, "other images") for part in parts]
-        return ood_auroc(self.backbone, self._batches_of(self.split), chain.from_iterable(others), self.device)
+    @property
+    def robustness(self) -> RobustnessScorer:
+        return RobustnessScorer(
+            self.backbone, self._transform, self.backbone.spec, self.loader, self.device, self.console
+        )
 
     def probes(self, names: Sequence[str]) -> dict[str, Any]:
         """Score the embedding, with what is learned from the training split."""
@@ -132,11 +119,9 @@ class _Scorer:
         return eval_transform(self.augment, self.backbone.spec, self.backbone.img_size)
 
     def _batches_of(self, split: str) -> Iterable[Any]:
-        return self._batches(self.splits[split], self._transform, f"{split} split")
-
-    def _batches(self, images: Images, transform: Any, text: str) -> Iterable[Any]:
-        made = evaluation_loader(images, transform, self.loader.batch_size, workers=self.loader.workers)
-        return Tracked(made, self.console, text)
+        images, loader = self.splits[split], self.loader
+        made = evaluation_loader(images, self._transform, loader.batch_size, workers=loader.workers)
+        return Tracked(made, self.console, f"{split} split")
 
 
 def _print_notes(model: str, backbone: Backbone, console: Console) -> None:
