@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from crossdistill.errors import UserError
+
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0)
 """Opens a pipe without waiting for its other end."""
 _MOST_BYTES = 2**28
@@ -103,3 +105,10 @@ def shortest_endings(paths: Sequence[str]) -> list[str]:
         if len(set(names)) == len(set(paths)):
             return names
     return list(paths)
+
+
+def missing_of_run(folder: str | Path, name: str) -> UserError:
+    """Return the error for a folder without a file of finished runs; one of a comparison is told by its runs."""
+    runs = sorted(path.parent for path in Path(folder).glob("*/metrics.json"))
+    hint = f"; it holds runs: give one of them, such as {str(runs[0])!r}" if runs else ""
+    return UserError(f"{str(folder)!r} is not a finished run: {name} is missing{hint}")

@@ -276,6 +276,8 @@ def test_what_must_not_be_exported_is_refused(teacher_run, tmp_path, capsys):
         ([teacher_run, *export, "--int8"], "--int8 is for --to onnx"),
         ([teacher_run, *export, "--push-to-hub", "a/b/c"], "--push-to-hub 'a/b/c'"),
         ([teacher_run, *export, "--push-to-hub", "student"], "write OWNER/NAME"),
+        ([teacher_run, "--to", "coreml"], "--to is 'coreml'; it must be one of onnx, torch-export, timm"),
+        ([teacher_run.parent, *export], "it holds runs: give one of them, such as"),
         ([teacher_run, *export, "--images", 0], "--images is 0"),
     ):
         code, _, err = run(capsys, "export", *words)

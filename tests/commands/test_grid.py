@@ -51,7 +51,9 @@ def test_a_grid_with_a_pair_that_does_not_fit(capsys, tmp_path, teacher_folder):
     fails = {f"{s}--{t}--rsd_decoupler=none-s0" for s, t in pairs} - fits
     assert {folder for folder, state, _ in rows(out) if state == "finished"} == expected | fits
     assert {folder for folder, state, _ in rows(out) if state == "failed"} == fails
-    assert all(f"failed: {folder}: " in shown for folder in fails)
+    named = [line for line in shown.splitlines() if line.startswith("failed: ")]
+    assert len(named) == len({json.loads((out / folder / "failed.json").read_text())["reason"] for folder in fails})
+    assert all(any(folder in line for line in named) for folder in fails)
     assert "width" in json.loads((out / min(fails) / "failed.json").read_text())["reason"]
     assert (out / "teacher--test_vit2" / "metrics.json").exists()
     scores = dict(rows(out, "folder, teacher_top1"))
@@ -112,7 +114,15 @@ def test_students_and_teachers_that_are_listed_later_join_what_is_trained(capsys
     # And the other way round: a student of them alone, by the teacher in the folder.
     alone = ["--student", "test_vit", "--teacher-checkpoint", teacher_folder, "--out", out, "--methods", "none,kd,dist"]
     assert run(capsys, *known, *alone)[0] == 0
-    assert set(attempts(out)) == {"teacher", "none-s0", "kd-s0", "dist-s0"} | added
+    added.add(f"test_vit--{name}--dist-s0")
+    assert set(attempts(out)) == {"teacher", "none-s0", "kd-s0"} | added
+    assert set(attempts(out).values()) == {1}
+    # Alone, with a teacher that is trained first, beside another one.
+    words = ["--student", "test_vit", "--teacher", "test_convnext", "--out", out, "--methods", "none,kd"]
+    code, _, err = run(capsys, *known, *words)
+    assert code == 0, err
+    added |= {"test_vit--test_convnext--kd-s0", "teacher--test_convnext"}
+    assert set(attempts(out)) == {"teacher", "none-s0", "kd-s0"} | added
     assert set(attempts(out).values()) == {1}
     # Another setting is refused, as in a folder of the same name.
     code, _, err = run(capsys, *known, *several, "--optim.lr", "1e-5")
@@ -137,14 +147,15 @@ def test_a_run_in_a_folder_named_like_a_model_is_not_that_model(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--students", "a,a"], "named twice"),
+        (["--students", "a,a"], "--students: 'a' is named twice"),
+        (["--seeds", "0,0"], "--seeds: '0' is named twice"),
         (["--students", "test_vit{patch_size"], "write a name, or name{argument=value,...}"),
         (["--methods", "none,kd{temperature=2"], "method 'kd{temperature=2': write a name, or name{option=value,...}"),
         (["--students", "test_vit{={}"], "'{' is not a value"),
         (["--sweep", "optim.lr={"], "'{' is not a value"),
         (["--sweep", "optim.lr"], "write a setting and its values"),
         (["--sweep", "optim.rate=1,2"], "unknown setting 'optim.rate'"),
-        (["--sweep", "seed=1,2"], "this cannot be swept"),
+        (["--sweep", "seed=1,2"], "this cannot be swept; give several with --seeds"),
         (["--sweep", "optim.lr=-1,2"], "optim.lr is -1"),
         (["--shard", "3/2"], "i/n with i from 1 to n"),
         (["--methods", "kd{temperature=2},kd{temperature=2.0}"], "have the same settings"),

@@ -8,7 +8,7 @@ from crossdistill.config.code import is_source
 from crossdistill.config.model import DECIDED_BY_SETTINGS
 from crossdistill.config.validation import NonNegativeInt, PositiveInt, settings, validated
 from crossdistill.errors import UserError, first_line
-from crossdistill.files import file_digest, parse_json, read_plain
+from crossdistill.files import file_digest, missing_of_run, parse_json, read_plain
 from crossdistill.image_size import OptionalImageSize
 
 CONFIG_FILE = "config.json"
@@ -93,7 +93,7 @@ def read_stored(folder: str | Path) -> dict[str, Any]:
     try:
         stored = parse_json(read_plain(path))
     except FileNotFoundError as error:
-        raise UserError(f"{str(folder)!r} is not a finished run: {CONFIG_FILE} is missing") from error
+        raise missing_of_run(folder, CONFIG_FILE) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{str(folder)!r} is not a finished run: {CONFIG_FILE}: {first_line(error)}") from error
     if not isinstance(stored, dict):

@@ -74,6 +74,9 @@ class Parser(ArgumentParser):
             near = difflib.get_close_matches(option.replace("-", "_"), [o.replace("-", "_") for o in known], 1, 0.5)
             hint = f"; did you mean {near[0].replace('__', '--', 1).replace('_', '-')}?" if near else ""
             return f"unknown option {option.replace('_', '-')}{hint or f'; see `{self.prog} --help`'}"
+        if wrong := re.search(r'key "([\w.]+)".*typing\.Literal\[(.*?)\].*value: (\S*)', message, re.DOTALL):
+            option, values, value = wrong.groups()
+            return f"--{option.replace('_', '-')} is {value!r}; it must be one of {values.replace(chr(39), '')}"
         return " ".join(message.split())
 
 

@@ -95,8 +95,11 @@ def _show(outcome: "Outcome", result: "Console") -> None:
     if outcome.table is not None:
         show(outcome.table, result)
         result.print(f"report: {outcome.page}", soft_wrap=True, highlight=False, markup=False)
-    for name, reason in outcome.failures.items():
-        result.print(f"failed: {name}: {reason}", soft_wrap=True, highlight=False, markup=False)
+    for note in outcome.notes:
+        result.print(f"crossdistill: note: {note}", soft_wrap=True, highlight=False, markup=False)
+    for reason in dict.fromkeys(outcome.failures.values()):
+        names = ", ".join(name for name, why in outcome.failures.items() if why == reason)
+        result.print(f"failed: {names}: {reason}", soft_wrap=True, highlight=False, markup=False)
     if outcome.missing:
         result.print(f"{outcome.missing} runs are not finished", highlight=False, markup=False)
 

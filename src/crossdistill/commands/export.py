@@ -9,6 +9,7 @@ from crossdistill.commands._run import RunParser
 from crossdistill.commands._show import consoles
 from crossdistill.commands.evaluate import LAYOUT, run_settings
 from crossdistill.errors import UserError
+from crossdistill.files import missing_of_run
 from crossdistill.report.records import CONFIG_NAME, METRICS_NAME
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
     check_positive(made, ("calibration", "images"))
     for name in (CONFIG_NAME, METRICS_NAME):
         if not (Path(made.exported) / name).is_file():
-            raise UserError(f"{made.exported!r} is not a finished run: {name} is missing")
+            raise missing_of_run(made.exported, name)
     config, made = _parser().read_run(argv, run_settings(made.exported, parser.given(argv)))
     from crossdistill.export.hub import check_name, push, uploads
     from crossdistill.report.tables import show

@@ -27,7 +27,7 @@ def run(argv: Sequence[str]) -> int:
     made = parser.read(argv)
     from crossdistill.errors import UserError
     from crossdistill.files import make_folder
-    from crossdistill.report.comparison import full_table, write_comparison_page
+    from crossdistill.report.comparison import full_table, unread_inspections, write_comparison_page
     from crossdistill.report.groups import find_failures, find_runs, group_runs, is_scored
     from crossdistill.report.records import METRICS_NAME
     from crossdistill.report.tables import as_csv, as_latex, as_markdown, show
@@ -48,6 +48,8 @@ def run(argv: Sequence[str]) -> int:
     make_folder(out)
     page = write_comparison_page(out, groups, find_failures(map(Path, made.folders)))
     result, progress = consoles()
+    for note in unread_inspections(groups):
+        progress.print(f"crossdistill: note: {note}", soft_wrap=True, highlight=False, markup=False)
     table = full_table(groups)
     if made.format == "table":
         show(table, result)

@@ -4,10 +4,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from crossdistill.errors import UserError
 from crossdistill.report.class_plots import class_gains, reliability
 from crossdistill.report.groups import Group, teacher_names
 from crossdistill.report.inspected import Inspected, inspected_figures, inspected_tables
-from crossdistill.report.inspection import read_inspection
+from crossdistill.report.inspection import Inspection, read_inspection
 from crossdistill.report.page import (
     PAGE_NAME,
     cost_table,
@@ -25,7 +26,8 @@ from crossdistill.report.tables import TextTable
 def write_comparison_page(folder: Path, groups: Sequence[Group], failed: Mapping[str, str] | None = None) -> Path:
     """Write the page that compares groups of runs into `folder`.
 
-    `failed` has the reasons of runs that failed, by folder. Raises UserError for a damaged file of a run.
+    `failed` has the reasons of runs that failed, by folder. An inspection that cannot be read is left out. Raises
+    UserError for another damaged file of a run.
     """
     runs = [run for group in groups for run in group.runs]
     # One run is shown in detail: the first seed of the last group with a teacher.
@@ -66,10 +68,23 @@ def _inspected(groups: Sequence[Group], shown: RunRecord) -> list[Inspected]:
     found = []
     for group in sorted(groups, key=lambda group: shown not in group.runs):
         for run in group.runs:
-            if inspection := read_inspection(run.folder):
+            inspection, _ = _read_inspection(run)
+            if inspection is not None:
                 found.append(Inspected(group.label, f"teacher ({teachers[run.folder]})", inspection))
                 break
     return found
+
+
+def unread_inspections(groups: Sequence[Group]) -> list[str]:
+    """Say which inspections of the runs of a page cannot be read, and why."""
+    return [why for group in groups for run in group.runs if (why := _read_inspection(run)[1])]
+
+
+def _read_inspection(run: RunRecord) -> tuple[Inspection | None, str]:
+    try:
+        return read_inspection(run.folder), ""
+    except UserError as error:
+        return None, str(error)
 
 
 def short_table(groups: Sequence[Group]) -> TextTable:

@@ -37,14 +37,16 @@ def find_runs(folders: Iterable[Path]) -> list[RunRecord]:
             [folder] if (folder / METRICS_NAME).exists() else sorted(p.parent for p in folder.glob(f"*/{METRICS_NAME}"))
         )
         if not inside:
-            raise UserError(f"there is no finished run in {str(folder)!r}")
+            failure = read_failure(folder)
+            why = "" if failure is None else f": it failed ({failure['reason']})"
+            raise UserError(f"there is no finished run in {str(folder)!r}{why}")
         found |= {path.resolve(): read_run(path) for path in inside}
     return list(found.values())
 
 
 def find_failures(folders: Iterable[Path]) -> dict[str, str]:
     """Return the reasons of runs in folders of comparisons that failed, by their names, and are not finished."""
-    failed = sorted(path.parent for folder in folders for path in folder.glob(f"*/{FAILURE_NAME}"))
+    failed = sorted(path.parent.resolve() for folder in folders for path in folder.glob(f"*/{FAILURE_NAME}"))
     unfinished = [folder for folder in failed if not (folder / METRICS_NAME).exists()]
     found = {str(folder): read_failure(folder) for folder in unfinished}
     names = dict(zip(found, shortest_endings(list(found)), strict=True))

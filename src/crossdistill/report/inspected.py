@@ -71,11 +71,12 @@ def robustness_table(runs: Sequence[Inspected]) -> TextTable | None:
             cells += [mean, 100 * mean / one["clean"] if mean is not None and one["clean"] else None]
         cells += [one.get("ood")] if others else []
         rows.append([name, *("" if value is None else f"{value:.2f}" for value in cells)])
-    note = (
-        "Top-1 in percent; each corruption at five severities, mean. Kept: the mean of corruptions as a share of the "
-        "accuracy without. AUROC: how well the largest logit tells test images from images of no class (50: chance)."
-    )
-    return TextTable("On corrupted and on other images", header, rows, note) if rows else None
+    notes = ["Top-1 in percent."]
+    if corrupted:
+        notes.append("Each corruption at five severities, mean. Kept: mean of corruptions as a share of no corruption.")
+    if others:
+        notes.append("AUROC: how well the largest logit tells test images from images of no class (50: chance).")
+    return TextTable("On corrupted and on other images", header, rows, " ".join(notes)) if rows else None
 
 
 def _robust(runs: Iterable[Inspected]) -> dict[str, Robustness]:

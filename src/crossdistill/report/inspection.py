@@ -6,6 +6,7 @@ from typing import NotRequired
 from typing_extensions import TypedDict
 
 from crossdistill.config.validation import Percent
+from crossdistill.errors import UserError
 from crossdistill.report.records import read_record
 
 INSPECTION_NAME = "inspection.json"
@@ -83,5 +84,8 @@ def read_inspection(folder: Path) -> Inspection | None:
     path = folder / INSPECTION_NAME
     if not path.exists():
         return None
-    found: Inspection = read_record(path, Inspection)
+    try:
+        found: Inspection = read_record(path, Inspection)
+    except UserError as error:
+        raise UserError(f"{error}; remove it, or run `crossdistill inspect` again") from error
     return found

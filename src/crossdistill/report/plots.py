@@ -79,7 +79,8 @@ def comparison(groups: Mapping[str, Sequence[RunRecord]], teacher_top1: float | 
             curves = [dict(run.curves.get("val/top1", [])) for run in runs]
             shared = sorted(set.intersection(*(set(curve) for curve in curves)))
             values = [[curve[x] for curve in curves] for x in shared]
-            left.plot(shared, [statistics.mean(v) for v in values], color=colour, label=method)
+            marker = "o" if len(shared) == 1 else None
+            left.plot(shared, [statistics.mean(v) for v in values], color=colour, label=method, marker=marker, ms=4)
             left.fill_between(
                 shared, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, lw=0
             )
@@ -107,7 +108,9 @@ def _two_axes(groups: Mapping[str, Any]) -> tuple[Figure, Any]:
 
 def _line(axis: Axes, curve: Curve, colour: str, label: str | None, dashes: str = "-") -> None:
     if curve:
-        axis.plot(*zip(*curve, strict=True), dashes, color=colour, label=label, lw=1.5)
+        # A single point is no line.
+        marker = "o" if len(curve) == 1 else None
+        axis.plot(*zip(*curve, strict=True), dashes, color=colour, label=label, lw=1.5, marker=marker, ms=4)
     if label is not None:
         axis.legend(frameon=False)
 

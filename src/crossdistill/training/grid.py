@@ -63,7 +63,9 @@ class Sweep:
 
     def __post_init__(self) -> None:
         if self.name in _OWN_FLAGS or self.name.startswith("teacher_training"):
-            raise UserError(f"--sweep {self.name}: this cannot be swept; give several students, teachers or methods")
+            flags = {"student": "--students", "teacher": "--teachers", "method": "--methods", "seed": "--seeds"}
+            other = f"; give several with {flags[self.name]}" if self.name in flags else ""
+            raise UserError(f"--sweep {self.name}: this cannot be swept{other}")
         if not self.values:
             raise UserError(f"--sweep {self.name}: give at least one value, as {self.name}=0.1,0.3")
         if twice := next((value for value in self.values if self.values.count(value) > 1), None):
@@ -85,9 +87,10 @@ class Axes:
         if not self.variants or not self.seeds:
             raise UserError("nothing to compare: give at least one method and one seed")
         variants, students = [one.label for one in self.variants], [one.label for one in self.students]
-        for values in (variants, students, self.teachers, list(map(str, self.seeds))):
-            if len(set(values)) < len(values):
-                raise UserError(f"{', '.join(values)}: one of them is named twice")
+        listed = {"methods": variants, "students": students, "teachers": list(self.teachers)}
+        for flag, values in {**listed, "seeds": list(map(str, self.seeds))}.items():
+            if twice := next((value for value in values if values.count(value) > 1), None):
+                raise UserError(f"--{flag}: {twice!r} is named twice")
 
 
 @dataclass(frozen=True)

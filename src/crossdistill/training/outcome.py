@@ -1,14 +1,14 @@
 """What a comparison has found so far: the table, the page, and what failed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from crossdistill.errors import UserError
 from crossdistill.methods import NONE
-from crossdistill.report.comparison import short_table, write_comparison_page
+from crossdistill.report.comparison import short_table, unread_inspections, write_comparison_page
 from crossdistill.report.groups import Group
 from crossdistill.report.inspection import INSPECTION_NAME
 from crossdistill.report.records import METRICS_NAME, RunRecord, read_run
@@ -29,6 +29,8 @@ class Outcome:
     """Reasons, by the folder of the run."""
     missing: int
     """Number of runs that are neither finished nor failed."""
+    notes: list[str] = field(default_factory=list)
+    """What the page leaves out, and why."""
 
 
 def make_outcome(cells: Sequence[Cell], out: Path, failures: Failures) -> Outcome:
@@ -49,7 +51,8 @@ def make_outcome(cells: Sequence[Cell], out: Path, failures: Failures) -> Outcom
     if not groups:
         return Outcome(None, None, failed, missing)
     shown = list(groups.values())
-    return Outcome(short_table(shown), write_comparison_page(out, shown, failed), failed, missing)
+    page = write_comparison_page(out, shown, failed)
+    return Outcome(short_table(shown), page, failed, missing, unread_inspections(shown))
 
 
 def inspect_groups(cells: Sequence[Cell], out: Path, console: Console, *, trust_code: bool) -> None:
