@@ -77,6 +77,9 @@ def test_student_and_teacher_on_corrupted_and_on_other_images(capsys, taught, tm
     assert found["teacher"]["clean"] > found["student"]["clean"]
     page = (run_folder / "report.html").read_text()
     assert "Accuracy on corrupted images" in page
+    # A later look without these options keeps what was measured.
+    assert run(capsys, "inspect", run_folder, "--images", "1000")[0] == 0
+    assert json.loads((run_folder / "inspection.json").read_text())["robustness"] == found
     # A comparison shows the teacher of several students once.
     other = shutil.copytree(run_folder, tmp_path / "again")
     config = (other / "config.yaml").read_text()
@@ -149,6 +152,8 @@ def test_what_cannot_be_inspected_is_refused(capsys, taught, tmp_path):
     assert (code, "is not the folder of a run" in err) == (2, True)
     code, _, err = run(capsys, "inspect", taught, "--images", "2")
     assert (code, "at least 4 are needed" in err) == (2, True)
+    code, _, err = run(capsys, "inspect", taught, "--ood", "digits")
+    assert (code, "is the data itself" in err) == (2, True)
     code, _, err = run(capsys, "inspect", taught, "--ood", tmp_path / "nothing")
     assert (code, "nothing" in err) == (2, True)
     damaged = shutil.copytree(taught, tmp_path / "damaged")

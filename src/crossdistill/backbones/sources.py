@@ -15,7 +15,7 @@ from crossdistill.errors import UserError, kind_and_line, unknown
 def check_known(name: str) -> None:
     """Raise UserError for the name of a model that neither timm nor torchvision has; other kinds are not looked at."""
     kind, _, short = name.partition(":")
-    if kind == "torchvision" and short:
+    if kind == "torchvision":
         known = torchvision.models.list_models(module=torchvision.models)
         if short not in known:
             raise unknown("torchvision model", short, known)

@@ -24,7 +24,7 @@ EXECUTION = (
     *("engine.log_every", "engine.on_nan"),
 )
 """Settings of how a run is executed, not of what it computes."""
-OF_TEACHER = ("model.teacher", "teacher_weights", "cache_dtype", "cache_top_k")
+OF_TEACHER = ("model.teacher", "augment.teacher", "teacher_weights", "cache_dtype", "cache_top_k")
 """Beginnings of the names of settings that do not concern a student without a teacher."""
 BALANCE = "optim.balance"
 """A setting that has no effect on a student without a teacher."""

@@ -12,7 +12,7 @@ from crossdistill.export.about import METADATA, About
 
 _OPERATORS = ["Conv", "Gemm", "MatMul"]
 """What is quantised: nearly all of the work. Norms, softmax and additions stay in floating point, and products of two
-activations, whose ranges are too wide for 8 bits in linear attention."""
+activations, whose ranges are too wide for 8 bits in linear attention (their inputs may have been rounded)."""
 
 
 def quantise(source: Path, target: Path, calibration: Iterable[Any], about: About) -> None:
@@ -63,6 +63,7 @@ def quantise(source: Path, target: Path, calibration: Iterable[Any], about: Abou
 
 
 def _products(graph: Any) -> list[str]:
-    """Name the products of two activations."""
+    """Return the names of the products of two activations; one without a name would stand for all such nodes."""
     weights = {one.name for one in graph.initializer}
-    return [one.name for one in graph.node if one.op_type == "MatMul" and not weights & set(one.input)]
+    found = [one.name for one in graph.node if one.op_type == "MatMul" and not weights & set(one.input)]
+    return [name for name in found if name]

@@ -60,7 +60,7 @@ def robustness_table(runs: Sequence[Inspected]) -> TextTable | None:
     models = _robust(runs)
     kinds = list(dict.fromkeys(kind for one in models.values() for kind in one.get("corrupted", {})))
     corrupted, others = bool(kinds), any("ood" in one for one in models.values())
-    header = ["", "no corruption", *kinds, *(["mean of corruptions", "kept, %"] if corrupted else [])]
+    header = ["", "px", "no corruption", *kinds, *(["mean of corruptions", "kept, %"] if corrupted else [])]
     header += ["other images, AUROC"] if others else []
     rows = []
     for name, one in models.items():
@@ -70,10 +70,12 @@ def robustness_table(runs: Sequence[Inspected]) -> TextTable | None:
             mean = statistics.mean(means.values()) if means else None
             cells += [mean, 100 * mean / one["clean"] if mean is not None and one["clean"] else None]
         cells += [one.get("ood")] if others else []
-        rows.append([name, *("" if value is None else f"{value:.2f}" for value in cells)])
+        rows.append([name, one["img_size"], *("" if value is None else f"{value:.2f}" for value in cells)])
     notes = ["Top-1 in percent."]
     if corrupted:
         notes.append("Each corruption at five severities, mean. Kept: mean of corruptions as a share of no corruption.")
+        if len({one["img_size"] for one in models.values()}) > 1:
+            notes.append("Inputs of different sizes are not corrupted equally: noise and JPEG are weaker for larger.")
     if others:
         notes.append("AUROC: how well the largest logit tells test images from images of no class (50: chance).")
     return TextTable("On corrupted and on other images", header, rows, " ".join(notes)) if rows else None
@@ -81,17 +83,15 @@ def robustness_table(runs: Sequence[Inspected]) -> TextTable | None:
 
 def _robust(runs: Iterable[Inspected]) -> dict[str, Robustness]:
     """Return what was measured, by the name of the model; a teacher of several students once."""
-    found: dict[str, Robustness] = {}
+    students: dict[str, Robustness] = {}
+    teachers: dict[str, Robustness] = {}
     for run in runs:
         measured = run.found.get("robustness", {})
         if "student" in measured:
-            found[run.student] = measured["student"]
-    for run in runs:
-        measured = run.found.get("robustness", {})
-        if "teacher" in measured and measured["teacher"] not in found.values():
-            same = run.teacher in found
-            found[f"{run.teacher}, of {run.student}" if same else run.teacher] = measured["teacher"]
-    return found
+            students[run.student] = measured["student"]
+        if "teacher" in measured and teachers.setdefault(run.teacher, measured["teacher"]) != measured["teacher"]:
+            teachers[f"{run.teacher}, of {run.student}"] = measured["teacher"]
+    return {**students, **teachers}
 
 
 def _robustness_figure(models: dict[str, Robustness]) -> dict[str, Any] | None:

@@ -58,6 +58,8 @@ class Neighbours(TypedDict):
 class Robustness(TypedDict):
     """Accuracy of a model without and with corruptions of the images, and how it tells other images apart, percent."""
 
+    img_size: str
+    """Of the input, in pixels."""
     clean: Percent
     corrupted: NotRequired[dict[str, list[Percent]]]
     """Top-1 at the severities from 1 to 5, by the name of the corruption."""

@@ -18,7 +18,7 @@ from crossdistill.report.records import CONFIG_NAME, METRICS_NAME, RunRecord, re
 from crossdistill.training.checks import check_settings
 from crossdistill.training.engine import set_threads
 from crossdistill.training.fit import fit
-from crossdistill.training.grid import Axes, Cell, make_cells, taught_by, with_teacher
+from crossdistill.training.grid import Axes, Cell, make_cells, taught_by, with_teacher, with_teacher_of
 from crossdistill.training.inputs import decide, digests
 from crossdistill.training.models import build_models, build_student
 from crossdistill.training.outcome import Outcome, make_outcome
@@ -171,7 +171,10 @@ class _Comparison:
 
     def _taught(self, cell: Cell) -> RunConfig:
         """Return the settings of a run with its folder and its teacher's."""
-        config = replace(cell.config, out=str(self.out / cell.folder))
+        config, folder = replace(cell.config, out=str(self.out / cell.folder)), self.out / cell.folder
+        if not cell.variant.choice(config).needs.teacher and (folder / CONFIG_NAME).exists():
+            # An earlier command may have had another teacher, which makes no difference to this run.
+            config = with_teacher_of(config, read_continued(folder, config))
         return config if cell.teacher_to_train is None else taught_by(config, teacher_folder(cell, self.out))
 
     def _write_cache(self, group: list[Cell]) -> None:
@@ -202,12 +205,12 @@ class _Comparison:
                 time.sleep(_WAIT_S)
 
     def _train(self, cell: Cell) -> None:
+        self.failures.forget(cell.folder)
         try:
             top1 = self._complete(self._taught(cell)).top1
         except Exception as error:  # the others are trained whatever it is
             self._fail(cell, error)
         else:
-            self.failures.forget(cell.folder)
             self._say(f"  {cell.folder}: {top1:.2f}% on the test split")
 
     def _complete(self, config: RunConfig) -> RunRecord:

@@ -149,13 +149,12 @@ def make_cells(config: RunConfig, axes: Axes) -> list[Cell]:
         for student in axes.students or (None,):
             for teacher in axes.teachers or ("",):
                 for variant in axes.variants:
-                    for setting, changes in _settings(axes.sweep, variant):
+                    for setting, changes in _settings(axes.sweep, variant, config):
                         made = config if student is None else student.applied(config)
                         made = replace(variant.applied(with_changes(made, changes, "--sweep ")), seed=seed)
                         reads = variant.choice(made).needs.teacher
-                        if not reads:
-                            made = without_teacher(made)
-                        elif teacher:
+                        if teacher:
+                            # Also where it reads none: what is decided by the teacher's size is the same for all.
                             made = with_teacher(made, teacher)
                         label = "" if student is None else student.label
                         cell = Cell(variant, label, names.get(teacher, "") if reads else "", setting, seed, made)
@@ -199,14 +198,16 @@ def _teacher_labels(teachers: Sequence[str]) -> dict[str, str]:
     return dict(zip(teachers, shortest_endings(whole), strict=True))
 
 
-def _settings(sweep: Sweep | None, variant: Variant) -> Iterable[tuple[str, dict[str, Any]]]:
+def _settings(sweep: Sweep | None, variant: Variant, config: RunConfig) -> Iterable[tuple[str, dict[str, Any]]]:
     """Return the values of a sweep, with their labels; one without, where a method does not read the setting."""
     if sweep is None:
         return [("", {})]
     group, _, rest = sweep.name.partition(".")
     if group == "options" and rest.split(".")[0] not in map(options_key, variant.method.split("+")):
         return [("", {})]
-    if variant.method == NONE and sweep.name.startswith((*OF_TEACHER, BALANCE)):
+    if variant.method == NONE and sweep.name == BALANCE:
+        return [("", {})]
+    if sweep.name.startswith(OF_TEACHER) and not variant.choice(config).needs.teacher:
         return [("", {})]
     return [(f"{sweep.name.rpartition('.')[2]}={value}", {sweep.name: value}) for value in sweep.values]
 
@@ -224,11 +225,12 @@ def with_teacher(config: RunConfig, teacher: str) -> RunConfig:
     return replace(config, teacher=teacher, teacher_checkpoint=None, model=model)
 
 
-def without_teacher(config: RunConfig) -> RunConfig:
-    """Return the settings of a run that reads no teacher, whatever the recipe or another run says of one."""
+def with_teacher_of(config: RunConfig, other: RunConfig) -> RunConfig:
+    """Return the settings of a run that reads no teacher, with what another run says of one."""
     names = [one.name for one in fields(ModelConfig) if one.name.startswith("teacher")]
-    model = replace(config.model, **{name: getattr(ModelConfig(), name) for name in names})
-    return replace(config, teacher=None, teacher_checkpoint=None, teacher_weights=None, model=model)
+    model = replace(config.model, **{name: getattr(other.model, name) for name in names})
+    config = replace(config, teacher=other.teacher, teacher_checkpoint=other.teacher_checkpoint)
+    return replace(config, teacher_weights=other.teacher_weights, model=model)
 
 
 def taught_by(config: RunConfig, teacher: Path) -> RunConfig:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from crossdistill.evaluation.cka import CKA, LEAST
 from crossdistill.evaluation.evidence import class_evidence
 from crossdistill.export.agreement import evenly
 from crossdistill.files import write_whole
+from crossdistill.image_size import written
 from crossdistill.methods import choose_method, options_for
 from crossdistill.progress import Tracked
-from crossdistill.report.inspection import INSPECTION_NAME, Inspection, Robustness
+from crossdistill.report.inspection import INSPECTION_NAME, Inspection, Robustness, read_inspection
 from crossdistill.report.page import write_run_page
 from crossdistill.teacher import Teacher, make_teacher
 from crossdistill.training.engine import choose_device, set_threads
@@ -81,7 +83,7 @@ def inspect_run(
         match_classes(student, run, data)
     elif corruptions or ood is not None:
         raise UserError("--corruptions and --ood need a student with a classifier, and images with labels")
-    others = None if ood is None else load_others(ood, config.loader, data.channels, console)
+    others = None if ood is None else load_others(ood, config, data.channels, console)
     chosen = evenly(data.test if known is None else without_trained(data.test, known, run, console), images)
     if len(chosen) < LEAST:
         raise UserError(f"{len(chosen)} test images are too few to inspect; at least {LEAST} are needed")
@@ -91,9 +93,19 @@ def inspect_run(
         _add_classes(found, models, seen, chosen, data)
     if corruptions or others is not None:
         found["robustness"] = _robustness(models, seen, chosen, data, config, console, corruptions, others)
+    else:
+        _keep_robustness(found, folder)
     write_whole(folder / INSPECTION_NAME, json.dumps(found))
     write_run_page(folder)
     return found
+
+
+def _keep_robustness(found: Inspection, folder: Path) -> None:
+    """Keep what an earlier inspection of as many images has measured, and this one was not asked for."""
+    with suppress(UserError):
+        before = read_inspection(folder)
+        if before is not None and "robustness" in before and before["images"] == found["images"]:
+            found["robustness"] = before["robustness"]
 
 
 def _inspect(models: _Models, images: Images, data: ImageData, console: Console) -> tuple[Inspection, dict[str, Seen]]:
@@ -145,7 +157,7 @@ def _robustness(
         spec, device = models.student.spec, models.device
         scorer = RobustnessScorer(model, transform, spec, config.loader, device, console, f"{name}, ")
         right = seen[name].classes == np.asarray(images.labels)
-        found[name] = {"clean": 100 * float(right.mean())}
+        found[name] = {"img_size": str(written(model.img_size)), "clean": 100 * float(right.mean())}
         if corruptions:
             found[name]["corrupted"] = scorer.corrupted(images, data.num_classes)
         if others is not None:

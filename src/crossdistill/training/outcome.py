@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from crossdistill.errors import UserError
+from crossdistill.errors import UserError, kind_and_line
 from crossdistill.methods import NONE
 from crossdistill.report.comparison import short_table, unread_inspections, write_comparison_page
 from crossdistill.report.groups import Group
@@ -16,7 +16,7 @@ from crossdistill.report.tables import TextTable
 from crossdistill.training.grid import Cell
 from crossdistill.training.inspect import MOST_IMAGES, inspect_run
 from crossdistill.training.results import Failures, write_results
-from crossdistill.training.run_folder import read_config
+from crossdistill.training.run_folder import read_continued
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,11 @@ def inspect_groups(cells: Sequence[Cell], out: Path, console: Console, *, trust_
         if any((out / cell.folder / INSPECTION_NAME).exists() for cell in kind):
             continue
         console.print(f"inspecting {folder.name}", highlight=False, markup=False, soft_wrap=True)
-        config = replace(read_config(folder), trust_code=trust_code)
         try:
+            # Read as the run is continued: code that the command does not name is refused.
+            stored = read_continued(folder, kind[0].config)
+            config = replace(stored, engine=kind[0].config.engine, trust_code=trust_code)
             inspect_run(str(folder), config, console, images=MOST_IMAGES)
-        except UserError as error:
-            console.print(f"{folder.name} is not inspected: {error}", highlight=False, markup=False, soft_wrap=True)
+        except Exception as error:  # the table is shown whatever it is
+            why = str(error) if isinstance(error, UserError) else kind_and_line(error)
+            console.print(f"{folder.name} is not inspected: {why}", highlight=False, markup=False, soft_wrap=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from crossdistill.config import RunConfig
 from crossdistill.errors import UserError
+from crossdistill.methods import NONE
 from crossdistill.report.records import CONFIG_NAME
 from crossdistill.training.grid import Cell, plain_name
 from crossdistill.training.run_folder import read_config
@@ -22,26 +23,36 @@ def placed(cells: Sequence[Cell], out: Path) -> list[Cell]:
     """
     names = sorted(path.parent.name for path in out.glob(f"*/{CONFIG_NAME}"))
     stored = {name: config for name in names if (config := _read(out / name)) is not None and config.role == "student"}
-    return [replace(cell, place=_place(cell, stored, out)) for cell in cells]
+    found = [replace(cell, place=_place(cell, stored, _teacher_paths(cell, out))) for cell in cells]
+    folders = [cell.folder for cell in found]
+    if twice := next((name for name in folders if folders.count(name) > 1), None):
+        labels = " and ".join(repr(cell.label) for cell in found if cell.folder == twice)
+        raise UserError(f"{labels} are one run, in {str(out / twice)!r}; leave one of them out")
+    return found
 
 
-def _place(cell: Cell, stored: Mapping[str, RunConfig], out: Path) -> str:
-    """Return the folder of a run where it is not the one that the command gives it, else ""."""
+def _place(cell: Cell, stored: Mapping[str, RunConfig], teachers: Sequence[Path | None] | None) -> str:
+    """Return the folder of a run where it is not the one that the command gives it, else "".
+
+    `teachers` are the weights of its teachers; None where it reads none.
+    """
     short = re.escape(replace(cell, student="", teacher="").folder)
     same = [
         name
         for name, config in stored.items()
-        if re.fullmatch(rf"(.*--)?{short}", name) and _same_models(cell, config, out)
+        if re.fullmatch(rf"(.*--)?{short}", name) and _same_run(cell, config, teachers)
     ]
     if same:
         return "" if cell.folder in same else same[0]
     student, teacher = cell.student, cell.teacher
     if not all(_same_student(cell, config) for config in stored.values()):
         student = student or _student_name(cell.config)
-    reads = cell.variant.choice(cell.config).needs.teacher
-    if reads and not all(_same_teacher(cell, config, out) for config in stored.values() if config.teachers):
+    taught = [config for config in stored.values() if config.method != NONE]
+    if teachers is not None and any(_paths(config) != teachers for config in taught):
         teacher = teacher or _teacher_name(cell.config)
     longer = replace(cell, student=student, teacher=teacher).folder
+    if longer in stored:  # a teacher with the name of a student
+        longer = replace(cell, student=student or _student_name(cell.config), teacher=teacher).folder
     return "" if longer == cell.folder else longer
 
 
@@ -55,13 +66,13 @@ def _teacher_name(config: RunConfig) -> str:
 
 
 def teacher_folder(cell: Cell, out: Path) -> Path:
-    """Return the folder of the teacher that is trained first for a run."""
+    """Return the folder of the teacher that is trained first for a run. Raises UserError for one that is damaged."""
     name = cell.teacher_to_train or ""
     listed, alone = out / f"teacher--{plain_name(name)}", out / "teacher"
-    known = [folder for folder in (listed, alone) if (config := _read(folder)) is not None and config.student == name]
-    if known:
+    begun = [folder for folder in (listed, alone) if (folder / CONFIG_NAME).exists()]
+    if known := [folder for folder in begun if read_config(folder).student == name]:
         return known[0]
-    return listed if cell.teacher or (alone / CONFIG_NAME).exists() else alone
+    return listed if cell.teacher or alone in begun else alone
 
 
 def _read(folder: Path) -> RunConfig | None:
@@ -71,11 +82,11 @@ def _read(folder: Path) -> RunConfig | None:
         return None
 
 
-def _same_models(cell: Cell, stored: RunConfig, out: Path) -> bool:
+def _same_run(cell: Cell, stored: RunConfig, teachers: Sequence[Path | None] | None) -> bool:
     """Return whether a run has the models, the method and the seed of a cell."""
     if (stored.method, stored.seed) != (cell.config.method, cell.config.seed) or not _same_student(cell, stored):
         return False
-    return not cell.variant.choice(cell.config).needs.teacher or _same_teacher(cell, stored, out)
+    return teachers is None or _paths(stored) == teachers
 
 
 def _same_student(cell: Cell, stored: RunConfig) -> bool:
@@ -83,10 +94,10 @@ def _same_student(cell: Cell, stored: RunConfig) -> bool:
     return (stored.student, stored.model.student_args) == (own.student, own.model.student_args)
 
 
-def _same_teacher(cell: Cell, stored: RunConfig, out: Path) -> bool:
-    if cell.teacher_to_train is not None:
-        return _paths(stored) == [teacher_folder(cell, out).resolve()]
-    return _paths(stored) == _paths(cell.config)
+def _teacher_paths(cell: Cell, out: Path) -> list[Path | None] | None:
+    if not cell.variant.choice(cell.config).needs.teacher:
+        return None
+    return _paths(cell.config) if cell.teacher_to_train is None else [teacher_folder(cell, out).resolve()]
 
 
 def _paths(config: RunConfig) -> list[Path | None]:

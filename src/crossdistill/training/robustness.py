@@ -3,16 +3,18 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from crossdistill.config import LoaderConfig
+from crossdistill.config import LoaderConfig, RunConfig
 from crossdistill.data import Images
 from crossdistill.data.loaders import evaluation_loader
 from crossdistill.data.splits import load_all
+from crossdistill.errors import UserError
 from crossdistill.evaluation.accuracy import evaluate, ood_auroc
 from crossdistill.evaluation.corruptions import CORRUPTIONS, SEVERITIES, Corrupted
 from crossdistill.progress import Tracked
@@ -54,9 +56,11 @@ class RobustnessScorer:
         return Tracked(made, self.console, f"{self.name}{text}")
 
 
-def load_others(folder: str, loader: LoaderConfig, channels: Literal[1, 3], console: Console) -> list[Images]:
+def load_others(folder: str, config: RunConfig, channels: Literal[1, 3], console: Console) -> list[Images]:
     """Read all images of a folder, of no class of a model, and say how many they are. Raises UserError."""
-    parts = load_all(folder, loader, channels)
+    if Path(folder).resolve() == Path(config.data).resolve():
+        raise UserError(f"--ood {folder!r} is the data itself; give images of no class of the model")
+    parts = load_all(folder, config.loader, channels)
     count = sum(len(part) for part in parts)
     console.print(f"other images: {count:,} of {folder}", highlight=False, markup=False, soft_wrap=True)
     return parts

@@ -18,18 +18,16 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 import crossdistill
 from crossdistill.config import RunConfig
 from crossdistill.config.code import check_named_code, code_of
-from crossdistill.config.files import EXECUTION, OF_TEACHER, PATHS, complete_from_dict, flat, read_yaml, with_read_paths
+from crossdistill.config.files import EXECUTION, PATHS, complete_from_dict, flat, read_yaml, with_read_paths
 from crossdistill.data import ImageData
 from crossdistill.data.split_list import SPLIT_NAME, Changes, write_split_list
 from crossdistill.data.trained import TRAINED_NAME, unlisted_marks, write_trained
 from crossdistill.errors import UserError
 from crossdistill.files import make_folder, write_whole
-from crossdistill.methods import choose_method, options_for
 from crossdistill.report.records import CONFIG_NAME, ENVIRONMENT_NAME, Environment, read_environment
 from crossdistill.training.checkpoints import run_identity
 from crossdistill.training.run_lock import RunLock
 
-_TEACHER = ("teacher", "teacher_checkpoint")
 # With other devices, where the batch over all of them stays the same.
 _FREE_WITH_DEVICES = ("loader.batch_size", "engine.devices", "engine.nodes", "engine.strategy", "engine.shard_teacher")
 
@@ -132,13 +130,10 @@ def read_continued(folder: Path, now: RunConfig) -> RunConfig:
 def check_unchanged(before: RunConfig, now: RunConfig, *, other_devices: bool = False) -> None:
     """Raise UserError where two decided settings of a run differ in what is computed.
 
-    How it is executed may differ, and the teacher of a method that reads none; with `other_devices` also the devices,
-    and `check_global_batch` checks the batch.
+    How it is executed may differ; with `other_devices` also the devices, and `check_global_batch` checks the batch.
     """
     free = {*EXECUTION, *(_FREE_WITH_DEVICES if other_devices else ())}
     old, new = _comparable(before), _comparable(now)
-    if not choose_method(now.method, options_for(now.method, now.options)).needs.teacher:
-        free |= {name for name in {**new, **old} if name in _TEACHER or name.startswith(OF_TEACHER)}
     for name in {**new, **old}:
         if name not in free and new.get(name) != old.get(name):
             raise UserError(

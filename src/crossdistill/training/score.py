@@ -51,8 +51,6 @@ def score(
     the area under the ROC curve, percent, by which the largest logit tells them from the scored ones. Raises UserError.
     """
     _check_split(split, probes)
-    if ood is not None and Path(ood).resolve() == Path(config.data).resolve():
-        raise UserError(f"--ood {ood!r} is the data itself; give images of no class of the model")
     set_threads(config.engine)
     if Path(model).is_dir():
         backbone, data, augment, other = _load_run(model, config, probes)
@@ -74,7 +72,7 @@ def score(
     if corruptions:
         scores["corruptions"] = scorer.robustness.corrupted(splits[split], data.num_classes)
     if ood is not None:
-        others = load_others(ood, config.loader, data.channels, console)
+        others = load_others(ood, config, data.channels, console)
         scores["ood"] = scorer.robustness.told_apart(splits[split], others)
     return {**scores, **scorer.probes(probes)}
 
