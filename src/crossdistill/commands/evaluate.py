@@ -100,16 +100,7 @@ def _parser() -> RunParser:
     parser.add_argument(
         "--linear_probe", action="store_true", help="Score the embedding by a linear classifier fitted on it as well."
     )
-    parser.add_argument(
-        "--corruptions", action="store_true", help="Score corrupted images as well: noise, blur, JPEG and others."
-    )
-    parser.add_argument(
-        "--ood",
-        metavar="DATA",
-        type=str | None,
-        default=None,
-        help="Images of no class of the model: how well the largest logit tells them from the scored ones.",
-    )
+    add_robustness(parser)
     parser.add_argument(
         "--segmentation",
         metavar="FOLDER",
@@ -120,6 +111,20 @@ def _parser() -> RunParser:
     parser.add_argument("--stage", type=Literal[1, 2, 3, 4], default=4, help="Stage map of --segmentation.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     return parser
+
+
+def add_robustness(parser: RunParser) -> None:
+    """Add the options that measure what accuracy does not: corrupted images, and images of no class."""
+    parser.add_argument(
+        "--corruptions", action="store_true", help="Score corrupted images as well: noise, blur, JPEG and others."
+    )
+    parser.add_argument(
+        "--ood",
+        metavar="DATA",
+        type=str | None,
+        default=None,
+        help="Images of no class of the model: how well the largest logit tells them from the scored ones.",
+    )
 
 
 def run_settings(folder: str, given: Sequence[str]) -> RunConfig:

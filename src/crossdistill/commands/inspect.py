@@ -6,7 +6,7 @@ from pathlib import Path
 from crossdistill.commands._parser import check_positive
 from crossdistill.commands._run import RunParser
 from crossdistill.commands._show import consoles
-from crossdistill.commands.evaluate import LAYOUT, run_settings
+from crossdistill.commands.evaluate import LAYOUT, add_robustness, run_settings
 from crossdistill.errors import UserError
 
 ABOUT = "Look into a finished run: how alike student and teacher are, what the student confuses, and where it looks."
@@ -41,14 +41,5 @@ def _parser() -> RunParser:
     parser = RunParser("inspect", ABOUT, reads=_READS)
     parser.add_argument("inspected", metavar="RUN", type=str, help="Folder of a finished run.")
     parser.add_argument("--images", type=int, default=512, help="Most test images to look at.")
-    parser.add_argument(
-        "--corruptions", action="store_true", help="Score student and teacher on corrupted images as well."
-    )
-    parser.add_argument(
-        "--ood",
-        metavar="DATA",
-        type=str | None,
-        default=None,
-        help="Images of no class: how well student and teacher tell them from the test images.",
-    )
+    add_robustness(parser)
     return parser
