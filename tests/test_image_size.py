@@ -124,7 +124,7 @@ def test_methods_train_pairs_of_other_proportions(method, teacher, student):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in student.parameters() if p.requires_grad)
 
 
-SPEC = BackboneSpec("none", 5, 8, None, None, 3, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+SPEC = BackboneSpec("none", 5, 8, None, None, None, 3, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize("crop", ["resized", "padded", "none"])

@@ -104,6 +104,7 @@ class Ensemble(Backbone):
             embedding_dim=sum(spec.embedding_dim for spec in specs),
             stage_channels=None,
             stage_strides=None,
+            stage_grids=None,
             mean=student.spec.mean,
             std=student.spec.std,
         )

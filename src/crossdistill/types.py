@@ -116,7 +116,9 @@ class BackboneSpec:
     stage_channels: tuple[int, ...] | None
     """Channels of the four stages; None where the stages cannot be read."""
     stage_strides: tuple[int, ...] | None
-    """Input pixels for each cell of a stage, along a side."""
+    """Input rows for each row of a stage, rounded; None where the stages cannot be read."""
+    stage_grids: tuple[tuple[int, int], ...] | None
+    """Rows and columns of the four stages for images of the backbone's size; None where they cannot be read."""
     in_chans: int
     mean: tuple[float, ...]
     """Mean of each channel that the input is normalised with, for pixels in [0, 1]."""

@@ -19,7 +19,7 @@ from crossdistill.training.mixing import mix_both
 from crossdistill.types import BackboneSpec
 
 SMALL, LARGE = 32, 96
-SPEC = BackboneSpec("s", 2, 8, None, None, 3, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+SPEC = BackboneSpec("s", 2, 8, None, None, None, 3, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 KEYS = [(0, 0), (1, 0), (2, 3), (3, 1)]
 
 

@@ -89,6 +89,7 @@ def read_spec(model: nn.Module, output: BackboneOutput, name: str, img_size: Ima
         embedding_dim=output.embedding.shape[1],
         stage_channels=None if maps is None else tuple(m.shape[1] for m in maps),
         stage_strides=None if maps is None else tuple(round(height / m.shape[2]) for m in maps),
+        stage_grids=None if maps is None else tuple((m.shape[2], m.shape[3]) for m in maps),
         in_chans=in_chans,
         mean=mean,
         std=std,

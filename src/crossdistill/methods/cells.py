@@ -3,10 +3,9 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crossdistill.backbones.pooling import pooled
+from crossdistill.backbones.pooling import on_common_grid, pooled
 from crossdistill.methods.projectors import linear_map
 from crossdistill.types import BackboneSpec
 
@@ -38,8 +37,7 @@ class Cells(nn.Module):
         for stage, to_teacher in zip(self.stages, self.maps, strict=True):
             # A cache holds the teacher's maps pooled to `side`, so they are pooled to it first here as well.
             ours, theirs = student[stage - 1], pooled(teacher[stage - 1], self.side)
-            grid = (min(ours.shape[-2], theirs.shape[-2]), min(ours.shape[-1], theirs.shape[-1]))
-            rows = [self._rows(F.adaptive_avg_pool2d(one, grid)) for one in (ours, theirs)]
+            rows = [self._rows(one) for one in on_common_grid(ours, theirs)]
             pairs.append((to_teacher(rows[0]), rows[1]))
         if self.training:
             self.steps.add_(1)

@@ -16,12 +16,11 @@ from crossdistill.backbones.family import is_convolutional
 from crossdistill.backbones.tail import Tail
 from crossdistill.config.validation import AtLeastOne, NonNegative, NonNegativeInt, PositiveInt, settings
 from crossdistill.errors import UserError
-from crossdistill.image_size import sides_of
 from crossdistill.losses.infonce import info_nce_loss
 from crossdistill.losses.ofa import ofa_loss
 from crossdistill.methods.base import Method, comparable
 from crossdistill.methods.projectors import linear_map
-from crossdistill.types import BackboneOutput, Needs, Reads
+from crossdistill.types import BackboneOutput, BackboneSpec, Needs, Reads
 
 _FRONT_STAGE = 3
 
@@ -156,7 +155,7 @@ class FBT(Method):
         self.tail = Tail(back, _FRONT_STAGE)
         self.borrowed = (self.tail,)
         channels = [model.spec.channels(_FRONT_STAGE) for model in (front, back)]
-        grids = [_grid(model) for model in (front, back)]
+        grids = [_grid(model.spec) for model in (front, back)]
         self.l2g = LocalToGlobal(channels[0], grids[0], channels[1], grids[1], options.swin_block)
         self.prefix: nn.Parameter | None = None
         if self.tail.prefix_tokens:
@@ -237,9 +236,6 @@ def _front_is_teacher(options: FBTOptions, student: Backbone, teacher: Backbone)
     return is_convolutional(teacher) and not is_convolutional(student)
 
 
-def _grid(model: Backbone) -> tuple[int, int]:
-    """Return the rows and columns of a model's stage-3 map."""
-    assert model.spec.stage_strides is not None
-    height, width = sides_of(model.img_size)
-    stride = model.spec.stage_strides[_FRONT_STAGE - 1]
-    return max(1, round(height / stride)), max(1, round(width / stride))
+def _grid(spec: BackboneSpec) -> tuple[int, int]:
+    assert spec.stage_grids is not None
+    return spec.stage_grids[_FRONT_STAGE - 1]

@@ -2,11 +2,11 @@
 
 from typing import ClassVar, Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
 from crossdistill.backbones import Backbone
+from crossdistill.backbones.pooling import on_common_grid
 from crossdistill.config.validation import NonNegative, settings
 from crossdistill.losses.fitnet import fitnet_loss
 from crossdistill.methods.base import Method
@@ -31,8 +31,8 @@ class FitNetOptions:
 class FitNet(Method):
     """Mean squared difference of two stage maps, after a 1x1 convolution of the student's to the teacher's channels.
 
-    Where the grids differ, the larger map is average-pooled to the smaller grid, so that the term exists for any pair;
-    the paper needs equal grids.
+    Where the grids differ, both maps are average-pooled to the smaller number of cells along each side, so that the
+    term exists for any pair; the paper needs equal grids.
 
     Source: arXiv 1412.6550.
     """
@@ -60,9 +60,4 @@ class FitNet(Method):
     def forward(self, student: BackboneOutput, teacher: BackboneOutput, targets: Tensor) -> dict[str, Tensor]:
         ours = self.regressor(student.require_stages()[self.options.stage - 1])
         theirs = teacher.require_stages()[self.options.teacher_stage - 1]
-        grid = min(tuple(ours.shape[-2:]), tuple(theirs.shape[-2:]))
-        return {"fitnet": fitnet_loss(_pooled(ours, grid), _pooled(theirs, grid))}
-
-
-def _pooled(features: Tensor, grid: tuple[int, ...]) -> Tensor:
-    return features if features.shape[-2:] == grid else F.adaptive_avg_pool2d(features, (grid[0], grid[1]))
+        return {"fitnet": fitnet_loss(*on_common_grid(ours, theirs))}
