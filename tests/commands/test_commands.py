@@ -614,7 +614,7 @@ def test_without_labels_the_student_may_learn_the_teachers_classes(capsys, tmp_p
             ["--method", "none"],
             "method 'none' learns from labels, but loader.labels is 'none': use a method that reads",
         ),
-        (["--method", "ofa"], "(auto, kd, dist, fitnet, cc, rkd, rsd)"),
+        (["--method", "ofa"], "(auto, kd, dist, fitnet, cc, rkd, rsd, fbt with ofa=false)"),
         (["--method", "rsd", "--optim.ema", "0.9"], "optim.ema cannot be used with loader.labels 'none'"),
         (["--method", "rsd", "--augment.mixup", "0.2"], "mixup and CutMix cannot be used with loader.labels 'none'"),
     ],

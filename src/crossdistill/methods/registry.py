@@ -1,6 +1,7 @@
 """The built-in methods by name, and how a name leads to a method."""
 
 import pkgutil
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from crossdistill.methods.kd import KD
 from crossdistill.methods.ofa import OFA
 from crossdistill.methods.rkd import RKD
 from crossdistill.methods.rsd import RSD
+from crossdistill.types import Needs
 
 METHODS: dict[str, type[Method]] = {
     "auto": Auto,
@@ -80,16 +82,21 @@ def options_key(name: str) -> str:
 
 
 def methods_without_labels() -> list[str]:
-    """List the methods that read no labels, by their defaults."""
-    return [name for name, method in METHODS.items() if not method.needs_of(method.Options()).labels]
+    """List the methods that read no labels, by their defaults or with one switch turned off."""
+    return _ways(lambda needs: not needs.labels)
 
 
 def methods_without_teacher_logits() -> list[str]:
     """List the methods that read no logits of the teacher, by their defaults or with one switch turned off."""
+    return _ways(lambda needs: not needs.teacher.logits)
+
+
+def _ways(suits: Callable[[Needs], bool]) -> list[str]:
+    """List the methods whose needs suit, by their defaults or with the first switch that makes them."""
     found = []
     for name, method in METHODS.items():
         default = method.Options()
         switches = [field.name for field in fields(default) if getattr(default, field.name) is True]
         ways = {name: default, **{f"{name} with {s}=false": replace(default, **{s: False}) for s in switches}}
-        found += [way for way, options in ways.items() if not method.needs_of(options).teacher.logits][:1]
+        found += [way for way, options in ways.items() if suits(method.needs_of(options))][:1]
     return found
