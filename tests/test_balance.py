@@ -84,8 +84,6 @@ def test_the_values_of_the_terms_are_unchanged():
     terms = with_balance(images, targets).terms
     for name, value in without(images, targets).terms.items():
         torch.testing.assert_close(terms[name], value)
-    with_balance.eval()
-    torch.testing.assert_close(with_balance(images, targets).loss, without.eval()(images, targets).loss)
 
 
 def test_the_state_continues():
@@ -172,3 +170,73 @@ def test_a_weight_that_has_no_effect_is_known():
     assert make("kd", "auto", weight=0.5).balanced_weights() == []
     assert make("rsd+kd", 1.0, rsd={"weight": 0.5}, kd={"weight": 2.0}).balanced_weights() == ["rsd", "kd"]
     assert make("auto", "auto").balanced_weights() == []
+
+
+def test_a_method_that_is_never_measured_does_not_hold_back_the_others():
+    """A method of weight 0 has no gradient."""
+    distiller = make("rsd+kd", 1.0, kd={"weight": 0.0})
+    alone = make("rsd", 1.0)
+    for one in (distiller, alone):
+        train(one, 3)
+        one.balance.update()
+    assert distiller.balance_factors()["rsd"] == pytest.approx(alone.balance_factors()["rsd"], rel=0.1)
+    assert distiller.balance_factors()["kd"] == 1
+    balance = Balance([1.0, 1.0])
+    probe, _ = balance.begin()
+    probe.grad = torch.ones_like(probe)
+    probe.grad[3] = 0
+    balance.update()
+    assert balance.factors()[0] != 1e-3 == pytest.approx(float(balance.factors()[1]))
+
+
+@pytest.mark.parametrize("method", ["kd", "rsd"])
+def test_a_method_on_logits_alone_needs_no_classifier_of_the_embedding(method):
+    """LeViT has two heads, so the task's gradient on the embedding is not known."""
+    torch.manual_seed(0)
+    student = cd.create_backbone("levit_128s", 5, 224)
+    assert not student.classifies_embedding
+    distiller = cd.create_distiller(
+        method,
+        student=student,
+        teacher=build("plain_vit"),
+        balance=1.0,
+        options={"on": "logits"} if method == "rsd" else None,
+    )
+    images, targets = torch.randn(4, 3, 224, 224), torch.arange(4)
+    step = distiller(images, targets)
+    (name,) = distiller.weights
+    ours, task = (torch.autograd.grad(step.terms[one], step.logits, retain_graph=True)[0] for one in (name, "task"))
+    step.loss.backward()
+    distiller.balance.update()
+    expected = 1 / (distiller.weights[name] * float(ours.norm() / task.norm()))
+    assert distiller.balance_factors()[method] == pytest.approx(expected, rel=1e-3)
+
+
+class ByConvolution(torch.nn.Module):
+    """The same function as a linear classifier of the mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 5, 1)
+
+    def forward(self, images):
+        return self.head(self.body(images).relu()).mean((2, 3))
+
+
+def test_a_convolutional_classifier_reads_no_embedding():
+    student = cd.create_backbone("tests.test_balance:ByConvolution", 5, 32)
+    assert not student.classifies_embedding
+    teacher = build("plain_vit")
+    assert cd.create_distiller("rsd", student=student, teacher=teacher, balance="auto").balance is None
+    with pytest.raises(cd.UserError, match="are not computed from its embedding"):
+        cd.create_distiller("rsd", student=student, teacher=teacher, balance=1.0)
+
+
+def test_evaluation_has_the_loss_that_is_trained():
+    distiller = make("rsd", 1.0)
+    train(distiller, 2)
+    distiller.balance.update()
+    step = distiller.eval()(*batch())
+    factor = distiller.balance_factors()["rsd"]
+    expected = step.terms["task"] + factor * distiller.weights["rsd"] * step.terms["rsd"]
+    torch.testing.assert_close(step.loss, expected)

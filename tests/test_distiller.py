@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import crossdistill as cd
+from crossdistill.methods import choose_method
 from crossdistill.methods.rsd import RSDOptions
 from crossdistill.teacher import renormalisation
 from tests.pairs import FAMILIES, METHODS, build
@@ -157,10 +158,10 @@ def test_wrong_methods_and_options_are_answered(method, options, message):
 def test_pairs_that_cannot_work_are_refused():
     student = build("cnn")
     with pytest.raises(
-        cd.UserError, match=r"reads the teacher's logits, but .* has 7 classes, the student 5: use a .*rsd"
+        cd.UserError, match=r"reads the teacher's logits, but .* has 7 classes and the student has 5: use a .*rsd"
     ):
         cd.create_distiller("kd", student=student, teacher=build("mlp", classes=7))
-    with pytest.raises(cd.UserError, match="3 input channels, the student 1"):
+    with pytest.raises(cd.UserError, match="3 input channels and the student 1"):
         cd.create_distiller("kd", student=build("cnn", in_chans=1), teacher=build("mlp"))
     with pytest.raises(cd.UserError, match="same object"):
         cd.create_distiller("kd", student=student, teacher=student)
@@ -277,3 +278,23 @@ def test_standardised_logits_forget_the_teachers_range(method, batch):
         teacher.model.head.bias.mul_(7)
     assert distiller(images.double(), targets).loss.item() == pytest.approx(before, rel=1e-6)
     assert plain(images.double(), targets).loss.item() != pytest.approx(other, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["task", "loss"])
+def test_a_term_cannot_have_the_name_of_another_value_of_the_log(name):
+    class Own(cd.Method):
+        def __init__(self, options, student, teacher):
+            super().__init__(options, student, teacher)
+            self.weights = {name: 1.0}
+
+    student = build("cnn")
+    with pytest.raises(cd.UserError, match=f"has a term '{name}', a name that the log uses"):
+        cd.Distiller(student, Own(None, student, None))
+
+
+def test_a_method_that_needs_labels_is_named_where_there_are_none():
+    student, teacher = build("cnn"), build("plain_vit")
+    choice = choose_method("kd+hcd")
+    for method in ("kd+hcd", choice):
+        with pytest.raises(cd.UserError, match=r"method 'kd\+hcd' learns from labels, but there are none"):
+            cd.create_distiller(method, student=student, teacher=teacher, labelled=False)

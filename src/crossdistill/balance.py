@@ -53,7 +53,7 @@ class Balance(nn.Module):
         super().__init__()
         self.register_buffer("targets", torch.tensor([target or 0.0 for target in targets]), persistent=False)
         self.register_buffer("log_ratios", torch.zeros(len(targets)))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("steps", torch.zeros(len(targets), dtype=torch.long))
         self._pending: tuple[Tensor, Tensor] | None = None
 
     def begin(self) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ class Balance(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take up what the last backward pass has measured. Does nothing where there was none."""
+        """Add what the last backward pass has measured to the running mean; does nothing where there was none."""
         if self._pending is None or self._pending[0].grad is None:
             return
         probe, factors = self._pending
@@ -82,12 +82,15 @@ class Balance(nn.Module):
         task, classified, parts = sizes[0], sizes[1], sizes[2:] / factors.unsqueeze(1)
         # All losses on the logits reach the embedding as one sum; the task has the fraction that it has on the logits.
         on_embedding = classified[_EMBEDDING] * task[_LOGITS] / classified[_LOGITS]
-        squares = (parts[:, _EMBEDDING] / on_embedding).square() + (parts[:, _LOGITS] / task[_LOGITS]).square()
+        # A method that does not reach the embedding has no share of it, also where the task does not reach it either.
+        reached = parts[:, _EMBEDDING] != 0
+        of_embedding = torch.where(reached, parts[:, _EMBEDDING] / on_embedding, 0.0)
+        squares = of_embedding.square() + (parts[:, _LOGITS] / task[_LOGITS]).square()
         measured = squares.log() / 2
         usable = measured.isfinite()
-        memory = torch.where(self.steps > 0, _MEMORY, 0.0)
+        memory = _MEMORY * (self.steps > 0).to(measured.dtype)
         self.log_ratios.copy_(torch.where(usable, torch.lerp(measured, self.log_ratios, memory), self.log_ratios))
-        self.steps += (usable | (self.targets == 0)).all().long()
+        self.steps += usable.long()
 
 
 def make_balance(
@@ -98,15 +101,19 @@ def make_balance(
     With "auto" each method has its own default. Raises UserError where a number is given and the gradients cannot be
     compared; "auto" then keeps the weights as they are.
     """
-    problems = [_problem(group, student, task_weight) for group in method.groups()]
+    groups = method.groups()
+    problems = [_problem(group, student, task_weight) for group in groups]
     if balance is None:
         return None
     if balance == "auto":
-        targets = [None if bad else group.balance for bad, group in zip(problems, method.groups(), strict=True)]
+        targets = [None if bad else group.balance for bad, group in zip(problems, groups, strict=True)]
     elif any(problems):
         raise UserError(f"{next(filter(None, problems))}; leave balance out")
     else:
         targets = [balance for _ in problems]
+    # What has no weight has no gradient to measure.
+    weighted = [any(method.weights[term] for term in group.terms) for group in groups]
+    targets = [target if has else None for target, has in zip(targets, weighted, strict=True)]
     return Balance(targets) if any(targets) else None
 
 

@@ -12,7 +12,7 @@ from crossdistill.backbones.tail import Tail
 from crossdistill.balance import make_balance, watch_classifier, watch_method, watch_task
 from crossdistill.config import OptimConfig
 from crossdistill.errors import UserError
-from crossdistill.methods import MethodChoice, choose_method
+from crossdistill.methods import NONE, MethodChoice, choose_method
 from crossdistill.methods.base import Method
 from crossdistill.methods.sums import SumOfMethods
 from crossdistill.tasks import Classification, NoLabels, Task
@@ -45,6 +45,8 @@ class Distiller(nn.Module):
         self.task_weight = task_weight
         self.needs = Needs() if method is None else method.needs
         """What is read of the student's and of the teacher's output."""
+        for taken in {"task", "loss"} & set(self.weights):
+            raise UserError(f"the method has a term {taken!r}, a name that the log uses for another value; rename it")
         weight = self.task_weight if self.task.labelled else 0.0
         self.balance = None if method is None else make_balance(balance, student, method, weight)
         # Inside a tuple it is not registered as a submodule.
@@ -106,6 +108,8 @@ class Distiller(nn.Module):
         """
         # Outside of what is compiled: the probe is a leaf whose gradient is read after the backward pass.
         measured = None if self.balance is None or not self.training else self.balance.begin()
+        if self.teacher is not None:
+            self.teacher.stay_frozen()
         seen = images if teacher_images is None else teacher_images
         return self._step(images, targets, teacher_output, index, measured, seen)
 
@@ -149,6 +153,8 @@ class Distiller(nn.Module):
         if self.method is not None:
             teacher = self._run_teacher(seen, stored) if self.needs.teacher else None
             terms |= self._run_method(self.method, student, teacher, targets, index, probe)
+            if factors is None and self.balance is not None:
+                factors = self.balance.factors()
             for number, group in enumerate(self.method.groups()):
                 factor = 1.0 if factors is None else factors[number]
                 for name in group.terms:
@@ -237,11 +243,15 @@ def create_distiller(
     frozen = make_teacher(teachers, student, teacher_weights) if choice.needs.teacher else None
     built = choice.build(student, None if frozen is None else frozen.backbone)
     if not labelled and (built is None or built.needs.labels):
-        raise UserError(f"without labels there is nothing to train with method {method!r}; use one that reads none")
+        raise UserError(f"method {_name(choice)!r} learns from labels, but there are none; use one that reads none")
     if partly and built is not None and built.needs.labels:
-        raise UserError(f"method {method!r} reads the label of every image, but some have none")
+        raise UserError(f"method {_name(choice)!r} reads the label of every image, but some have none")
     task = Classification(label_smoothing, partly=partly) if labelled else NoLabels()
     return Distiller(student, built, frozen, task=task, task_weight=task_weight, balance=balance)
+
+
+def _name(choice: MethodChoice) -> str:
+    return "+".join(part.name for part in choice.parts) or NONE
 
 
 def _check_models(student: Backbone, teachers: Sequence[Backbone], labelled: bool) -> None:
@@ -261,6 +271,6 @@ def _check_models(student: Backbone, teachers: Sequence[Backbone], labelled: boo
         ours, theirs = student.spec.in_chans, model.spec.in_chans
         if ours != theirs:
             raise UserError(
-                f"the teacher has {theirs} input channels, the student {ours}; build both with the same in_chans "
+                f"the teacher has {theirs} input channels and the student {ours}; build both with the same in_chans "
                 f"(--loader.in-chans {theirs} reads the images so)"
             )

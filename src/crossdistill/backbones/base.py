@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
@@ -94,3 +95,16 @@ def read_spec(model: nn.Module, output: BackboneOutput, name: str, img_size: Ima
         mean=mean,
         std=std,
     )
+
+
+def classifies(classifier: Any, embedding: Tensor, logits: Tensor | None) -> bool:
+    """Return whether the logits are a classifier's output for the embedding."""
+    if not isinstance(classifier, nn.Module) or logits is None:
+        return False
+    try:
+        again = classifier(embedding)
+    except (IndexError, RuntimeError, TypeError, ValueError):
+        return False
+    if not isinstance(again, Tensor) or again.shape != logits.shape:
+        return False
+    return again.is_meta or torch.allclose(again, logits, rtol=1e-3, atol=1e-5)

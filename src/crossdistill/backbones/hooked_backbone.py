@@ -5,9 +5,10 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from crossdistill.backbones._probe import Call, evaluating, probe_images, record_probe
-from crossdistill.backbones.base import Backbone, read_spec
+from crossdistill.backbones.base import Backbone, classifies, read_spec
 from crossdistill.backbones.stages import STAGES
 from crossdistill.backbones.structure import Shape, find_classifier, find_stages, output_shape, read_layouts, token_grid
 from crossdistill.errors import UserError, unknown
@@ -52,7 +53,15 @@ class HookedBackbone(Backbone):
             model.get_submodule(stage).register_forward_hook(partial(self._keep_output, stage))
         with evaluating(self):
             probed = self(probe_images(model, in_chans, img_size), stages=self.stage_problem is None)
+            # A convolution classifies a map, whose gradients are not those of the pooled embedding.
+            self._one_head = num_classes > 0 and classifies(classifier.module, probed.embedding, probed.logits)
         self.spec = read_spec(model, probed, name, img_size, in_chans)
+
+    @property
+    @override
+    def classifies_embedding(self) -> bool:
+        """Whether the logits are the classifier's output for the embedding."""
+        return self._one_head
 
     def _read_stages(
         self, stages: Sequence[str] | None, calls: list[Call[Shape | None]], sides: tuple[int, int]

@@ -3,12 +3,11 @@
 import logging
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from crossdistill.backbones._probe import cannot_run, evaluating, probe_images
-from crossdistill.backbones.base import Backbone, read_spec
+from crossdistill.backbones.base import Backbone, classifies, read_spec
 from crossdistill.backbones.stages import choose_stages
 from crossdistill.errors import UserError, kind_and_line
 from crossdistill.image_size import ImageSize
@@ -66,7 +65,7 @@ class TimmBackbone(Backbone):
                 f"{tuple(expected.shape)}; both must be (batch, width)"
             )
         if not self._headless:
-            self._one_head_call = _classifies(self.model, embedding, expected)
+            self._one_head_call = classifies(self.model.get_classifier(), embedding, expected)
         if not self._one_head_call:
             _log.warning("%s: logits are not classifier(embedding); its head runs twice per forward", name)
         if self._taps:
@@ -107,16 +106,3 @@ def _is_head_map(final: Any, last: Tensor) -> bool:
     if not isinstance(final, Tensor) or final.ndim != 4:
         return False
     return final.shape[2:] == last.shape[2:] and final.shape[1] != last.shape[1]
-
-
-def _classifies(model: Any, embedding: Tensor, expected: Tensor) -> bool:
-    classifier = model.get_classifier()
-    if not isinstance(classifier, nn.Module):
-        return False
-    try:
-        logits = classifier(embedding)
-    except (IndexError, RuntimeError, TypeError, ValueError):
-        return False
-    if not isinstance(logits, Tensor) or logits.shape != expected.shape:
-        return False
-    return logits.is_meta or torch.allclose(logits, expected, rtol=1e-3, atol=1e-5)

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from crossdistill.backbones._probe import evaluating, probe_images
-from crossdistill.backbones.base import Backbone, read_spec
+from crossdistill.backbones.base import Backbone, classifies, read_spec
 from crossdistill.backbones.stages import choose_stages
 from crossdistill.backbones.transformers_network import VisionNetwork
 from crossdistill.errors import UserError, kind_and_line
@@ -39,7 +38,7 @@ class TransformersBackbone(Backbone):
             images = probe_images(model, in_chans, img_size)
             self._choose(images)
             probed = self(images, stages=self.stage_problem is None)
-            self._one_head = self._classifies(probed)
+            self._one_head = classifies(self.model.get_classifier(), probed.embedding, probed.logits)
         self.spec = read_spec(model, probed, name, img_size, in_chans)
         pooled = "its pooled output" if model.pools else "the mean of its patches, since it has no pooler"
         self.note = f"the embedding is {'the input of its classifier' if model.headed else pooled}"
@@ -48,13 +47,6 @@ class TransformersBackbone(Backbone):
     def classifies_embedding(self) -> bool:
         """Whether the logits are the classifier's output for the embedding."""
         return self.model.classifier_name is not None and self._one_head
-
-    def _classifies(self, output: BackboneOutput) -> bool:
-        classifier = self.model.get_classifier()
-        if classifier is None or output.logits is None:
-            return False
-        logits = classifier(output.embedding)
-        return logits.shape == output.logits.shape and torch.allclose(logits, output.logits, rtol=1e-3, atol=1e-5)
 
     # A bound method, not a closure: a deep copy gets its own.
     def _keep_input(self, module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
