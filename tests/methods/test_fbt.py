@@ -184,3 +184,27 @@ def test_the_fused_network_may_learn_from_the_labels(batch):
     assert distiller.method.l2g.embed.weight.grad.any()
     soft = torch.full((6, 5), 0.2)
     assert distiller(batch[0], soft).terms["fbt_fused_task"].isfinite()
+
+
+def test_labels_of_the_student_are_not_taken_for_classes_of_the_teacher():
+    """The fused network ends in the teacher's head, which has other classes or none."""
+    for teacher in (cd.create_backbone("test_vit", 20, 32), cd.create_backbone("test_vit", 0, 32)):
+        with pytest.raises(cd.UserError, match=r"classes|no classifier"):
+            cd.create_distiller(
+                "fbt",
+                student=build("cnn"),
+                teacher=teacher,
+                options={"ofa": False, "fused_task_weight": 1.0},
+            )
+
+
+def test_the_temperature_comes_back_from_its_bounds(batch):
+    distiller = make("cnn", "plain_vit", temperature=0.01).train()
+    parameter = distiller.method.log_temperature
+    for beyond in (-9.0, 1.0):
+        with torch.no_grad():
+            parameter.fill_(beyond)
+        parameter.grad = None
+        distiller(*batch).loss.backward()
+        assert 0.01 - 1e-6 <= float(distiller.method.temperature) <= 1
+        assert parameter.grad.abs() > 0

@@ -23,11 +23,13 @@ from crossdistill.methods.projectors import linear_map
 from crossdistill.types import BackboneOutput, BackboneSpec, Needs, Reads
 
 _FRONT_STAGE = 3
+_LOG_BOUNDS = (math.log(0.01), 0.0)
+"""Bounds of the logarithm of InfoNCE's temperature."""
 
 
 @settings
 class FBTOptions:
-    """Options of `fbt`. Where the abstract and published summaries do not state a choice, it is ours and marked."""
+    """Options of `fbt`. A choice that the sources do not state is ours, and marked "(not stated)"."""
 
     front: Literal["auto", "student", "teacher"] = "auto"
     """Whose first three stages begin the fused network: "student", "teacher", or "auto": the teacher's where it is a
@@ -57,7 +59,7 @@ class FBTOptions:
     detach: bool = True
     """Stop the gradient of L(fused, student) before the fused network (not stated)."""
     ramp: NonNegativeInt = 0
-    """Training steps over which the factor of L(fused, student) rises from 0 to its value; 0 starts with it."""
+    """Batches over which the factor of L(fused, student) rises from 0 to its value; 0 starts with it."""
     fused_task_weight: NonNegative = 0.0
     """Factor of the cross entropy of the fused network's logits with the labels; >= 0. No gain with 1: 28.88%."""
     swin_block: bool = True
@@ -170,7 +172,7 @@ class FBT(Method):
     @override
     def needs_of(cls, options: FBTOptions, student: Backbone | None = None, teacher: Backbone | None = None) -> Needs:
         labels = options.ofa or options.fused_task_weight > 0
-        front = Reads(logits=options.ofa, embedding=options.info_nce, stages=(_FRONT_STAGE,))
+        front = Reads(logits=labels, embedding=options.info_nce, stages=(_FRONT_STAGE,))
         if student is None or teacher is None:
             return Needs(student=front, teacher=front, labels=labels)
         back = replace(front, stages=())
@@ -182,7 +184,7 @@ class FBT(Method):
     def temperature(self) -> Tensor:
         """The temperature of InfoNCE that has been learned so far."""
         assert self.log_temperature is not None
-        return self.log_temperature[0].float().exp().clamp(0.01, 1.0)
+        return self.log_temperature[0].float().clamp(*_LOG_BOUNDS).exp()
 
     def fused(self, student: BackboneOutput, teacher: BackboneOutput) -> BackboneOutput:
         """Run L2G and the back on the front's stage-3 map."""
@@ -193,6 +195,10 @@ class FBT(Method):
 
     @override
     def forward(self, student: BackboneOutput, teacher: BackboneOutput, targets: Tensor) -> dict[str, Tensor]:
+        if self.log_temperature is not None and self.training:
+            # The parameter itself, since a clamped one outside of its bounds has no gradient that leads back.
+            with torch.no_grad():
+                self.log_temperature.clamp_(*_LOG_BOUNDS)
         fused = self.fused(student, teacher)
         leading_fused = fused.map(Tensor.detach) if self.options.detach else fused
         pairs = {
@@ -216,7 +222,7 @@ class FBT(Method):
         return self._ramped(terms)
 
     def _ramped(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Scale the terms of L(fused, student) down in the first steps of training."""
+        """Scale the terms of L(fused, student) down in the first batches of training."""
         if self.steps is None or not self.training:
             return terms
         scale = (self.steps / self.options.ramp).clamp(max=1)
