@@ -144,3 +144,21 @@ def test_bad_input_is_named(unchecked_shapes):
             loss(torch.zeros(4, 3), torch.zeros(5, 3))
     with pytest.raises(ValueError, match=r"\(4, 3\).*\(4, 5\)"):
         cc_loss(torch.zeros(4, 3), torch.zeros(4, 5))
+
+
+@pytest.mark.parametrize("loss", [rkd_distance_loss, rkd_angle_loss])
+def test_nearly_equal_rows_do_not_explode(loss):
+    student, teacher = torch.randn(8, 16), torch.randn(8, 16)
+    student[1] = student[0]
+    student[2] = student[3] + 1e-7
+    student.requires_grad_()
+    loss(student, teacher).backward()
+    assert student.grad.abs().max() < 10
+
+
+@pytest.mark.parametrize("loss", [rkd_distance_loss, rkd_angle_loss])
+@pytest.mark.parametrize("shift", [500.0, 1e4])
+def test_a_large_common_part_does_not_cost_precision(loss, shift):
+    student, teacher = torch.randn(8, 16), torch.randn(8, 16)
+    expected = loss(student.double(), teacher.double()).item()
+    assert loss(student + shift, teacher).item() == pytest.approx(expected, rel=2e-3)

@@ -30,11 +30,10 @@ def rkd_distance_loss(
 
 def _relative_distances(rows: Tensor) -> Tensor:
     """Return the distances of this process's rows to all rows, (B, B_all), divided by the mean of the positive ones."""
-    everyone, _ = gather_rows(rows)
+    rows, everyone = _centred(rows)
     lengths = rows.square().sum(1, keepdim=True) + everyone.square().sum(1)
     squares = lengths - 2 * rows @ everyone.T
-    # The root has no gradient at 0, and rounding noise has no meaning.
-    distant = squares > _ROUNDING * torch.finfo(rows.dtype).eps * lengths
+    distant = _distant(squares, lengths)
     distances = torch.where(distant, squares, 1.0).sqrt() * distant
     mean = global_sum(distances.sum()) / global_sum(distant.sum().to(rows.dtype)).clamp(min=1)
     return distances / torch.where(mean > 0, mean, 1.0)
@@ -59,6 +58,21 @@ def rkd_angle_loss(
 
 def _cosines(rows: Tensor) -> Tensor:
     """Return the cosines of the angles at this process's rows, (B, B_all, B_all)."""
-    everyone, _ = gather_rows(rows)
-    directions = F.normalize(everyone - rows[:, None], dim=2)
+    rows, everyone = _centred(rows)
+    differences = everyone - rows[:, None]
+    squares = differences.square().sum(2)
+    distant = _distant(squares, rows.square().sum(1, keepdim=True) + everyone.square().sum(1))
+    directions = differences * (torch.where(distant, squares, 1.0).rsqrt() * distant)[:, :, None]
     return directions @ directions.transpose(1, 2)
+
+
+def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return this process's rows and all rows, less the mean of all: a large common part costs precision."""
+    everyone, _ = gather_rows(rows)
+    mean = everyone.detach().mean(0)
+    return rows - mean, everyone - mean
+
+
+def _distant(squares: Tensor, lengths: Tensor) -> Tensor:
+    """Return which pairs of rows are apart: the root has no gradient at 0, and rounding noise has no meaning."""
+    return squares > _ROUNDING * torch.finfo(squares.dtype).eps * lengths
