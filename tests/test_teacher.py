@@ -89,3 +89,14 @@ def test_an_ensemble_without_common_classes_has_an_embedding(batch):
     distiller(images, targets).loss.backward()
     with pytest.raises(cd.UserError, match="has no classifier"):
         cd.create_distiller("kd", student=build("cnn"), teacher=teachers)
+
+
+def test_the_inner_network_in_train_mode_does_not_change_the_teacher():
+    student, teacher = build("plain_vit"), build("cnn")
+    distiller = cd.create_distiller("kd", student=student, teacher=teacher)
+    teacher.model.train()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    distiller(torch.randn(4, 3, 32, 32), torch.arange(4))
+    assert not any(module.training for module in teacher.modules())
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name

@@ -51,6 +51,11 @@ class Teacher(nn.Module):
         """Stay in eval mode."""
         return super().train(False)
 
+    def stay_frozen(self) -> None:
+        """Return every part of the network to eval mode; the caller may hold it and call train() on it."""
+        if any(module.training for module in self.backbone.modules()):
+            self.backbone.eval()
+
     def prepare(self, images: Tensor) -> Tensor:
         """Convert images normalised for the student to the teacher's normalisation and size."""
         if not self._same_normalisation:
@@ -65,8 +70,8 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor, stages: bool = False) -> BackboneOutput:
         """Run images (B, C, H, W) normalised for the student."""
-        if self.backbone.training:  # the caller may still hold the backbone and call train() on it
-            self.backbone.eval()
+        if not torch.compiler.is_compiling():
+            self.stay_frozen()
         output: BackboneOutput = self.backbone(self.prepare(images), stages=stages)
         return output
 
