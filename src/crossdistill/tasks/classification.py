@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from crossdistill.distributed import mean_detached, processes
 from crossdistill.types import NO_LABEL, BackboneOutput
 
 
@@ -10,7 +11,8 @@ class Classification:
     """Cross entropy of the student's logits, in nats.
 
     Targets (B,) class numbers, smoothed by `label_smoothing`, or (B, K) probabilities, which are not smoothed. With
-    `partly`, images whose target is -1 have no label, and are left out of the mean.
+    `partly`, images whose target is -1 have no label, and are left out of the mean; where no image has one, the loss
+    is 0.
     """
 
     monitor = "val/top1"
@@ -27,5 +29,7 @@ class Classification:
         smoothing = self.label_smoothing if targets.ndim == 1 else 0.0
         logits = student.require_logits().float()
         if self.partly:
-            return F.cross_entropy(logits, targets, label_smoothing=smoothing, ignore_index=NO_LABEL)
+            total = F.cross_entropy(logits, targets, label_smoothing=smoothing, ignore_index=NO_LABEL, reduction="sum")
+            # The mean over the labelled images of all processes.
+            return total / mean_detached((targets != NO_LABEL).sum().float()).clamp(min=1 / processes())
         return F.cross_entropy(logits, targets, label_smoothing=smoothing)

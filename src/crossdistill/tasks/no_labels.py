@@ -1,4 +1,4 @@
-"""Images without labels: nothing is trained but the method's terms."""
+"""Images without labels: only the terms of the method train the student."""
 
 from torch import Tensor
 
