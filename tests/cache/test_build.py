@@ -1,22 +1,28 @@
+import importlib
 import io
 import json
 import os
 import re
 import shutil
+import sys
 from dataclasses import replace
+from pathlib import Path
 from threading import Thread
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 import crossdistill as cd
 from crossdistill import UserError, progress
 from crossdistill.cache import TeacherCache, Work, build_cache
 from crossdistill.cache.build import check_fits
-from crossdistill.cache.fingerprint import short_name
+from crossdistill.cache.fingerprint import _describe_data, _describe_teacher, _spread, short_name
 from crossdistill.cache.store import missing_shards
 from crossdistill.config import AugmentConfig, LoaderConfig
+from crossdistill.data import load_data
+from crossdistill.data.datasets import Arrays, base_of
 from crossdistill.data.loaders import WithTeacher
 from tests.cache.conftest import LOADER, Pair
 from tests.processes import in_two_processes
@@ -299,3 +305,54 @@ def test_a_build_that_goes_on_counts_what_was_written_before(pair, folder, tmp_p
     lines = out.getvalue().splitlines()
     # The last shard has two images.
     assert [line.split("  ")[1] for line in lines] == ["7/8 shards", "8/8 shards"]
+
+
+def test_a_changed_image_that_is_not_among_the_sampled_is_noticed(tmp_path):
+    """Files of one size, of which 256 are decoded."""
+    for index in range(330):
+        pixels = torch.full((8, 8), index % 200, dtype=torch.uint8).numpy()
+        (tmp_path / str(index % 2)).mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / str(index % 2) / f"{index:03}.bmp")
+    files, arrays = (
+        load_data(str(tmp_path), LoaderConfig(val_fraction=0.02)).train,
+        Arrays(torch.zeros(300, 8, 8, dtype=torch.uint8).numpy(), [0] * 300),
+    )
+    for images in (files, arrays):
+        before = _describe_data(images)
+        unseen = next(index for index in range(len(images)) if index not in _spread(len(images), 256))
+        if images is arrays:
+            arrays.pixels[unseen, 0, 0] = 9
+        else:
+            base, chosen = base_of(files)
+            path = Path(base.paths[int(chosen[unseen])])
+            changed = bytearray(path.read_bytes())
+            changed[-1] ^= 1
+            path.write_bytes(changed)
+        after = _describe_data(images)
+        assert [key for key in after if after[key] != before[key]] == ["contents"]
+
+
+def test_a_teacher_of_changed_code_is_another_one(tmp_path, monkeypatch):
+    """The same weights and arguments, but another pooling."""
+    text = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self, num_classes, in_chans):
+        super().__init__()
+        self.conv, self.fc = torch.nn.Conv2d(in_chans, 8, 3, 2), torch.nn.Linear(8, num_classes)
+    def forward(self, x):
+        return self.fc(self.conv(x).POOL)
+def build(num_classes=5, in_chans=3):
+    torch.manual_seed(0)
+    return Net(num_classes, in_chans)
+"""
+    monkeypatch.syspath_prepend(tmp_path)
+    records = []
+    for pool in ("mean((2, 3))", "mean((2, 3))", "amax((2, 3))"):
+        (tmp_path / "netcode.py").write_text(text.replace("POOL", pool))
+        sys.modules.pop("netcode", None)
+        importlib.invalidate_caches()
+        backbone = cd.create_backbone("netcode:build", 5, 32)
+        records.append(_describe_teacher(cd.Teacher(backbone, backbone.spec)))
+    assert records[0] == records[1]
+    assert [key for key in records[0] if records[0][key] != records[2][key]] == ["code"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,18 +15,23 @@ from torch.utils.data import Dataset
 
 from crossdistill.backbones.transformers_network import is_transformers
 from crossdistill.config.data import AugmentConfig
-from crossdistill.data.datasets import Images, base_of
+from crossdistill.data.datasets import Arrays, Images, base_of
 from crossdistill.data.folder import Files
+from crossdistill.data.look import bytes_of, content_marks
 from crossdistill.data.mixed import Joined
 from crossdistill.data.resident import ResidentViews
 from crossdistill.image_size import ImageSize, image_size, written
 from crossdistill.teacher import Ensemble, Teacher
 from crossdistill.types import BackboneSpec
 
-VERSION = 3
+VERSION = 4
 """Increased with every change of this code that alters the views or the stored numbers."""
 _SAMPLED_IMAGES = 256
 _SAMPLED_VIEWS = 16
+_WHOLE_BYTES = 2**30
+"""Size of a data set up to which all its images are hashed."""
+_LIBRARIES = ("torch", "timm", "torchvision", "transformers", "crossdistill")
+"""Packages whose modules are described by a version."""
 
 
 def fingerprint(
@@ -41,9 +47,10 @@ def fingerprint(
 ) -> dict[str, Any]:
     """Describe teacher, data, views and code: equal records mean interchangeable stored outputs.
 
-    Weights are hashed completely, labels too; 256 images spread over the set are decoded and hashed, and the names and
-    sizes of all files. Some of the views are made and their pixels hashed, so that a library that draws other random
-    numbers is noticed as well. `drawn_size` is the student's input size where the views are those of the teacher's own.
+    Weights are hashed completely, labels too, names and sizes of all files, and up to 1 GiB their contents; 256 images
+    spread over the set are decoded and hashed. Of a teacher from other code the files of that code are hashed. Some of
+    the views are made and their pixels hashed, so that a library that draws other random numbers is noticed as well.
+    `drawn_size` is the student's input size where the views are those of the teacher's own.
     """
     return {
         "version": VERSION,
@@ -68,17 +75,25 @@ def _describe_teacher(teacher: Teacher) -> dict[str, Any]:
 
 
 def _libraries(members: Sequence[Teacher]) -> dict[str, str]:
-    """Return the version of the library that runs teachers of other kinds than timm's."""
-    if not any(is_transformers(member.spec.name) for member in members):
-        return {}
-    return {"transformers": version("transformers")}
+    """Return what runs teachers of other kinds than timm's: the version of a library, a digest of other code."""
+    modules = {type(module).__module__ for member in members for module in member.backbone.model.modules()}
+    found = {}
+    if any(is_transformers(member.spec.name) for member in members):
+        found["transformers"] = version("transformers")
+    if any(name.partition(".")[0] == "torchvision" for name in modules):
+        found["torchvision"] = version("torchvision")
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in sorted(modules)]
+    own = [file for file, name in zip(files, sorted(modules), strict=True) if name.partition(".")[0] not in _LIBRARIES]
+    if own:
+        found["code"] = _hash(Path(file).read_bytes() for file in own if file is not None)
+    return found
 
 
 def _describe_data(images: Images) -> dict[str, Any]:
     return {
         "images": len(images),
         "labels": _hash([np.asarray(images.labels, dtype=np.int64).tobytes()]),
-        "files": _hash(_files(images)),
+        "contents": _hash(_contents(images)),
         "pixels": _hash(_pixels(images)),
     }
 
@@ -169,17 +184,21 @@ def _pixels(images: Images) -> Any:
         yield image.tobytes()
 
 
-def _files(images: Images) -> Any:
-    """Return names and sizes of files; nothing for other kinds of data, whose rows are decoded above."""
+def _contents(images: Images) -> Any:
+    """Return names and sizes of files, and of a set that is not large digests of all images, before decoding."""
     if isinstance(images, Joined):
         for part in images.parts:
-            yield from _files(part)
+            yield from _contents(part)
         return
-    images, chosen = base_of(images)
-    if isinstance(images, Files):
+    base, chosen = base_of(images)
+    if isinstance(base, Files):
         for index in chosen:
-            path = Path(images.paths[int(index)])
+            path = Path(base.paths[int(index)])
             yield f"{path.parent.name}/{path.name}:{path.stat().st_size}\n".encode()
+    if isinstance(base, Arrays):
+        yield np.ascontiguousarray(np.asarray(base.pixels)[chosen])
+    elif (bytes_of(images) or 0) <= _WHOLE_BYTES:
+        yield "\n".join(content_marks(images) or ()).encode()
 
 
 def _views(views: Dataset[Any], student: BackboneSpec) -> Any:
