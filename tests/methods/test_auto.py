@@ -26,3 +26,10 @@ def test_with_other_classes_or_none_it_reads_embeddings():
         distiller = make("auto", classes)
         assert list(distiller.method.parts) == ["rsd"]
         assert not distiller.needs.teacher.logits
+
+
+def test_without_classes_on_either_side_it_reads_embeddings():
+    student, teacher = build("cnn", 0), build("plain_vit", 0)
+    distiller = cd.create_distiller("auto", student=student, teacher=teacher, labelled=False)
+    assert list(distiller.method.parts) == ["rsd"]
+    assert list(distiller(torch.randn(4, 3, 32, 32), None).terms) == ["task", "rsd"]

@@ -47,7 +47,8 @@ def initial_models(config: RunConfig, needs: Needs, data: ImageData) -> tuple[Ba
         return build_student(config.student, config.model, config.img_size, data), teachers()
     # Without labels the student has the teacher's classes where a method reads the teacher's logits, else none.
     built = teachers()
-    classes = built[0].spec.num_classes if built and needs.teacher.logits else 0
+    counts = {teacher.spec.num_classes for teacher in built}
+    classes = counts.pop() if needs.teacher.logits and len(counts) == 1 else 0
     return build_student(config.student, config.model, config.img_size, data, classes), built
 
 
