@@ -14,6 +14,7 @@ from crossdistill.data.loaders import evaluation_loader
 from crossdistill.data.transforms import eval_transform
 from crossdistill.report.records import read_run
 from crossdistill.training.fit import fit
+from crossdistill.training.inputs import check_counts
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +211,16 @@ def test_a_folder_that_is_taken_is_not_written(quick, silent, rsd_run):
         resume=True,
     )
     assert (rsd_run / "metrics.json").read_text() == before
+
+
+def test_mixing_needs_an_even_batch_in_each_process():
+    """With fewer images than a batch, each process has one batch of its share."""
+    config = RunConfig(augment=AugmentConfig(mixup=0.2), loader=LoaderConfig(batch_size=8))
+    data = load_data("digits", LoaderConfig(max_train=10))
+    check_counts(config, data, 1)
+    with pytest.raises(UserError, match="the one batch of 5 is odd"):
+        check_counts(config, data, 2)
+    small = load_data("digits", LoaderConfig(max_train=5))
+    check_counts(config, small, 2)
+    with pytest.raises(UserError, match="the one batch of 5 is odd"):
+        check_counts(config, small, 1)

@@ -85,8 +85,9 @@ def check_counts(config: RunConfig, data: ImageData, processes: int) -> None:
     name, held_out = min(("validation", data.val), ("test", data.test), key=lambda split: len(split[1]))
     if len(held_out) < processes:
         raise UserError(f"the {name} split has {len(held_out)} images, fewer than the {processes} processes")
-    if config.loader.batch_size > len(data.train) and config.augment.mixes and len(data.train) % 2:
-        raise UserError(f"mixup and CutMix pair the images of a batch; the one batch of {len(data.train)} is odd")
+    own = len(data.train) // processes
+    if config.loader.batch_size > own and config.augment.mixes and own % 2:
+        raise UserError(f"mixup and CutMix pair the images of a batch; the one batch of {own} is odd")
 
 
 def own_size(augment: AugmentConfig, teacher: Teacher | None) -> ImageSize | None:
