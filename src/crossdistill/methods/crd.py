@@ -1,18 +1,19 @@
 """CRD (ICLR 2020): the embedding of the same image in the other network against those of other images."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import override
 
 from crossdistill.backbones import Backbone
-from crossdistill.config.validation import Fraction, NonNegative, OptionalPositiveInt, Positive, PositiveInt, settings
+from crossdistill.config.validation import Fraction, NonNegative, OptionalPositiveInt, PositiveInt, settings
 from crossdistill.distributed import gather_detached
 from crossdistill.errors import UserError
+from crossdistill.losses import hard_labels
 from crossdistill.losses.crd import crd_loss, crd_normaliser, crd_similarities
-from crossdistill.losses.ofa import hard_labels
 from crossdistill.methods.base import Method
 from crossdistill.types import BackboneOutput, Needs, Reads
 
@@ -45,8 +46,8 @@ class CRDOptions:
     """Width that both embeddings are projected to; >= 1."""
     negatives: PositiveInt = 16_384
     """K, other images that each is compared with; at most N are used."""
-    temperature: Positive = 0.07
-    """T, divisor of similarities; > 0."""
+    temperature: Annotated[float, Field(strict=True, ge=0.02)] = 0.07
+    """T, divisor of similarities; >= 0.02, since exp(1 / T) overflows float32 below 1 / 88."""
     momentum: Fraction = 0.5
     """Share of the old embedding when one in the memory is updated; in [0, 1]."""
     weight: NonNegative = 0.8

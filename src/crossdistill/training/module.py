@@ -10,12 +10,13 @@ import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import seed_everything
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -67,6 +68,11 @@ class DistillModule(L.LightningModule):
             return
         self._sharded = True
         strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy):
+            # They are the same in all processes; CRD's memory is too large to be sent in every step.
+            parts = ("distiller.method.", "distiller.balance.")
+            names = [name for name, _ in self.named_buffers() if name.startswith(parts)]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, names)
         if isinstance(strategy, ModelParallelStrategy):
             shard_trained(self.distiller, strategy.device_mesh["data_parallel"])
         if self.engine.shard_teacher:
@@ -108,7 +114,7 @@ class DistillModule(L.LightningModule):
         return {"loss": step.loss, "terms": {name: value.detach() for name, value in terms.items()}}
 
     def on_after_backward(self) -> None:
-        """Take up the gradients that were measured, before any checkpoint is written."""
+        """Add the measured gradients to the running mean, before any checkpoint is written."""
         if self.distiller.balance is not None:
             self.distiller.balance.update()
 
@@ -129,15 +135,14 @@ class DistillModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score one batch of the held-out split."""
         images, targets = self._in_layout(batch.images), batch.targets
+        # After its own images a process may have some that belong to another.
+        own = batch.index % self.trainer.world_size == self.trainer.global_rank
         if not self.distiller.task.labelled:
             step = self.distiller(images, targets, batch.teacher, batch.index, self._for_teacher(batch))
-            self.val_loss.update(step.loss, weight=len(images))
+            self.val_loss.update(step.loss, weight=own.sum())
             return
         logits = self.deployed(images).require_logits().float()
-        world = self.trainer.world_size
-        if world > 1:
-            # After its own images a process may have some that belong to another.
-            own = batch.index % world == self.trainer.global_rank
+        if self.trainer.world_size > 1:
             logits, targets = logits[own], targets[own]
         if len(targets):
             self.top1.update(logits, targets)
