@@ -1,5 +1,8 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
@@ -150,3 +153,11 @@ def test_own_models_may_bring_their_tail():
 def test_families_are_told_apart_without_names(names, expected):
     for name in names:
         assert is_convolutional(outline(name, 7, WALK[name])) is expected, name
+
+
+@pytest.mark.parametrize(("name", "expected"), [("maxvit_t", False), ("swin_t", False), ("resnet18", True)])
+def test_families_of_torchvision(name, expected):
+    """Its MaxViT names projections and heads in its own way."""
+    with torch.device("meta"):
+        network = torchvision.models.get_model(name)
+    assert is_convolutional(SimpleNamespace(model=network)) is expected
