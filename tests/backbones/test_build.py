@@ -205,3 +205,8 @@ def test_training_mode_and_statistics_survive_the_probe():
     backbone = create_backbone("test_resnet", 5, 32)
     assert backbone.training
     assert int(backbone.model.bn1.num_batches_tracked) == 0
+
+
+def test_a_network_in_place_of_a_name_is_refused():
+    with pytest.raises(UserError, match=r"name is a Linear; give the name of a model, or 'package\.module:factory'"):
+        create_backbone(torch.nn.Linear(2, 2), 5)

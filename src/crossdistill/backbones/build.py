@@ -69,6 +69,11 @@ def create_backbone(
     `new_head` loads all weights of the checkpoint but those of the classifier, which is trained anew; `model_args` go
     to the model's constructor. Raises UserError for an unknown name and for a model or checkpoint that does not fit.
     """
+    if not isinstance(name, str):
+        raise UserError(
+            f"name is a {type(name).__name__}; give the name of a model, or 'package.module:factory' for a function "
+            "that returns your own network"
+        )
     name = absolute_name(name)
     given = dict(
         name=name,
