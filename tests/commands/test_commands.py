@@ -362,7 +362,7 @@ def test_a_teacher_without_a_head_teaches(capsys, tmp_path):
     assert json.loads((tmp_path / "cache" / "cache.json").read_text())["format"]["classes"] == 0
     code, _, err = run(capsys, *words, "--method", "kd", "--out", tmp_path / "kd")
     assert code == 2
-    assert "method 'kd' reads the teacher's logits, but 'test_resnet' has no classifier, the student 10" in err
+    assert "method 'kd' reads the teacher's logits, but 'test_resnet' has no classifier and the student has 10" in err
     assert "(fitnet, cc, rkd, crd, rsd, fbt with ofa=false), or first train the teacher on the classes" in err
 
 
@@ -510,7 +510,7 @@ def test_a_teacher_of_other_classes(capsys, tmp_path):
     assert json.loads((tmp_path / "cache" / "cache.json").read_text())["format"]["classes"] == 0
     code, _, err = run(capsys, "fit", *TINY, *given, "--method", "kd", "--out", tmp_path / "kd")
     assert code == 2
-    assert "method 'kd' reads the teacher's logits, but 'test_resnet' has 7 classes, the student 10" in err
+    assert "method 'kd' reads the teacher's logits, but 'test_resnet' has 7 classes and the student has 10" in err
     train = ["teacher", *TINY[2:], *given, "--epochs", "1", "--out", tmp_path / "teacher"]
     code, _, err = run(capsys, *train)
     assert code == 2

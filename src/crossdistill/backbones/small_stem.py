@@ -29,8 +29,8 @@ def strided_modules(model: nn.Module, name: str, in_chans: int, img_size: ImageS
     """Name the modules whose stride must be removed for the last map to have `last_cells` cells along its shorter side.
 
     They are those of the first resolution levels; parallel branches of one level (the convolution of a block and its
-    shortcut) come together. Empty where the last map is large enough. Raises UserError where the model cannot run on
-    such images, and where the strides are not those of plain convolutions and pools.
+    shortcut) are listed together. Empty where the last map is large enough. Raises UserError where the model cannot run
+    on such images, and where the strides are not those of plain convolutions and pools.
     """
     calls, _ = record_probe(model, name, in_chans, img_size, _sides)
     seen = [

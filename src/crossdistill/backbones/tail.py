@@ -21,12 +21,12 @@ class Tail:
     """The part of a backbone after stage `stage` (1 to 3), with the same parameters.
 
     Call it with the stage's map (B, C, H, W), and optionally with prefix tokens (B, P, C) where the model has them; it
-    returns embedding and logits. Gradients flow through. Batch norms follow the backbone's mode, but do not update the
-    running statistics. It is not an `nn.Module`, so that shared parameters are not registered twice: a distiller moves
-    the tails that its method lists in `borrowed`.
+    returns embedding and logits. Gradients flow through. Batch norms follow the backbone's mode, but do not update its
+    running means and variances. It is not an `nn.Module`, so that shared parameters are not registered twice: a
+    distiller moves the tails that its method lists in `borrowed`.
 
     A model that cannot be cut this way may have a method `run_tail(stage, features)` that returns (logits, embedding);
-    it is used instead. Raises UserError where neither works.
+    it is used instead, and updates them. Raises UserError where neither works.
     """
 
     def __init__(self, backbone: Backbone, stage: int) -> None:

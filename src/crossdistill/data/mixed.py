@@ -75,8 +75,9 @@ def _without(part: Images, numbers: set[int]) -> Images:
 class MixedSampler(ViewSampler):
     """Keys of batches of which a fixed part has labels.
 
-    The first `labelled` images of the set have labels. An epoch has every image without a label once (but for the rest
-    of the last batch); those with labels are used as often as that takes, in new orders, each time in a new view.
+    The first `labelled` images of the set have labels. An epoch has every image without a label once, except those
+    left over after the last whole batch; labelled images are repeated in new orders to fill the batches, each time in a
+    new view.
     """
 
     def __init__(self, labelled: int, part: float, *args: Any, **kwargs: Any) -> None:

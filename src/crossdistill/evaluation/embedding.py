@@ -1,4 +1,4 @@
-"""What an embedding knows: nearest neighbours and linear classifiers on it."""
+"""Accuracy of an embedding: by nearest neighbours and by a linear probe."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -72,8 +72,10 @@ class LinearProbe:
 def fit_probe(train: Embedded, val: Embedded, num_classes: int) -> LinearProbe:
     """Fit a logistic regression on standardised embeddings; the validation accuracy chooses the regularisation.
 
-    Raises UserError for a class without training images.
+    Raises UserError for a class without training images, and without validation images.
     """
+    if not len(val.labels):
+        raise UserError("there are no validation images with a label, so no regularisation can be chosen")
     missing = sorted(set(range(num_classes)) - set(train.labels.tolist()))
     if missing:
         raise UserError(f"class {missing[0]} has no training images, so no classifier can be fitted")

@@ -1,4 +1,4 @@
-"""What stage maps know of places: a linear classifier of their cells, scored as a segmentation."""
+"""A linear probe on the cells of a stage map, scored as a segmentation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

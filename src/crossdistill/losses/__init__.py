@@ -1,5 +1,6 @@
 """The losses, as pure functions on tensors."""
 
+from crossdistill.losses._context import hard_labels as hard_labels
 from crossdistill.losses.cc import cc_loss as cc_loss
 from crossdistill.losses.crd import crd_loss as crd_loss
 from crossdistill.losses.dist import dist_loss as dist_loss

@@ -1,4 +1,4 @@
-"""What every loss shares: full precision and one check of shapes."""
+"""What several losses share: full precision, checks of their input, and the class of a soft label."""
 
 import functools
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 P = ParamSpec("P")
@@ -53,3 +54,17 @@ def check_batch(student: Tensor, teacher: Tensor) -> None:
             f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must be two matrices (batch, features) "
             "of the same images"
         )
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError unless a temperature is positive."""
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be positive")
+
+
+def hard_labels(target: Shaped[Tensor, "batch ..."]) -> Shaped[Tensor, " batch"]:
+    """Return class numbers (B,): the targets themselves, or the most likely class of probabilities (B, K).
+
+    Under mixup or CutMix that is the class of the larger share.
+    """
+    return target if target.ndim == 1 else target.argmax(dim=1)

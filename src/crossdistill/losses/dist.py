@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crossdistill.distributed import global_sum
-from crossdistill.losses._context import check_same_shape, full_precision
+from crossdistill.losses._context import check_same_shape, check_temperature, full_precision
 
 _EPS = 1e-8
 """Added to the product of two lengths, so that the correlation with a constant column is 0."""
@@ -35,8 +35,7 @@ def dist_loss(
     Source: Huang et al., NeurIPS 2022, arXiv 2205.10536, eq. 8 to 10.
     """
     check_same_shape(student_logits, teacher_logits)
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be positive")
+    check_temperature(temperature)
     student, teacher = ((logits / temperature).softmax(dim=1) for logits in (student_logits, teacher_logits))
     s, t = (p - p.mean(dim=1, keepdim=True) for p in (student, teacher))
     inter = _correlation((s * t).sum(dim=1), s.square().sum(dim=1), t.square().sum(dim=1)).mean()

@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from crossdistill.losses._context import check_same_shape, full_precision
-from crossdistill.losses.ofa import hard_labels
+from crossdistill.losses._context import check_same_shape, check_temperature, full_precision, hard_labels
 
 
 @full_precision
@@ -30,8 +29,7 @@ def dkd_loss(
     Source: Zhao et al., CVPR 2022, arXiv 2203.08679, eq. 7.
     """
     check_same_shape(student_logits, teacher_logits)
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be positive")
+    check_temperature(temperature)
     labels = hard_labels(target).unsqueeze(1)
     columns = torch.arange(student_logits.shape[1] - 1, device=labels.device)
     others = columns + (columns >= labels).long()

@@ -4,9 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from crossdistill.losses._context import full_precision
+from crossdistill.losses._context import full_precision, hard_labels
 from crossdistill.losses.kd import kd_loss
-from crossdistill.losses.ofa import hard_labels
 
 
 @full_precision

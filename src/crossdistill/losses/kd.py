@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from crossdistill.losses._context import check_same_shape, full_precision
+from crossdistill.losses._context import check_same_shape, check_temperature, full_precision
 
 _EPS = 1e-12
 """Added to the variance, so that a constant row has a finite gradient."""
@@ -26,8 +26,7 @@ def kd_loss(
     Source: Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2.
     """
     check_same_shape(student_logits, teacher_logits)
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be positive")
+    check_temperature(temperature)
     log_student = F.log_softmax(student_logits / temperature, dim=1)
     log_teacher = F.log_softmax(teacher_logits / temperature, dim=1)
     return F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean") * temperature**2

@@ -4,15 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from crossdistill.losses._context import check_same_shape, full_precision
-
-
-def hard_labels(target: Shaped[Tensor, "batch ..."]) -> Shaped[Tensor, " batch"]:
-    """Return class numbers (B,): the targets themselves, or the most likely class of probabilities (B, K).
-
-    Under mixup or CutMix that is the class of the larger share.
-    """
-    return target if target.ndim == 1 else target.argmax(dim=1)
+from crossdistill.losses._context import check_same_shape, check_temperature, full_precision, hard_labels
 
 
 @full_precision
@@ -24,7 +16,7 @@ def ofa_loss(
     eps: float = 1.0,
     temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Cross entropy against the teacher's prediction, in which an exponent raises the true class.
+    """Cross entropy against the teacher's prediction, with an exponent that gives the true class more weight.
 
     mean_b sum_c -((softmax(p_t / T) + onehot)^eps - onehot) * log_softmax(p_s / T). Logits (B, K) of any float dtype;
     target (B,) class numbers or (B, K) probabilities (the most likely class is used); computed in float32 or wider,
@@ -36,8 +28,7 @@ def ofa_loss(
     check_same_shape(student_logits, teacher_logits)
     if not eps >= 1:
         raise ValueError(f"eps is {eps}; it must be at least 1")
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be positive")
+    check_temperature(temperature)
     teacher = F.softmax(teacher_logits / temperature, dim=1)
     onehot = F.one_hot(hard_labels(target), teacher.shape[1]).to(teacher.dtype)
     goal = (teacher + onehot) ** eps - onehot

@@ -29,8 +29,8 @@ def rsd_loss(
     With P = teacher_hat^T @ student_hat / B, where the columns of both are standardised over the batch, returns
     sum_i (P_ii - 1)^2 + kappa * sum_{i != j} P_ij^2. Two matrices (B, D) of any float dtype; computed in float32 or
     wider, in O(B D min(B, D)) in one process and O(B D^2) over several. At least 0; grows with D. Invariant to a
-    shift or a positive scale of any column (up to the 1e-5 added to the standard deviation). `kappa` = 0 leaves the
-    invariance term alone, in O(B D).
+    shift or a positive scale of any column (up to the 1e-5 added to the standard deviation). `kappa` = 0 keeps
+    only the invariance term, in O(B D).
 
     B is the batch over all processes: value and gradient (under DDP) do not depend on how it is divided. Raises
     ValueError for shapes that differ or a negative kappa.

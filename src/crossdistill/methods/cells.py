@@ -16,9 +16,9 @@ class Cells(nn.Module):
     """Rows of the student's and of the teacher's maps, cell by cell, for each of some stages.
 
     A pair of maps is pooled to the smaller of its grids, at most `side` cells along a side. `samples` cells of each
-    image, the same of every image, are rows of two matrices (B * samples, C_t); 0 takes all cells. Which cells is
-    decided by a counter of training steps, so it is the same in all processes and after a resume, and all cells have
-    their turn. The student's rows are mapped linearly to the teacher's channels, without bias.
+    image, the same of every image, are rows of two matrices (B * samples, C_t); 0 takes all cells. A counter of steps
+    selects them, so they are the same in all processes and after a resume, and every cell is used in turn. The
+    student's rows are mapped linearly to the teacher's channels, without bias.
     """
 
     steps: Tensor

@@ -53,11 +53,14 @@ class MethodChoice:
         return reduce(or_, (part.method.needs_of(part.options, student, teacher) for part in self.parts), Needs())
 
     def for_images(self, count: int) -> "MethodChoice":
-        """Return this choice for a training set of `count` images, for methods that have an option `images`."""
+        """Return this choice for a training set of `count` images.
+
+        It is the option `images` of methods that read the number of each image.
+        """
         return MethodChoice(
             tuple(
                 replace(part, options=replace(part.options, images=part.options.images or count))
-                if hasattr(part.options, "images")
+                if part.method.needs.index and hasattr(part.options, "images")
                 else part
                 for part in self.parts
             )
@@ -162,9 +165,9 @@ def check_needs(name: str, needs: Needs, student: Backbone, teacher: Backbone | 
     ours, theirs = student.spec.num_classes, teacher.spec.num_classes
     if needs.teacher.logits and ours != theirs:
         raise UserError(
-            f"method {name!r} reads the teacher's logits, but {teacher.classes_in_words()}, the student {ours}: use a "
-            f"method that does not ({', '.join(methods_without_teacher_logits())}), or first train the teacher on the "
-            "classes of the student (`crossdistill teacher`)"
+            f"method {name!r} reads the teacher's logits, but {teacher.classes_in_words()} and the student has {ours}: "
+            f"use a method that does not ({', '.join(methods_without_teacher_logits())}), or first train the teacher "
+            "on the classes of the student (`crossdistill teacher`)"
         )
 
 

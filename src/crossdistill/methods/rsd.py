@@ -35,7 +35,7 @@ class RSDOptions:
     """Options of `rsd`; the defaults but kappa are the paper's for CIFAR-100."""
 
     kappa: _Kappa = "auto"
-    """kappa, weight of the decorrelation of different dimensions; >= 0. 0 leaves the invariance term alone. "auto" is
+    """kappa, weight of the decorrelation of different dimensions; >= 0. 0 keeps only the invariance term. "auto" is
     1 / D for a teacher of D dimensions and at most the paper's 0.01: D^2 pairs of dimensions would outweigh the D terms
     of the invariance, and in a batch of few images they are mostly noise (docs/results.md)."""
     weight: NonNegative = 0.1
@@ -59,7 +59,7 @@ class RSDOptions:
     spatial_stages: Stages = (4,)
     """Stages of the dense term, of student and teacher alike."""
     spatial_samples: NonNegativeInt = 16
-    """Cells of each image that enter a step, others in the next; 0 for all."""
+    """Cells of each image in a step, other ones in the next step; 0 uses all."""
     spatial_weight: NonNegative = 0.1
     """Factor of the dense term, a mean over the stages; >= 0."""
 

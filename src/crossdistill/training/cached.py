@@ -68,7 +68,7 @@ def prepare_cache(
         drawn_size=None if own_size(config.augment, teacher) is None else distiller.student.img_size,
     )
     read = reduce(or_, reads, distiller.needs.teacher)
-    # Whole maps that are stored already serve a method that reads them pooled.
+    # A cache of whole maps also serves a method that reads them pooled.
     formats = [
         stored_format(
             teacher,
