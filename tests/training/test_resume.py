@@ -1,5 +1,10 @@
 import json
+import multiprocessing
+import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -7,6 +12,7 @@ import torch
 
 from crossdistill import UserError, load_backbone
 from crossdistill.config import EngineConfig, LoaderConfig, ModelConfig, OptimConfig
+from crossdistill.data.loaders import end_with_parent
 from crossdistill.report.records import read_run
 from crossdistill.training.callbacks import Interrupted
 from crossdistill.training.fit import fit
@@ -121,3 +127,40 @@ def test_a_damaged_checkpoint_is_refused(config, silent, tmp_path, monkeypatch):
             fit(cut, resume=True, console=silent)
     last.write_bytes(whole)
     fit(cut, resume=True, console=silent)
+
+
+def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint(tmp_path):
+    """A scheduler sends it to the workers of the loader as well."""
+    out = tmp_path / "run"
+    words = ["fit", "--recipe", "demo", "--method", "none", "--teacher", "null", "--epochs", "200", "--out", str(out)]
+    words += ["--loader.workers", "2", "--loader.resident", "false", "--loader.max-train", "192"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "crossdistill", *words], start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 120
+    while not (out / "checkpoints" / "last.ckpt").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "interrupted by SIGTERM; continue with --resume" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs Linux")
+def test_a_worker_ends_when_its_parent_says_so():
+    context = multiprocessing.get_context("fork")
+    worker = context.Process(target=_ends_with_parent, daemon=True)
+    worker.start()
+    time.sleep(0.5)
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(5)
+    assert worker.exitcode == 0
+
+
+def _ends_with_parent():
+    end_with_parent(0)
+    time.sleep(60)

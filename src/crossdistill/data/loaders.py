@@ -1,7 +1,10 @@
 """Seeded views of images in batches: the same whatever the worker count, the device count or a resume."""
 
 import math
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
@@ -179,7 +182,26 @@ def make_loader(views: Dataset[Any], sampler: ViewSampler, *, workers: int = 0) 
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available() and workers > 0,
         collate_fn=unchanged,
+        worker_init_fn=end_with_parent if workers else None,
     )
+
+
+def end_with_parent(worker: int) -> None:
+    """Let a worker process ignore SIGTERM, unless its parent has sent it.
+
+    A scheduler or a container sends it to all processes of a job at once. The run then finishes its step and saves a
+    checkpoint, for which it needs its workers.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait_for_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def evaluation_loader(
