@@ -11,6 +11,7 @@ import yaml
 
 from crossdistill.cli import main
 from crossdistill.commands import COMMANDS
+from crossdistill.report.records import read_run
 from tests.commands.running import TINY, run
 
 
@@ -616,6 +617,9 @@ def test_without_labels_the_student_may_learn_the_teachers_classes(capsys, tmp_p
         ),
         (["--method", "ofa"], "(auto, kd, dist, fitnet, cc, rkd, rsd, fbt with ofa=false)"),
         (["--method", "rsd", "--optim.ema", "0.9"], "optim.ema cannot be used with loader.labels 'none'"),
+        (["--method", "rsd", "--optim.balance", "1"], "a number for optim.balance cannot be used with loader.labels"),
+        (["--method", "rsd"], "teacher 'test_resnet' has random weights, so it has nothing to teach"),
+        (["--method", "rsd", "--model.teacher-classes", "0"], "teacher 'test_resnet' has random weights"),
         (["--method", "rsd", "--augment.mixup", "0.2"], "mixup and CutMix cannot be used with loader.labels 'none'"),
     ],
 )
@@ -645,3 +649,49 @@ def test_a_method_of_ones_own_that_fails(capsys, tmp_path, monkeypatch, request,
     code, _, err = run(capsys, "fit", *TINY, "--method", f"{module}:Own", "--out", tmp_path / "run")
     assert (code, message in err, len(err.strip().splitlines()[-1:])) == (2, True, 1), err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit", "--method", "rsd", "--model.teacher-classes", "0"], "teacher 'test_vit' has random weights"),
+        (["cache", "--method", "rsd", "--model.teacher-classes", "0"], "teacher 'test_vit' has random weights"),
+        (["teacher", "--probe"], "teacher 'test_vit' has random weights: give --teacher-checkpoint"),
+        (["fit", "--method", "auto+kd"], "'auto' is a sum itself; name its parts, as in 'rsd+kd+fitnet'"),
+        (["fit", "--method", "rsd+rsd"], "method 'rsd+rsd' names 'rsd' twice"),
+        (["fit", "--method", "rsd+"], "the name of a method is empty; a sum is written as 'rsd+kd'"),
+        (["fit", "--method", "none+kd"], "'none' is no part of a sum; leave it out"),
+        (["fit", "--method", "rsd{kappa=0}"], "options in braces are for lists of methods (`compare --methods`)"),
+        (["fit", "--method", "none", "--model.new-head", "true"], "but there is none: give --model.student-checkpoint"),
+        (["teacher", "--model.new-head", "true"], "but there is none: give --teacher-checkpoint"),
+        (["fit", "--method", "rsd", "--options.rsd.kappa", "true"], "kappa is True; it must be a number or 'auto'"),
+        (["fit", "--method", "rsd", "--optim.balance", "true"], "balance is True; it must be a number or 'auto'"),
+    ],
+)
+def test_what_would_teach_nothing_or_something_else_is_refused(capsys, tmp_path, words, message):
+    out = "--cache" if words[0] == "cache" else "--out"
+    given = [*words, *TINY, "--loader.max-train", "64", "--teacher", "test_vit", out, tmp_path / "run"]
+    code, _, err = run(capsys, *given)
+    assert (code, message in err) == (2, True), err
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_a_method_that_is_not_used_are_named(capsys, tmp_path):
+    words = ["fit", *TINY, "--loader.max-train", "64", "--epochs", "1", "--method", "none", "--out", tmp_path / "run"]
+    _, _, err = run(capsys, *words, "--options.rsd.kappa", "0.1")
+    assert "note: --options.rsd.kappa has no effect: method rsd is not used" in err
+    words = [*words[:-1], tmp_path / "auto", "--teacher", "test_vit", "--trust-teacher", "true", "--method", "auto"]
+    _, _, err = run(capsys, *words, "--options.kd.temperature", "4")
+    assert "auto uses the defaults of its methods; --method rsd+kd has their options" in err
+
+
+def test_the_table_has_the_loss_of_the_student_that_is_kept(capsys, tmp_path, teacher_folder):
+    """With labelled images beside, that is the epoch of the best nearest neighbours."""
+    words = ["fit", *TINY, "--epochs", "3", "--loader.max-train", "320", "--loader.labels", "none", "--method", "rsd"]
+    words += ["--teacher-checkpoint", teacher_folder, "--probe-data", "digits", "--out", tmp_path / "run"]
+    code, shown, _ = run(capsys, *words)
+    assert code == 0
+    curves = read_run(tmp_path / "run").curves
+    knn, losses = dict(curves["val/knn"]), dict(curves["val/distill_loss"])
+    kept = max(knn, key=lambda epoch: knn[epoch])
+    assert f"{losses[kept]:.4f}" in shown

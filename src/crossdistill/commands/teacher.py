@@ -17,7 +17,6 @@ _UNREAD = (
     "cache",
     "cache_top_k",
     "cache_dtype",
-    "trust_teacher",
     "model.student_pretrained",
     "model.student_checkpoint",
     "model.student_args",

@@ -13,6 +13,7 @@ from crossdistill.backbones.build import classes_of_weights
 from crossdistill.backbones.sources import plain_name
 from crossdistill.backbones.transformers_network import is_transformers
 from crossdistill.config import ModelConfig, RunConfig
+from crossdistill.config.code import is_code
 from crossdistill.data import ImageData
 from crossdistill.data.class_names import name_difference
 from crossdistill.data.classes import has_classes_of, match_classes, match_names
@@ -137,9 +138,21 @@ def _build_teacher(
         # A classifier of other classes would be new, and teach noise.
         classes = classes_of_weights(name, **built)
     if classes is None and not data.labelled:
-        raise UserError(f"teacher {name!r} has no weights, so it has nothing to teach: give --teacher-checkpoint")
+        raise UserError(_random(name))
     classes = data.num_classes if classes is None else classes
     return create_backbone(name, classes, pretrained=model.teacher_pretrained, **built)
+
+
+def _random(name: str) -> str:
+    return (
+        f"teacher {name!r} has random weights, so it has nothing to teach: give --teacher-checkpoint, or "
+        "--model.teacher-pretrained true"
+    )
+
+
+def _has_weights(name: str | None, checkpoint: str | None, model: ModelConfig) -> bool:
+    """Return whether a teacher has other weights than random ones; own code may load some by itself."""
+    return checkpoint is not None or model.teacher_pretrained or name is None or is_transformers(name) or is_code(name)
 
 
 def _report_trained_on(config: RunConfig, data: ImageData, console: Console) -> None:
@@ -167,9 +180,13 @@ def report_teacher_accuracy(
     _report_trained_on(config, data, console)
     student = distiller.student
     own = config.augment.teacher_view == "own"
+    weights = [_has_weights(name, checkpoint, config.model) for name, checkpoint in config.teachers]
     plain: dict[str, Any] = dict(highlight=False, markup=False, soft_wrap=True)
-    for member in distiller.teacher.members:
+    for member, has_weights in zip(distiller.teacher.members, weights, strict=True):
         name = member.spec.name
+        scored = data.labelled and has_classes_of(data, [member.backbone])
+        if not (scored or has_weights or config.trust_teacher):
+            raise UserError(f"{_random(name)}. To continue anyway: --trust-teacher true")
         size = member.backbone.img_size if own else student.img_size
         loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, size, config.loader)
         check_finite(member.to(device), next(iter(loader))[0])
@@ -180,11 +197,12 @@ def report_teacher_accuracy(
         if member.backbone.weights_part:
             part = f"teacher {name}: the weights are those under {member.backbone.weights_part!r} in its checkpoint"
             console.print(part, **plain)
-        if not has_classes_of(data, [member.backbone]):
+        if not scored:
             kind = f"{member.backbone.classes_in_words()}, not those of the data"
             console.print(f"teacher {name}: its accuracy is not known ({kind})", **plain)
             continue
-        reads_logits = distiller.needs.teacher.logits
+        # Without weights, a teacher without its classifier is random as well.
+        reads_logits = distiller.needs.teacher.logits or not has_weights
         found = check_teacher(
             member,
             Tracked(loader, console, f"teacher {name} on held-out images"),
