@@ -62,7 +62,7 @@ class RunParser(Parser):
         defaults = self._add_options([read_early_flags(argv).method or base.method, *methods], options)
         made = self.read(argv)
         if not again:
-            self._note_unread(argv)
+            self._note_unread(argv, [read_early_flags(argv).method or base.method, *methods])
         values = made.as_dict()
         changed = {
             key: {name: value for name, value in values["options"][key].items() if value != default[name]}
@@ -131,8 +131,18 @@ class RunParser(Parser):
         """Return the names of the options that the command line gives."""
         return list(self.parse_args(argv, defaults=False).keys())
 
-    def _note_unread(self, argv: Sequence[str]) -> None:
+    def _note_unread(self, argv: Sequence[str], methods: Sequence[str]) -> None:
+        from crossdistill.methods import options_key
+
+        used = {options_key(one) for name in methods for one in name.split("+")}
         for name in self.given(argv):
+            section, _, rest = name.partition(".")
+            key = rest.partition(".")[0]
+            if section == "options" and key not in used and section not in self.unread:
+                why = f"method {key} is not used"
+                if "auto" in used:
+                    why = "auto uses the defaults of its methods; --method rsd+kd has their options"
+                print(f"note: --{name} has no effect: {why}", file=sys.stderr)
             if any(name == one or name.startswith(f"{one}.") for one in self.unread):
                 print(f"note: {self.prog} does not read --{name.replace('_', '-')}", file=sys.stderr)
 

@@ -96,8 +96,7 @@ def choose_method(name: str, options: Any = None) -> MethodChoice:
     if len(names) == 1:
         return _choose_one(name, options)
     keys = [options_key(one) for one in names]
-    if len(set(keys)) < len(keys) or NONE in keys:
-        raise UserError(f"method {name!r}: a sum names different methods, each once, and not {NONE!r}")
+    _check_sum(name, keys)
     given = {} if options is None else options
     if not isinstance(given, Mapping):
         raise UserError(f"options is {given!r}; for {name!r} it must be a dict by method, as {{{keys[0]!r}: {{...}}}}")
@@ -105,6 +104,17 @@ def choose_method(name: str, options: Any = None) -> MethodChoice:
         if key not in keys:
             raise unknown(f"method in the options of {name!r}:", key, keys)
     return MethodChoice(tuple(_choose_one(one, given.get(options_key(one))).parts[0] for one in names))
+
+
+def _check_sum(name: str, keys: list[str]) -> None:
+    """Raise UserError for names that are no parts of a sum."""
+    for key in keys:
+        if key == NONE:
+            raise UserError(f"method {name!r}: {NONE!r} is no part of a sum; leave it out")
+        if key in METHODS and issubclass(METHODS[key], SumOfMethods):
+            raise UserError(f"method {name!r}: {key!r} is a sum itself; name its parts, as in 'rsd+kd+fitnet'")
+        if keys.count(key) > 1:
+            raise UserError(f"method {name!r} names {key!r} twice")
 
 
 def _choose_one(name: str, options: Any) -> MethodChoice:
@@ -164,10 +174,11 @@ def check_needs(name: str, needs: Needs, student: Backbone, teacher: Backbone | 
         teacher.require_stages()
     ours, theirs = student.spec.num_classes, teacher.spec.num_classes
     if needs.teacher.logits and ours != theirs:
+        others = ", ".join(methods_without_teacher_logits(student, teacher))
         raise UserError(
             f"method {name!r} reads the teacher's logits, but {teacher.classes_in_words()} and the student has {ours}: "
-            f"use a method that does not ({', '.join(methods_without_teacher_logits())}), or first train the teacher "
-            "on the classes of the student (`crossdistill teacher`)"
+            f"use a method that does not ({others}), or first train the teacher on the classes of the student "
+            "(`crossdistill teacher`)"
         )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+from crossdistill.backbones import Backbone
 from crossdistill.errors import UserError, kind_and_line, unknown
 from crossdistill.methods.auto import Auto
 from crossdistill.methods.base import Method
@@ -50,11 +51,18 @@ def find_method(name: str) -> type[Method] | None:
 
     None for "none". Raises UserError.
     """
+    if not name:
+        raise UserError("the name of a method is empty; a sum is written as 'rsd+kd'")
     if name == NONE:
         return None
     if name in METHODS:
         return METHODS[name]
     if ":" not in name:
+        if "{" in name:
+            raise UserError(
+                f"method {name!r}: options in braces are for lists of methods (`compare --methods`); here they are "
+                f"--options.{name.partition('{')[0]}.NAME VALUE"
+            )
         if name not in installed_methods():
             raise unknown("method", name, list_methods())
         return _checked(name, load_installed(name))
@@ -83,20 +91,20 @@ def options_key(name: str) -> str:
 
 def methods_without_labels() -> list[str]:
     """List the methods that read no labels, by their defaults or with one switch turned off."""
-    return _ways(lambda needs: not needs.labels)
+    return _ways(lambda needs: not needs.labels, None, None)
 
 
-def methods_without_teacher_logits() -> list[str]:
-    """List the methods that read no logits of the teacher, by their defaults or with one switch turned off."""
-    return _ways(lambda needs: not needs.teacher.logits)
+def methods_without_teacher_logits(student: Backbone, teacher: Backbone) -> list[str]:
+    """List the methods that read no logits of this teacher, by their defaults or with one switch turned off."""
+    return _ways(lambda needs: not needs.teacher.logits, student, teacher)
 
 
-def _ways(suits: Callable[[Needs], bool]) -> list[str]:
+def _ways(suits: Callable[[Needs], bool], student: Backbone | None, teacher: Backbone | None) -> list[str]:
     """List the methods whose needs suit, by their defaults or with the first switch that makes them."""
     found = []
     for name, method in METHODS.items():
         default = method.Options()
         switches = [field.name for field in fields(default) if getattr(default, field.name) is True]
         ways = {name: default, **{f"{name} with {s}=false": replace(default, **{s: False}) for s in switches}}
-        found += [way for way, options in ways.items() if suits(method.needs_of(options))][:1]
+        found += [way for way, options in ways.items() if suits(method.needs_of(options, student, teacher))][:1]
     return found

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from crossdistill.backbones import Backbone
-from crossdistill.config.validation import NonNegative, NonNegativeInt, PositiveInt, settings
+from crossdistill.config.validation import NonNegative, NonNegativeInt, PositiveInt, number_or, settings
 from crossdistill.errors import UserError
 from crossdistill.losses.rsd import rsd_loss
 from crossdistill.methods.base import Method
@@ -27,7 +27,7 @@ def _not_negative(value: float | str) -> float | str:
     return value
 
 
-_Kappa = Annotated[float | Literal["auto"], AfterValidator(_not_negative)]
+_Kappa = Annotated[float | Literal["auto"], number_or("auto"), AfterValidator(_not_negative)]
 
 
 @settings
