@@ -44,8 +44,9 @@ def agreement_table(runs: Sequence[Inspected]) -> TextTable | None:
     rows = []
     for run in runs:
         shared, known = run.found.get("shared_neighbours"), dict(run.found.get("agreement", {}))
-        if shared is not None:
-            rows.append([run.student, *(f"{known[name]:.2f}" if known else "" for name in columns), f"{shared:.2f}"])
+        if shared is not None or known:
+            cells = [f"{known[name]:.2f}" if known else "" for name in columns]
+            rows.append([run.student, *cells, "" if shared is None else f"{shared:.2f}"])
     images = ", ".join(f"{count:,}" for count in dict.fromkeys(run.found["images"] for run in runs))
     header = ["", *columns.values(), "same nearest images"]
     note = (

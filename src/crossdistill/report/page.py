@@ -15,7 +15,7 @@ from crossdistill.report.inspection import read_inspection
 from crossdistill.report.plots import run_curves
 from crossdistill.report.records import RunRecord, read_run
 from crossdistill.report.tables import TextTable
-from crossdistill.tasks import Classification, NoLabels
+from crossdistill.tasks import KNN, Classification, NoLabels
 
 PAGE_NAME = "report.html"
 
@@ -89,13 +89,22 @@ def run_table(run: RunRecord) -> TextTable:
     """Make the table of test scores of a run's models."""
     student, teacher = run.metrics["student"], run.metrics.get("teacher")
     if "test" not in student:
-        losses = [value for _, value in run.curves.get(NoLabels.monitor, [])]
-        rows = [[f"{run.role} ({student['name']})", f"{min(losses):.4f}" if losses else ""]]
+        kept = _loss_of_kept(run)
+        rows = [[f"{run.role} ({student['name']})", "" if kept is None else f"{kept:.4f}"]]
         return TextTable("On the validation split, without labels", ["", "distillation loss"], rows)
     scores = {f"{run.role} ({student['name']})": student["test"]}
     if teacher is not None and "test" in teacher:
         scores[f"teacher ({teacher['name']})"] = teacher["test"]
     return accuracy_table(scores)
+
+
+def _loss_of_kept(run: RunRecord) -> float | None:
+    """Return the distillation loss of the epoch that was kept: that of the best neighbours where they were scored."""
+    losses = dict(run.curves.get(NoLabels.monitor, []))
+    neighbours = {epoch: value for epoch, value in run.curves.get(KNN, []) if epoch in losses}
+    if neighbours:
+        return losses[max(neighbours, key=lambda epoch: neighbours[epoch])]
+    return min(losses.values(), default=None)
 
 
 def neighbours_table(run: RunRecord) -> TextTable | None:

@@ -118,7 +118,8 @@ def _inspect(models: _Models, images: Images, data: ImageData, console: Console)
     }
     if alignment is not None:
         found["alignment"] = {"before": _matrix(alignment[0]), "after": _matrix(alignment[1])}
-    if "teacher" in seen:
+    # Of few images the nearest are nearly all of the others, for any two models.
+    if "teacher" in seen and len(images) >= 10 * _COMPARED:
         own, theirs = (seen[name].nearest(_COMPARED) for name in ("student", "teacher"))
         shared = [len(set(a) & set(b)) / len(a) for a, b in zip(own, theirs, strict=True)]
         found["shared_neighbours"] = 100 * float(np.mean(shared))
