@@ -1,3 +1,4 @@
+import io
 import pickle
 
 import numpy as np
@@ -168,6 +169,18 @@ def test_parquet_columns_can_be_named(tmp_path):
     data = load_data(str(tmp_path), LoaderConfig(label_column="kind", val_fraction=0.25))
     assert data.class_names == ("a", "b", "c")
     refused("no column 'sort'; it has picture, kind, other", tmp_path, label_column="sort")
+
+
+def test_the_images_that_pandas_writes_are_a_column_of_images(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "png")
+    rows = {"image": [{"bytes": file.getvalue(), "path": f"{n}.png"} for n in range(20)], "kind": list("ab") * 10}
+    pandas.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
+    assert len(load_data(str(tmp_path), LoaderConfig(labels="none")).train) > 0
+    data = load_data(str(tmp_path), LoaderConfig(label_column="kind", val_fraction=0.2))
+    assert data.train.read(0).size == (8, 8)
+    assert data.class_names == ("a", "b")
 
 
 def test_plain_labels_are_numbered_alike_in_all_splits(tmp_path):

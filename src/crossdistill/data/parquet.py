@@ -81,7 +81,7 @@ def parquet_source(folder: Path, tree: Tree, config: LoaderConfig) -> Source:
         raise UserError(f"the parquet shards in {str(folder)!r} cannot be read: {cause}") from error
     roles = roles_of(found, folder)
     first = found[roles["train"]][0].features
-    image = _column(first, config.image_column, "image", lambda f: isinstance(f, datasets.Image))
+    image = _column(first, config.image_column, "image", _is_image)
     if config.labels == "none":
         unlabelled = _unlabelled(found, roles, image)
         return Source(folder.resolve().name, unlabelled, ("image",), tuple(_left_out(found, roles, tree)))
@@ -97,6 +97,13 @@ def parquet_source(folder: Path, tree: Tree, config: LoaderConfig) -> Source:
         splits[role] = Table(rows, image, labels, parts[0].split)
     left_out = [*_other_labels(first, label), *_left_out(found, roles, tree)]
     return Source(folder.resolve().name, splits, names, tuple(left_out))
+
+
+def _is_image(feature: Any) -> bool:
+    """Return whether a column holds images: by its type, or as the bytes and the path that pandas writes."""
+    from datasets import Image
+
+    return isinstance(feature, Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
 
 
 def _other_labels(features: Any, label: str) -> list[str]:
