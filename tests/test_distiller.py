@@ -298,3 +298,17 @@ def test_a_method_that_needs_labels_is_named_where_there_are_none():
     for method in ("kd+hcd", choice):
         with pytest.raises(cd.UserError, match=r"method 'kd\+hcd' learns from labels, but there are none"):
             cd.create_distiller(method, student=student, teacher=teacher, labelled=False)
+
+
+def test_class_numbers_of_any_integer_type_are_labels():
+    student, teacher = build("cnn"), build("plain_vit")
+    distiller = cd.create_distiller("dkd", student=student, teacher=teacher).eval()
+    images, targets = torch.randn(4, 3, 32, 32), torch.arange(4)
+    expected = distiller(images, targets).loss
+    for dtype in (torch.int32, torch.int16, torch.uint8):
+        torch.testing.assert_close(distiller(images, targets.to(dtype)).loss, expected)
+
+
+def test_a_balance_without_a_task_is_refused_with_the_cause():
+    with pytest.raises(cd.UserError, match="without labels there is none"):
+        cd.create_distiller("kd", student=build("cnn"), teacher=build("plain_vit"), labelled=False, balance=1.0)

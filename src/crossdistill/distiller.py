@@ -106,6 +106,8 @@ class Distiller(nn.Module):
         where that is not `images`. Raises ValueError where the teacher was released and no output is given, or where
         `index` is needed.
         """
+        if targets is not None and not targets.is_floating_point():
+            targets = targets.long()
         # Outside of what is compiled: the probe is a leaf whose gradient is read after the backward pass.
         measured = None if self.balance is None or not self.training else self.balance.begin()
         if self.teacher is not None:
@@ -246,6 +248,8 @@ def create_distiller(
         raise UserError(f"method {_name(choice)!r} learns from labels, but there are none; use one that reads none")
     if partly and built is not None and built.needs.labels:
         raise UserError(f"method {_name(choice)!r} reads the label of every image, but some have none")
+    if not labelled and balance not in (None, "auto"):
+        raise UserError("balance compares each method with the task's loss, but without labels there is none")
     task = Classification(label_smoothing, partly=partly) if labelled else NoLabels()
     return Distiller(student, built, frozen, task=task, task_weight=task_weight, balance=balance)
 

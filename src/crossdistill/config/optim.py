@@ -11,6 +11,7 @@ from crossdistill.config.validation import (
     OptionalFraction,
     OptionalPositive,
     Positive,
+    number_or,
     settings,
 )
 from crossdistill.errors import UserError
@@ -22,7 +23,7 @@ def _positive(value: float | str | None) -> float | str | None:
     return value
 
 
-_Balance = Annotated[float | Literal["auto"] | None, AfterValidator(_positive)]
+_Balance = Annotated[float | Literal["auto"] | None, number_or("auto"), AfterValidator(_positive)]
 
 
 @settings

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 from typing_extensions import dataclass_transform
 
 from crossdistill.errors import UserError, unknown
@@ -48,6 +49,17 @@ Off = BeforeValidator(lambda value: "off" if str(value).lower() in ("off", "no",
 """Accepts every usual way to write that something is off, so that none of them is read as the name of a folder."""
 
 _T = TypeVar("_T")
+
+
+def number_or(word: str) -> BeforeValidator:
+    """Accept numbers, None and a word where a union of them would convert True and "0.1" to numbers."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, bool) or (isinstance(value, str) and value != word):
+            raise PydanticCustomError("number_or", "must be a number or '{word}'", {"word": word})
+        return value
+
+    return BeforeValidator(check)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
@@ -114,6 +126,8 @@ def _plain(error: ValidationError, kind: Any, noun: str) -> str:
         return f"{name.rpartition('.')[0]} is {first['input']!r}; it has too few values"
     if first["type"] == "too_long":
         return f"{name} is {first['input']!r}; it has too many values"
+    if first["type"] == "number_or":
+        return f"{name} is {first['input']!r}; it {first['msg']}"
     expected = [_EXPECTED.get(one["type"]) or one["msg"].removeprefix("Input should be ") for one in same]
     return f"{name or 'it'} is {first['input']!r}; it must be {' or '.join(dict.fromkeys(expected))}"
 

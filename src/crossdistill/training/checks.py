@@ -29,6 +29,9 @@ def check_settings(config: RunConfig, methods: Sequence[str] = ()) -> MethodChoi
             f"student {config.student!r} is a transformers model, which can only teach: the student is a model of timm "
             "or torchvision, or your own (package.module:factory)"
         )
+    if config.model.new_head and config.model.student_checkpoint is None and not config.model.student_pretrained:
+        flag = "--model.student-checkpoint" if config.role == "student" else "--teacher-checkpoint"
+        raise UserError(f"model.new_head keeps the other weights of a checkpoint, but there is none: give {flag}")
     for name in (config.student, *(name for name, _ in config.teachers if name is not None)):
         check_known(name)
     choice = choose_method(config.method, options_for(config.method, config.options))
@@ -63,8 +66,13 @@ def _check_without_labels(config: RunConfig, choice: MethodChoice) -> None:
         )
     if config.probe_every is not None and config.probe_data is None:
         raise UserError("probe_every needs labelled images: give --probe-data")
-    for name, given in (("optim.ema", config.optim.ema), ("mixup and CutMix", config.augment.mixes)):
-        if given:
+    given = {
+        "optim.ema": config.optim.ema,
+        "mixup and CutMix": config.augment.mixes,
+        "a number for optim.balance": config.optim.balance not in (None, "auto"),
+    }
+    for name, is_given in given.items():
+        if is_given:
             raise UserError(f"{name} cannot be used with loader.labels 'none'; leave it out")
 
 
