@@ -61,7 +61,7 @@ class RunConfig:
     role: Literal["student", "teacher"] = "student"
     """What the trained model is called in messages and tables."""
     trust_teacher: bool = False
-    """Continue with a teacher whose accuracy on held-out images is near chance."""
+    """Continue with a teacher whose accuracy on held-out images is near chance, or whose weights are random."""
     trust_code: bool = False
     """Import code (package.module:name) that is named by the file of a run, and not on the command line or in a recipe.
     A run's own file cannot set this."""
