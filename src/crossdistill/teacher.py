@@ -53,6 +53,8 @@ class Teacher(nn.Module):
 
     def stay_frozen(self) -> None:
         """Return every part of the network to eval mode; the caller may hold it and call train() on it."""
+        if torch.compiler.is_compiling():  # a graph has the modes of when it was made
+            return
         if any(module.training for module in self.backbone.modules()):
             self.backbone.eval()
 
@@ -70,8 +72,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor, stages: bool = False) -> BackboneOutput:
         """Run images (B, C, H, W) normalised for the student."""
-        if not torch.compiler.is_compiling():
-            self.stay_frozen()
+        self.stay_frozen()
         output: BackboneOutput = self.backbone(self.prepare(images), stages=stages)
         return output
 

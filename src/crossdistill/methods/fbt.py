@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -184,7 +184,8 @@ class FBT(Method):
     def temperature(self) -> Tensor:
         """The temperature of InfoNCE that has been learned so far."""
         assert self.log_temperature is not None
-        return self.log_temperature[0].float().clamp(*_LOG_BOUNDS).exp()
+        bounded: Tensor = _Bounded.apply(self.log_temperature[0].float())  # type: ignore[no-untyped-call]
+        return bounded.exp()
 
     def fused(self, student: BackboneOutput, teacher: BackboneOutput) -> BackboneOutput:
         """Run L2G and the back on the front's stage-3 map."""
@@ -195,10 +196,6 @@ class FBT(Method):
 
     @override
     def forward(self, student: BackboneOutput, teacher: BackboneOutput, targets: Tensor) -> dict[str, Tensor]:
-        if self.log_temperature is not None and self.training:
-            # The parameter itself, since a clamped one outside of its bounds has no gradient that leads back.
-            with torch.no_grad():
-                self.log_temperature.clamp_(*_LOG_BOUNDS)
         fused = self.fused(student, teacher)
         leading_fused = fused.map(Tensor.detach) if self.options.detach else fused
         pairs = {
@@ -234,6 +231,22 @@ class FBT(Method):
         if not self.options.symmetric:
             return one_way
         return (one_way + info_nce_loss(leading, trailing, temperature=self.temperature)) / 2
+
+
+class _Bounded(torch.autograd.Function):
+    """Clamp a value to `_LOG_BOUNDS`; outside of them, keep the gradient that leads back."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.save_for_backward(value)
+        return value.clamp(*_LOG_BOUNDS)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (value,), (gradient,) = ctx.saved_tensors, gradients
+        low, high = _LOG_BOUNDS
+        outward = ((value < low) & (gradient > 0)) | ((value > high) & (gradient < 0))
+        return torch.where(outward, 0.0, gradient)
 
 
 def _front_is_teacher(options: FBTOptions, student: Backbone, teacher: Backbone) -> bool:
