@@ -179,7 +179,7 @@ def test_a_teacher_without_the_students_classes_teaches_by_its_embedding(teacher
         distiller(*batch).loss.backward()
         assert any(p.grad is not None for p in distiller.method.parameters())
     for method, options in (("fbt", {}), ("rsd", {"on": "logits"}), ("hcd", {})):
-        with pytest.raises(cd.UserError, match=r"reads the teacher's logits.*\(fitnet.*fbt with ofa=false\)"):
+        with pytest.raises(cd.UserError, match=r"reads the teacher's logits.*\(auto, fitnet.*fbt with ofa=false\)"):
             cd.create_distiller(method, student=build("cnn"), teacher=headless, options=options)
 
 

@@ -119,7 +119,7 @@ def test_runs_without_a_teacher_or_without_labels(capsys, taught, tmp_path):
     body = tmp_path / "body"
     words = [*TINY, "--method", "rsd", "--teacher-checkpoint", _teacher(taught), "--loader.labels", "none"]
     assert run(capsys, "fit", *words, "--epochs", "1", "--out", body)[0] == 0
-    code, shown, err = run(capsys, "inspect", body, "--images", "40")
+    code, shown, err = run(capsys, "inspect", body, "--images", "120")
     assert code == 0, err
     assert "same nearest images" in shown
     found = json.loads((body / "inspection.json").read_text())
