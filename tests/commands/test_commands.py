@@ -657,7 +657,7 @@ def test_a_method_of_ones_own_that_fails(capsys, tmp_path, monkeypatch, request,
     [
         (["fit", "--method", "rsd", "--model.teacher-classes", "0"], "teacher 'test_vit' has random weights"),
         (["cache", "--method", "rsd", "--model.teacher-classes", "0"], "teacher 'test_vit' has random weights"),
-        (["teacher", "--probe"], "teacher 'test_vit' has random weights: give --teacher-checkpoint"),
+        (["teacher", "--probe"], "teacher 'test_vit' has random weights, so it has nothing to teach"),
         (["fit", "--method", "auto+kd"], "'auto' is a sum itself; name its parts, as in 'rsd+kd+fitnet'"),
         (["fit", "--method", "rsd+rsd"], "method 'rsd+rsd' names 'rsd' twice"),
         (["fit", "--method", "rsd+"], "the name of a method is empty; a sum is written as 'rsd+kd'"),

@@ -54,3 +54,9 @@ def test_embeddings_are_those_of_the_backbone():
     found = embed(backbone, batches)
     torch.testing.assert_close(torch.from_numpy(found.features[4:]), backbone(batches[1][0]).embedding.detach())
     assert found.labels.tolist() == [0, 1, 2, 3] * 2
+
+
+def test_a_probe_without_held_out_images_is_refused():
+    train = clusters(40, 4, 1)
+    with pytest.raises(cd.UserError, match="no validation images with a label"):
+        fit_probe(train, Embedded(train.features[:0], train.labels[:0]), 4)

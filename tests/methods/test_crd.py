@@ -1,13 +1,17 @@
 """The memory of CRD: what is stored, whom it is compared with, and how it survives."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import DDPStrategy
 
 import crossdistill as cd
+from crossdistill.config import AugmentConfig, EngineConfig, OptimConfig
 from crossdistill.training.fit import fit
+from crossdistill.training.module import DistillModule
 from tests.processes import in_two_processes
 
 
@@ -108,3 +112,19 @@ def test_a_run_sets_the_number_of_images_and_refuses_mixed_ones(quick, teacher_r
     mixed = replace(config, augment=replace(config.augment, mixup=0.2), out=str(tmp_path / "mixed"))
     with pytest.raises(cd.UserError, match="cannot be mixed: turn mixup off"):
         fit(mixed, console=silent)
+
+
+def test_a_temperature_whose_exponentials_overflow_is_refused():
+    with pytest.raises(cd.UserError, match=r"temperature is 0\.01; it must be greater than or equal to 0\.02"):
+        make(temperature=0.01)
+
+
+def test_the_memory_is_not_sent_between_processes_in_every_step():
+    """Lightning lets DDP wrap the module after `configure_model`."""
+    module = DistillModule(make(), OptimConfig(), EngineConfig(), AugmentConfig(), epochs=1, seed=0)
+    module._trainer = SimpleNamespace(world_size=2, strategy=DDPStrategy())
+    module.configure_model()
+    ignored = set(module._ddp_params_and_buffers_to_ignore)
+    assert {"distiller.method.student_memory", "distiller.method.teacher_memory"} <= ignored
+    assert not any(name.startswith("distiller.student.") for name in ignored)
+    assert not ignored & {name for name, _ in module.named_parameters()}

@@ -82,10 +82,10 @@ def _libraries(members: Sequence[Teacher]) -> dict[str, str]:
         found["transformers"] = version("transformers")
     if any(name.partition(".")[0] == "torchvision" for name in modules):
         found["torchvision"] = version("torchvision")
-    files = [getattr(sys.modules.get(name), "__file__", None) for name in sorted(modules)]
-    own = [file for file, name in zip(files, sorted(modules), strict=True) if name.partition(".")[0] not in _LIBRARIES]
+    own = sorted(name for name in modules if name.partition(".")[0] not in _LIBRARIES)
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in own]
     if own:
-        found["code"] = _hash(Path(file).read_bytes() for file in own if file is not None)
+        found["code"] = _hash(Path(file).read_bytes() for file in files if file is not None)
     return found
 
 

@@ -13,9 +13,7 @@ from torch.utils.data import DataLoader
 
 from crossdistill.backbones import Backbone
 from crossdistill.backbones.classifier import classifier_names
-from crossdistill.backbones.transformers_network import is_transformers
 from crossdistill.config import RunConfig
-from crossdistill.config.code import is_code
 from crossdistill.data import ImageData, load_data
 from crossdistill.data.loaders import evaluation_loader, unchanged
 from crossdistill.data.transforms import eval_transform
@@ -33,6 +31,7 @@ from crossdistill.training.finish import describe
 from crossdistill.training.inputs import check_decoding, decide, digests, make_views, report_data
 from crossdistill.training.models import build_student
 from crossdistill.training.run_folder import check_folder, default_out, start_folder
+from crossdistill.training.teachers import has_weights, random_weights_error
 
 
 def probe_teacher(config: RunConfig, console: Console) -> Path:
@@ -44,7 +43,12 @@ def probe_teacher(config: RunConfig, console: Console) -> Path:
     out = Path(config.out) if config.out else default_out(config)
     check_folder(out, resume=False)
     set_threads(config.engine)
-    _check_weights(config)
+    model = config.model
+    if not (
+        has_weights(config.student, model.student_checkpoint, pretrained=model.student_pretrained)
+        or config.trust_teacher
+    ):
+        raise random_weights_error(config.student)
     data = load_data(config.data, config.loader)
     report_data(data, console)
     views = config.loader.views or 0
@@ -65,17 +69,6 @@ def probe_teacher(config: RunConfig, console: Console) -> Path:
     start_folder(config, digests(config, data), out, 1, resume=False, data=data)
     _finish(config, data, backbone, device, seconds, out)
     return out
-
-
-def _check_weights(config: RunConfig) -> None:
-    """Raise UserError for a network with random weights: a classifier of its embedding is no teacher."""
-    model, name = config.model, config.student
-    given = model.student_checkpoint is not None or model.student_pretrained or is_transformers(name) or is_code(name)
-    if not (given or config.trust_teacher):
-        raise UserError(
-            f"teacher {name!r} has random weights: give --teacher-checkpoint, or --model.teacher-pretrained true. To "
-            "continue anyway: --trust-teacher true"
-        )
 
 
 def _fit(

@@ -138,21 +138,25 @@ def _build_teacher(
         # A classifier of other classes would be new, and teach noise.
         classes = classes_of_weights(name, **built)
     if classes is None and not data.labelled:
-        raise UserError(_random(name))
+        if not has_weights(name, checkpoint, pretrained=model.teacher_pretrained):
+            raise random_weights_error(name, trusted=False)
+        raise UserError(f"how many classes the teacher {name!r} has is not known: give --model.teacher-classes")
     classes = data.num_classes if classes is None else classes
     return create_backbone(name, classes, pretrained=model.teacher_pretrained, **built)
 
 
-def _random(name: str) -> str:
-    return (
+def random_weights_error(name: str, *, trusted: bool = True) -> UserError:
+    """Make the error for a teacher with random weights; `trusted` says that trust_teacher lets it pass."""
+    more = ". To continue anyway: --trust-teacher true" if trusted else ""
+    return UserError(
         f"teacher {name!r} has random weights, so it has nothing to teach: give --teacher-checkpoint, or "
-        "--model.teacher-pretrained true"
+        f"--model.teacher-pretrained true{more}"
     )
 
 
-def _has_weights(name: str | None, checkpoint: str | None, model: ModelConfig) -> bool:
+def has_weights(name: str | None, checkpoint: str | None, *, pretrained: bool) -> bool:
     """Return whether a teacher has other weights than random ones; own code may load some by itself."""
-    return checkpoint is not None or model.teacher_pretrained or name is None or is_transformers(name) or is_code(name)
+    return checkpoint is not None or pretrained or name is None or is_transformers(name) or is_code(name)
 
 
 def _report_trained_on(config: RunConfig, data: ImageData, console: Console) -> None:
@@ -180,13 +184,14 @@ def report_teacher_accuracy(
     _report_trained_on(config, data, console)
     student = distiller.student
     own = config.augment.teacher_view == "own"
-    weights = [_has_weights(name, checkpoint, config.model) for name, checkpoint in config.teachers]
+    pretrained = config.model.teacher_pretrained
+    weights = [has_weights(name, checkpoint, pretrained=pretrained) for name, checkpoint in config.teachers]
     plain: dict[str, Any] = dict(highlight=False, markup=False, soft_wrap=True)
-    for member, has_weights in zip(distiller.teacher.members, weights, strict=True):
+    for member, weighted in zip(distiller.teacher.members, weights, strict=True):
         name = member.spec.name
         scored = data.labelled and has_classes_of(data, [member.backbone])
-        if not (scored or has_weights or config.trust_teacher):
-            raise UserError(f"{_random(name)}. To continue anyway: --trust-teacher true")
+        if not (scored or weighted or config.trust_teacher):
+            raise random_weights_error(name)
         size = member.backbone.img_size if own else student.img_size
         loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, size, config.loader)
         check_finite(member.to(device), next(iter(loader))[0])
@@ -202,7 +207,7 @@ def report_teacher_accuracy(
             console.print(f"teacher {name}: its accuracy is not known ({kind})", **plain)
             continue
         # Without weights, a teacher without its classifier is random as well.
-        reads_logits = distiller.needs.teacher.logits or not has_weights
+        reads_logits = distiller.needs.teacher.logits or not weighted
         found = check_teacher(
             member,
             Tracked(loader, console, f"teacher {name} on held-out images"),
