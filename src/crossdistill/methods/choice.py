@@ -13,7 +13,14 @@ from crossdistill.config.validation import validated
 from crossdistill.errors import UserError, kind_and_line, unknown
 from crossdistill.methods.base import Method
 from crossdistill.methods.installed import installed_methods
-from crossdistill.methods.registry import METHODS, NONE, find_method, methods_without_teacher_logits, options_key
+from crossdistill.methods.registry import (
+    METHODS,
+    NONE,
+    find_method,
+    methods_without_logits,
+    methods_without_teacher_logits,
+    options_key,
+)
 from crossdistill.methods.sums import SumOfMethods
 from crossdistill.types import Needs
 
@@ -165,7 +172,7 @@ def check_needs(name: str, needs: Needs, student: Backbone, teacher: Backbone | 
     if needs.student.stages:
         student.require_stages()
     if needs.student.logits and not student.spec.num_classes:
-        raise UserError(f"method {name!r} reads the student's logits, but {student.classes_in_words()}")
+        raise UserError(_no_classifier(name, student, teacher))
     if not needs.teacher:
         return
     if teacher is None:
@@ -180,6 +187,17 @@ def check_needs(name: str, needs: Needs, student: Backbone, teacher: Backbone | 
             f"use a method that does not ({others}), or first train the teacher on the classes of the student "
             "(`crossdistill teacher`)"
         )
+
+
+def _no_classifier(name: str, student: Backbone, teacher: Backbone | None) -> str:
+    found = f"method {name!r} reads the student's logits, but {student.classes_in_words()}"
+    if teacher is None:
+        return found
+    others = ", ".join(methods_without_logits(student, teacher))
+    return (
+        f"{found}, and {teacher.classes_in_words()}: use a method that reads no logits ({others}), or models with the "
+        "same classes"
+    )
 
 
 def usable_methods() -> list[str]:

@@ -99,6 +99,11 @@ def methods_without_teacher_logits(student: Backbone, teacher: Backbone) -> list
     return _ways(lambda needs: not needs.teacher.logits, student, teacher)
 
 
+def methods_without_logits(student: Backbone, teacher: Backbone) -> list[str]:
+    """List the methods that read neither logits nor labels, by their defaults or with one switch turned off."""
+    return _ways(lambda needs: not (needs.labels or needs.student.logits or needs.teacher.logits), student, teacher)
+
+
 def _ways(suits: Callable[[Needs], bool], student: Backbone | None, teacher: Backbone | None) -> list[str]:
     """List the methods whose needs suit, by their defaults or with the first switch that makes them."""
     found = []
@@ -106,5 +111,12 @@ def _ways(suits: Callable[[Needs], bool], student: Backbone | None, teacher: Bac
         default = method.Options()
         switches = [field.name for field in fields(default) if getattr(default, field.name) is True]
         ways = {name: default, **{f"{name} with {s}=false": replace(default, **{s: False}) for s in switches}}
-        found += [way for way, options in ways.items() if suits(method.needs_of(options, student, teacher))][:1]
+        needs = {way: method.needs_of(options, student, teacher) for way, options in ways.items()}
+        found += [way for way, read in needs.items() if suits(read) and _have_stages(read, student, teacher)][:1]
     return found
+
+
+def _have_stages(needs: Needs, student: Backbone | None, teacher: Backbone | None) -> bool:
+    """Return whether the stages that a method reads can be read."""
+    asked = ((needs.student, student), (needs.teacher, teacher))
+    return not any(part.stages and model is not None and model.stage_problem for part, model in asked)
