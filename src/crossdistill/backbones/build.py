@@ -69,14 +69,8 @@ def create_backbone(
     `new_head` loads all weights of the checkpoint but those of the classifier, which is trained anew; `model_args` go
     to the model's constructor. Raises UserError for an unknown name and for a model or checkpoint that does not fit.
     """
-    if not isinstance(name, str):
-        raise UserError(
-            f"name is a {type(name).__name__}; give the name of a model, or 'package.module:factory' for a function "
-            "that returns your own network"
-        )
-    name = absolute_name(name)
     given = dict(
-        name=name,
+        name=_checked_name(name),
         num_classes=num_classes,
         img_size=img_size,
         in_chans=in_chans,
@@ -85,21 +79,30 @@ def create_backbone(
         model_args=model_args,
     )
     args: BackboneArgs = validated(BackboneArgs, given, "create_backbone: ")
-    stored = is_transformers(name)
+    stored = is_transformers(args.name)
     model, size = build_transformers(args) if stored else build_network(args, pretrained)
     args = plain_args(args)
-    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") if pretrained or stored else None
+    stated = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") if pretrained or stored else None
     part = note = ""
     if checkpoint is not None:
-        names, part, note = _load(model, Path(checkpoint), args, size, new_head, checkpoint_key)
+        stated, part, note = _load(model, Path(checkpoint), args, size, new_head, checkpoint_key)
     backbone = _wrap(model, replace(args, img_size=size), size)
-    if isinstance(names, list | tuple) and len(names) == num_classes:
-        backbone.class_names = tuple(str(name) for name in names)
-    elif names and num_classes and checkpoint is not None:
-        note = f"{len(names)} class names are stated for {num_classes} classes: they are not used"
+    if isinstance(stated, list | tuple) and len(stated) == num_classes:
+        backbone.class_names = tuple(str(name) for name in stated)
+    elif stated and num_classes and checkpoint is not None:
+        note = f"{len(stated)} class names are stated for {num_classes} classes: they are not used"
     backbone.weights_part = part
     backbone.note = "; ".join(text for text in (backbone.note, note) if text)
     return backbone
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise UserError(
+            f"name is a {type(name).__name__}; give the name of a model, or 'package.module:factory' for a function "
+            "that returns your own network"
+        )
+    return absolute_name(name)
 
 
 def _wrap(model: nn.Module, args: BackboneArgs, size: ImageSize) -> Backbone:

@@ -1,7 +1,7 @@
 """The images of each split of a run, as it was started: what is scored later was never trained on."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -132,14 +132,12 @@ def divided_by(listed: SplitList, source: Source) -> tuple[Source, dict[str, Ima
     roles = listed.roles()
     copied = _became_training_images(listed, source)
     parts: dict[str, Images] = {}
-    splits: dict[str, Images] = {}
-    seen: dict[str, str] = {}
+    splits: dict[str, Files] = {}
     for split, images in source.splits.items():
         assert isinstance(images, Files)
         names = [source.class_names[label] for label in images.labels]
         known = Files(images.root, images.keys, [number.get(canonical_name(name), -1) for name in names])
         splits[split] = known
-        seen |= dict(zip(known.keys, known.paths, strict=True))
         for role in ROLES:
             chosen = [
                 i
@@ -148,26 +146,34 @@ def divided_by(listed: SplitList, source: Source) -> tuple[Source, dict[str, Ima
             ]
             if chosen:
                 parts[role] = Part(known, np.array(chosen))
+    changes = _changes(listed, splits, copied)
+    divided = Source(source.name, dict(splits), tuple(listed.class_names), source.left_out, source.unreadable)
+    return divided, parts, changes
+
+
+def _changes(listed: SplitList, splits: Mapping[str, Files], copied: Iterable[str]) -> Changes:
+    """Return what has changed since the list was written; `copied` are held-out files that are training images now."""
+    roles = listed.roles()
+    seen = {key: path for files in splits.values() for key, path in zip(files.keys, files.paths, strict=True)}
     marks = {key: mark for role in ROLES for key, mark in listed.images.get(role, {}).items()}
     known_files = {key: seen[key] for key in marks if key in seen}
-    now = marks_of(_root(source), list(known_files.values()), contents=listed.contents)
-    changes = Changes(
+    root = next(files.root for files in splits.values())
+    now = marks_of(root, list(known_files.values()), contents=listed.contents)
+    return Changes(
         came=tuple(sorted(seen.keys() - roles.keys())),
         gone=tuple(sorted(marks.keys() - seen.keys())),
         changed=tuple(sorted(key for key, mark in zip(known_files, now, strict=True) if marks[key] != mark)),
         moved=tuple(
             sorted(
                 key
-                for images in splits.values()
-                if isinstance(images, Files)
-                for key, label in zip(images.keys, images.labels, strict=True)
+                for files in splits.values()
+                for key, label in zip(files.keys, files.labels, strict=True)
                 if label < 0 and roles.get(key) in ROLES
             )
         ),
         copied=tuple(sorted(copied)),
         relabelled=tuple(sorted(_relabelled(listed, splits))),
     )
-    return Source(source.name, splits, tuple(listed.class_names), source.left_out, source.unreadable), parts, changes
 
 
 def _root(source: Source) -> Path:
@@ -175,7 +181,7 @@ def _root(source: Source) -> Path:
     return next(images.root for images in source.splits.values() if isinstance(images, Files))
 
 
-def _relabelled(listed: SplitList, splits: Mapping[str, Images]) -> list[str]:
+def _relabelled(listed: SplitList, splits: Mapping[str, Files]) -> list[str]:
     """Return the files whose class is another than in the list."""
     before = {
         key: label
@@ -184,9 +190,8 @@ def _relabelled(listed: SplitList, splits: Mapping[str, Images]) -> list[str]:
     }
     return [
         key
-        for images in splits.values()
-        if isinstance(images, Files)
-        for key, label in zip(images.keys, images.labels, strict=True)
+        for files in splits.values()
+        for key, label in zip(files.keys, files.labels, strict=True)
         if 0 <= label != before.get(key, label)
     ]
 

@@ -67,19 +67,7 @@ def prepare_cache(
         precision=config.engine.precision,
         drawn_size=None if own_size(config.augment, teacher) is None else distiller.student.img_size,
     )
-    read = reduce(or_, reads, distiller.needs.teacher)
-    # A cache of whole maps also serves a method that reads them pooled.
-    formats = [
-        stored_format(
-            teacher,
-            distiller.student.spec.num_classes,
-            len(images),
-            one,
-            top_k=config.cache_top_k,
-            dtype=config.cache_dtype,
-        )
-        for one in dict.fromkeys([read, replace(read, side=None)])
-    ]
+    formats = _formats(config, distiller, teacher, len(images), reads)
     folder = cache_folder(config.cache, Path(config.data).name, teacher, formats, record)
     fmt = next((one for one in formats if holds(folder, one)), formats[0])
     # Read here already, so that a damaged file is refused before training.
@@ -87,6 +75,18 @@ def prepare_cache(
     work = Work(teacher, views, config.loader.batch_size, config.loader.workers, config.engine.precision)
     _complete(folder, fmt, record, views_of_each, work, console)
     return TeacherCache(folder, views_of_each, verify=local_rank() == 0)
+
+
+def _formats(
+    config: RunConfig, distiller: Distiller, teacher: Teacher, images: int, reads: Sequence[Reads]
+) -> list[CacheFormat]:
+    """Return the formats that serve a run, the smallest first; whole maps also serve methods that read them pooled."""
+    read = reduce(or_, reads, distiller.needs.teacher)
+    classes = distiller.student.spec.num_classes
+    kept: dict[str, Any] = dict(top_k=config.cache_top_k, dtype=config.cache_dtype)
+    return [
+        stored_format(teacher, classes, images, one, **kept) for one in dict.fromkeys([read, replace(read, side=None)])
+    ]
 
 
 def _complete(folder: Path, fmt: CacheFormat, record: dict[str, Any], views: int, work: Work, console: Console) -> None:

@@ -1,10 +1,5 @@
 """Jobs of a cluster that train the runs of one comparison, submitted by submitit."""
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +8,6 @@ from typing import Any
 from rich.console import Console
 
 from crossdistill.errors import UserError, first_line
-from crossdistill.training.workers import SINCE
 
 _FOLDER = ".jobs"
 """Folder of the jobs' logs, in that of the comparison."""
@@ -21,10 +15,6 @@ _POLL_S = 2.0
 """Seconds between two looks at the jobs."""
 _LOCAL_LIMIT_MIN = 30 * 24 * 60
 """Minutes after which a job on this machine is stopped; for Slurm the user states them."""
-_SAVING_S = 75.0
-"""Seconds that a job has to save a checkpoint; submitit's warning comes 90 s before the time limit."""
-_TASK = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
-"""What Lightning reads as the place of a process in a run over several."""
 _MOST_TIMEOUTS = 100
 """How often a job is queued again after its time limit."""
 
@@ -82,47 +72,13 @@ def _submit(
     """Submit the jobs as one array."""
     import submitit
 
-    class Work(submitit.helpers.Checkpointable):  # type: ignore[misc]
-        """One job. Slurm sends the warning before a time limit to all of its processes; the child ignores it."""
-
-        child: "subprocess.Popen[bytes] | None" = None
-
-        def __call__(self) -> int:
-            # A job is one process of its own, not a part of a run over several.
-            inherited = {name: value for name, value in os.environ.items() if name not in _TASK}
-            self.child = subprocess.Popen(
-                [sys.executable, "-m", "crossdistill", *words],
-                env={**inherited, SINCE: str(since)},
-                preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
-                # A terminal's Ctrl-C reaches this process, which passes it on once; Slurm finds all of its processes
-                # by their group.
-                start_new_session=cluster == "local",
-            )
-            try:
-                return self.child.wait()
-            except KeyboardInterrupt:
-                self.child.send_signal(signal.SIGINT)
-                return self.child.wait()
-
-        def checkpoint(self) -> Any:
-            """Stop the child, which saves a checkpoint, and queue the job again."""
-            end = time.monotonic() + _SAVING_S
-            with contextlib.suppress(ChildProcessError):
-                if self.child is not None:
-                    self.child.terminate()
-                # `Popen.wait` would wait for the lock of the call that this one interrupts.
-                ended = os.WEXITED | os.WNOWAIT | os.WNOHANG
-                while self.child is not None and not os.waitid(os.P_PID, self.child.pid, ended):
-                    if time.monotonic() > end:
-                        break
-                    time.sleep(0.2)
-            return submitit.helpers.DelayedSubmission(Work())
+    from crossdistill.training.cluster_job import ClusterJob
 
     executor = submitit.AutoExecutor(logs, cluster, **{f"{cluster}_max_num_timeout": _MOST_TIMEOUTS})
     limit = {"timeout_min": _LOCAL_LIMIT_MIN} if cluster == "local" else {}
     executor.update_parameters(**{"name": "crossdistill", **limit, **parameters})
     with executor.batch():
-        return [executor.submit(Work()) for _ in range(jobs)]
+        return [executor.submit(ClusterJob(words, since, own_session=cluster == "local")) for _ in range(jobs)]
 
 
 def _stop(jobs: Sequence[Any]) -> None:
