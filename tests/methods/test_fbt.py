@@ -107,6 +107,21 @@ def test_parts_can_be_switched_off(batch):
         make("cnn", "plain_vit", info_nce=False, ofa=False)
 
 
+def test_without_its_weights_there_is_no_fused_network(batch):
+    off = {"fusion_weight": 0.0, "transfer_weight": 0.0}
+    distiller = make("cnn", "plain_vit", **off).train()
+    step = distiller(*batch)
+    assert set(step.terms) == {"task", "fbt_student_nce", "fbt_student_ofa"}
+    assert not distiller.needs.student.stages + distiller.needs.teacher.stages
+    assert not distiller.borrowed
+    assert sorted(distiller.method.project) == ["student", "teacher"]
+    step.loss.backward()
+    assert all(p.grad is not None for p in distiller.parameters())
+    assert make("cnn", "plain_vit", **off, fused_task_weight=1.0).method.options.fuses
+    with pytest.raises(cd.UserError, match="with all weights 0"):
+        make("cnn", "plain_vit", **off, student_weight=0.0)
+
+
 def test_the_temperature_learns_within_bounds(batch):
     distiller = make("cnn", "plain_vit").train()
     distiller(*batch).loss.backward()
