@@ -240,3 +240,42 @@ def test_evaluation_has_the_loss_that_is_trained():
     factor = distiller.balance_factors()["rsd"]
     expected = step.terms["task"] + factor * distiller.weights["rsd"] * step.terms["rsd"]
     torch.testing.assert_close(step.loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("rsd", {"weight": 0.0, "spatial": 2}),
+        ("ofa", {"logit_weight": 0.0}),
+        ("hcd", {"kl_weight": 0.0, "kd_weight": 0.0}),
+        ("fbt", {"student_weight": 0.0, "transfer_weight": 0.0}),
+    ],
+)
+def test_terms_that_no_gradient_can_be_measured_of_keep_their_weights(method, options):
+    """They read stage maps alone, and would stay at the factor of the first step."""
+    assert make(method, "auto", **options).balance is None
+    with pytest.raises(cd.UserError, match=r"no term of .* that has a weight reaches them"):
+        make(method, 1.0, **options)
+    both = make(f"{method}+kd", None, **{method: options})
+    (group, _) = both.method.groups()
+    assert not any(both.weights[term] for term in group.measured)
+    assert any(both.weights[term] for term in group.terms)
+
+
+def test_a_state_holds_the_last_step():
+    """A loop of one's own that is saved after a step, and goes on, has the numbers of one that was not."""
+    images, targets = batch()
+    whole = make("rsd", "auto")
+    train(whole, 2)
+    loaded = make("rsd", "auto")
+    loaded.load_state_dict(whole.state_dict())
+    assert int(loaded.balance.steps) == 2
+    assert loaded.train()(images, targets).loss.item() == whole.train()(images, targets).loss.item()
+
+
+def test_auto_is_the_default():
+    pair = build("cnn"), build("plain_vit")
+    for method, balanced in (("rsd", True), ("crd", True), ("rsd+kd", True), ("kd", False), ("fbt", False)):
+        options = {"images": 8} if method == "crd" else None
+        distiller = cd.create_distiller(method, student=pair[0], teacher=pair[1], options=options)
+        assert (distiller.balance is not None) is balanced, method

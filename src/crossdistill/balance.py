@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.backbones import Backbone
-from crossdistill.distributed import mean_detached
+from crossdistill.distributed import mean_detached, processes
 from crossdistill.errors import UserError
 from crossdistill.methods.base import Method, TermGroup
 from crossdistill.types import BackboneOutput
@@ -42,7 +42,8 @@ class Balance(nn.Module):
     with respect to the student's embedding and logits, read in the backward pass that is run anyway. The factor of a
     method is its target divided by the running geometric mean of sqrt(r_e^2 + r_l^2), with
     r_e and r_l its gradient relative to the task's on the embedding and on the logits. Buffers hold the mean, so a
-    resumed run continues with it; over several processes the squared norms are averaged.
+    resumed run continues with it; over several processes the squared norms are averaged. (There, call `update` in all
+    of them before a state is saved: it holds the last step then as well.)
     """
 
     targets: Tensor
@@ -55,6 +56,7 @@ class Balance(nn.Module):
         self.register_buffer("log_ratios", torch.zeros(len(targets)))
         self.register_buffer("steps", torch.zeros(len(targets), dtype=torch.long))
         self._pending: tuple[Tensor, Tensor] | None = None
+        self.register_state_dict_pre_hook(_update_before_saving)  # type: ignore[no-untyped-call]
 
     def begin(self) -> tuple[Tensor, Tensor]:
         """Return the probe of a step, and the factors (M,) of the methods in it."""
@@ -93,6 +95,12 @@ class Balance(nn.Module):
         self.steps += usable.long()
 
 
+def _update_before_saving(balance: nn.Module, prefix: str, keep_vars: bool) -> None:
+    # In several processes it would wait for all of them, and often only one saves.
+    if isinstance(balance, Balance) and processes() == 1:
+        balance.update()
+
+
 def make_balance(
     balance: float | Literal["auto"] | None, student: Backbone, method: Method, task_weight: float
 ) -> Balance | None:
@@ -101,28 +109,36 @@ def make_balance(
     With "auto" each method has its own default. Raises UserError where a number is given and the gradients cannot be
     compared; "auto" then keeps the weights as they are.
     """
-    groups = method.groups()
-    problems = [_problem(group, student, task_weight) for group in groups]
     if balance is None:
         return None
+    groups = method.groups()
+    # What has no weight has no gradient to measure.
+    weighted = [any(method.weights[term] for term in group.terms) for group in groups]
+    problems = [
+        _problem(group, student, method, task_weight) if has else None
+        for group, has in zip(groups, weighted, strict=True)
+    ]
     if balance == "auto":
         targets = [None if bad else group.balance for bad, group in zip(problems, groups, strict=True)]
     elif any(problems):
         raise UserError(f"{next(filter(None, problems))}; leave balance out")
     else:
         targets = [balance for _ in problems]
-    # What has no weight has no gradient to measure.
-    weighted = [any(method.weights[term] for term in group.terms) for group in groups]
     targets = [target if has else None for target, has in zip(targets, weighted, strict=True)]
     return Balance(targets) if any(targets) else None
 
 
-def _problem(group: TermGroup, student: Backbone, task_weight: float) -> str | None:
+def _problem(group: TermGroup, student: Backbone, method: Method, task_weight: float) -> str | None:
     if task_weight == 0:
         return "balance compares each method with the task, but task_weight is 0"
     reads = group.needs.student
     if not (reads.logits or reads.embedding):
         return f"balance compares gradients on the student's embedding and logits, but {group.method} reads neither"
+    if not any(method.weights[term] for term in group.measured):
+        return (
+            "balance compares gradients on the student's embedding and logits, but no term of "
+            f"{group.method} that has a weight reaches them"
+        )
     if reads.embedding and not student.classifies_embedding:
         return (
             f"the logits of {student.spec.name!r} are not computed from its embedding, so balance cannot read the "

@@ -93,18 +93,18 @@ class Distiller(nn.Module):
     def forward(
         self,
         images: Tensor,
-        targets: Tensor,
+        targets: Tensor | None,
         teacher_output: BackboneOutput | None = None,
         index: Tensor | None = None,
         teacher_images: Tensor | None = None,
     ) -> StepResult:
         """Run one step.
 
-        `images` (B, C, H, W), normalised for the student; `targets` as the task expects them. With `teacher_output`, of
-        any float dtype, the teacher is not run. `index` (B,) holds the number of each image in the training set, for
-        methods that need it. `teacher_images` (B, C, H', W'), normalised for the student, are what the teacher sees
-        where that is not `images`. Raises ValueError where the teacher was released and no output is given, or where
-        `index` is needed.
+        `images` (B, C, H, W), normalised for the student; `targets` (B,) class numbers (-1 for an image with no label)
+        or (B, K) probabilities, None where there are no labels. With `teacher_output`, of any float dtype, the teacher
+        is not run. `index` (B,) holds the number of each image in the training set, for methods that need it.
+        `teacher_images` (B, C, H', W'), normalised for the student, are what the teacher sees where that is not
+        `images`. Raises ValueError where the teacher was released and no output is given, or where `index` is needed.
         """
         if targets is not None and not targets.is_floating_point():
             targets = targets.long()
@@ -142,7 +142,7 @@ class Distiller(nn.Module):
     def _step(
         self,
         images: Tensor,
-        targets: Tensor,
+        targets: Any,
         stored: BackboneOutput | None,
         index: Tensor | None,
         measured: tuple[Tensor, Tensor] | None,
@@ -180,7 +180,7 @@ class Distiller(nn.Module):
         method: Method,
         student: BackboneOutput,
         teacher: BackboneOutput | None,
-        targets: Tensor,
+        targets: Any,
         index: Tensor | None,
         probe: Tensor | None,
     ) -> dict[str, Tensor]:
@@ -223,7 +223,7 @@ def create_distiller(
     teacher_weights: TeacherWeights = None,
     task_weight: float = 1.0,
     label_smoothing: float = 0.0,
-    balance: float | Literal["auto"] | None = None,
+    balance: float | Literal["auto"] | None = "auto",
     labelled: bool = True,
     partly: bool = False,
 ) -> Distiller:
@@ -232,11 +232,12 @@ def create_distiller(
     `method` is a name of `list_methods()`, "package.module:Class", or a sum of these as "rsd+kd"; `options` are that
     method's, as a dict or as its options object (see `crossdistill methods NAME`), and of a sum a dict of these by
     method. (A `MethodChoice` stands for both.) Teachers are frozen in place; `teacher_weights` says how several are
-    mixed (`Ensemble`). `task_weight` (>= 0) and `label_smoothing` (in [0, 1)) belong to the task loss. With `balance`
-    (> 0), each method gets a factor such that its gradient on the student's embedding and logits is that many times the
-    task's; "auto" does so for the methods that have a default for it. With `labelled` False there is no task loss, and
-    the student may have no classifier; with `partly`, images whose target is -1 have no task loss. Raises UserError for
-    an unknown method or option, a missing teacher, or models that do not fit together.
+    mixed (`Ensemble`). `task_weight` (>= 0) and `label_smoothing` (in [0, 1)) belong to the task loss. `balance` > 0
+    gives each method a factor such that its gradient on the student's embedding and logits is that many times the
+    task's; "auto" does so for the methods that have a default for it (`rsd` and `crd`), and None for none. With
+    `labelled` False there is no task loss, and the student may have no classifier; with `partly`, images whose target
+    is -1 have no task loss. Raises UserError for an unknown method or option, a missing teacher, or models that do not
+    fit together.
     """
     teachers = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
     _check_models(student, teachers, labelled)

@@ -121,6 +121,11 @@ class Ensemble(Backbone):
         return tuple(teacher for teacher in self.model.children() if isinstance(teacher, Teacher))
 
     @property
+    def networks(self) -> tuple[Backbone, ...]:
+        """The networks of the teachers."""
+        return tuple(teacher.backbone for teacher in self.teachers)
+
+    @property
     def mixing_weights(self) -> list[float] | Literal["confidence"]:
         """The weights of the teachers, which sum to 1, or "confidence"."""
         return "confidence" if self.by_confidence else [round(v, 6) for v in self.log_weights.exp().tolist()]

@@ -50,10 +50,10 @@ class BackboneOutput(NamedTuple):
 class Batch(NamedTuple):
     """What a loader yields and a training step receives.
 
-    `images` (B, C, H, W), normalised for the student; `targets` (B,) class numbers or (B, K) probabilities; `index`
-    (B,), the number of each image in its split; `teacher`, the teacher's stored output for exactly these views, or
-    None where the teacher is run; `teacher_images` (B, C, H', W'), the same views at the teacher's size, normalised for
-    the student, or None where the teacher sees `images`.
+    `images` (B, C, H, W), normalised for the student; `targets` (B,) class numbers (`NO_LABEL` for an image without a
+    label) or (B, K) probabilities; `index` (B,), the number of each image in its split; `teacher`, the teacher's stored
+    output for exactly these views, or None where the teacher is run; `teacher_images` (B, C, H', W'), the same views at
+    the teacher's size, normalised for the student, or None where the teacher sees `images`.
     """
 
     images: Tensor

@@ -24,6 +24,7 @@ from crossdistill.config import AugmentConfig, LoaderConfig
 from crossdistill.data import load_data
 from crossdistill.data.datasets import Arrays, base_of
 from crossdistill.data.loaders import WithTeacher
+from tests.backbones.transformers_folders import save
 from tests.cache.conftest import LOADER, Pair
 from tests.processes import in_two_processes
 
@@ -356,3 +357,32 @@ def build(num_classes=5, in_chans=3):
         records.append(_describe_teacher(cd.Teacher(backbone, backbone.spec)))
     assert records[0] == records[1]
     assert [key for key in records[0] if records[0][key] != records[2][key]] == ["code"]
+
+
+def test_a_factory_of_torchs_modules_alone_is_code(tmp_path, monkeypatch):
+    text = """
+from torch import nn
+def build(num_classes=5, in_chans=3):
+    return nn.Sequential(nn.Conv2d(in_chans, 8, 3, 2), nn.ACT(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+"""
+    monkeypatch.syspath_prepend(tmp_path)
+    records = []
+    for act in ("ReLU", "ReLU", "Hardswish"):
+        (tmp_path / "sequence.py").write_text(text.replace("ACT", act))
+        sys.modules.pop("sequence", None)
+        importlib.invalidate_caches()
+        torch.manual_seed(0)
+        backbone = cd.create_backbone("sequence:build", 5, 32)
+        records.append(_describe_teacher(cd.Teacher(backbone, backbone.spec)))
+    assert records[0] == records[1]
+    assert [key for key in records[0] if records[0][key] != records[2][key]] == ["structure", "code"]
+
+
+def test_a_setting_of_a_transformers_model_is_part_of_the_teacher(tmp_path):
+    save(tmp_path, "vit")
+    records = []
+    for settings in ({}, {}, {"layer_norm_eps": 1e-3}, {"hidden_act": "relu"}):
+        backbone = cd.create_backbone(f"hf:{tmp_path}", 0, **settings)
+        records.append(_describe_teacher(cd.Teacher(backbone, backbone.spec))["structure"])
+    assert records[0] == records[1]
+    assert len(set(records)) == 3

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from crossdistill.report.records import read_run
 from tests.commands.running import run
 
 WORDS = [
@@ -37,6 +38,7 @@ def test_the_cache_holds_what_the_teacher_sees_live(tmp_path, capsys, photos, la
         code, _, err = run(capsys, "fit", *given, "--out", out)
         assert code == 0, err
         assert "teacher_view: own" in (out / "config.yaml").read_text()
+        assert "teacher test_resnet: its input is 64 px, made from the image" in err
         rows = (next(out.glob("logs/*/metrics.csv"))).read_text().splitlines()
         columns = rows[0].split(",")
         place = next(number for number, name in enumerate(columns) if name in ("val/loss", "val/distill_loss"))
@@ -51,3 +53,18 @@ def test_the_cache_holds_what_the_teacher_sees_live(tmp_path, capsys, photos, la
     code, _, err = run(capsys, "fit", *given, "--out", tmp_path / "other")
     assert code == 2
     assert "another transform" in err
+    assert "its input is 64 px, resized from the student's 32 px" in err
+
+
+def test_held_out_outputs_have_the_precision_of_the_run(tmp_path, capsys, photos):
+    """Without labels the held-out loss chooses the best epoch, with a cache as without one."""
+    words = [*WORDS, "--data", photos, "--loader.views", "2", "--loader.labels", "none", "--engine.precision", "bf16"]
+    words += ["--model.teacher-classes", "0", "--trust-teacher", "true"]
+    words += ["--optim.lr", "1e-9", "--optim.schedule", "none"]
+    losses = []
+    for cache in ("off", tmp_path / "cache"):
+        out = tmp_path / f"run-{len(losses)}"
+        code, _, err = run(capsys, "fit", *words, "--cache", cache, "--cache-dtype", "float32", "--out", out)
+        assert code == 0, err
+        losses.append(read_run(out).curves["val/distill_loss"][0][1])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

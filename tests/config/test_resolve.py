@@ -144,3 +144,19 @@ def test_a_teacher_of_other_proportions_sees_the_same_part():
     assert view("192x96", "384x192", crop_mode="center") == "own"
     with pytest.raises(UserError, match="other proportions"):
         view("192x96", 192, crop_mode="center", teacher_view="own")
+
+
+@pytest.mark.parametrize("data", [Data(), Data(size=(600, 600))], ids=["32 px", "600 px"])
+def test_pretrained_weights_are_used_at_their_own_size(data):
+    """A student of 96 px does not make its teacher one of 96 px; a file does not state a size."""
+    model = ModelConfig(teacher_pretrained=True)
+    for config, size in (
+        (RunConfig(student="vit", teacher="big", img_size=96, model=model), 384),
+        (RunConfig(student="vit", teacher="hf:somewhere", img_size=96), 224),
+        (RunConfig(student="vit", teacher="big", teacher_checkpoint="weights.pth", img_size=96), 96),
+        (RunConfig(student="vit", teacher="big", img_size=96, model=replace(model, teacher_img_size=160)), 160),
+    ):
+        found = decided(config, data)
+        sizes = found.model.teacher_img_size
+        assert (sizes[0] if isinstance(sizes, list) else sizes) == size
+        assert found.augment.teacher_view == ("own" if data.size[0] > 96 and size > 96 else "student")

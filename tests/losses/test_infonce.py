@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from crossdistill.losses import info_nce_loss
+from crossdistill.losses.crd import crd_similarities
 from tests.losses.inputs import student_embedding, teacher_embedding
 from tests.processes import in_two_processes
 
@@ -72,3 +73,12 @@ def test_negatives_of_two_processes_are_those_of_one():
     for rank, (_, ours, theirs) in enumerate(results):
         torch.testing.assert_close(ours, student.grad[rank * 4 : rank * 4 + 4])
         torch.testing.assert_close(theirs, teacher.grad[rank * 4 : rank * 4 + 4])
+
+
+def test_a_temperature_that_is_not_positive_is_refused():
+    rows = torch.randn(3, 4)
+    for temperature in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="it must be positive"):
+            info_nce_loss(rows, rows, temperature=temperature)
+        with pytest.raises(ValueError, match="it must be positive"):
+            crd_similarities(rows, rows, temperature=temperature)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 import crossdistill as cd
@@ -33,3 +34,17 @@ def test_without_classes_on_either_side_it_reads_embeddings():
     distiller = cd.create_distiller("auto", student=student, teacher=teacher, labelled=False)
     assert list(distiller.method.parts) == ["rsd"]
     assert list(distiller(torch.randn(4, 3, 32, 32), None).terms) == ["task", "rsd"]
+
+
+def test_classes_are_compared_by_their_names():
+    """As many classes as the student's, but others, or in another order: the embedding alone is read."""
+    for names, parts in ((None, 2), (tuple("abcde"), 2), (tuple("vwxyz"), 1), (tuple("bacde"), 1)):
+        student, teacher = build("cnn"), build("plain_vit")
+        student.class_names, teacher.class_names = tuple("abcde"), names
+        both = [teacher, build("mlp")]
+        for teachers in (teacher, both):
+            distiller = cd.create_distiller("auto", student=student, teacher=teachers)
+            assert len(distiller.method.groups()) == parts, names
+            if parts == 1:
+                with pytest.raises(cd.UserError, match="'test_vit' knows other classes than the student: "):
+                    cd.create_distiller("kd", student=student, teacher=teachers)

@@ -81,3 +81,11 @@ def test_pooling_keeps_small_maps_and_means(make):
     assert pooled(image, 8) is image
     assert pooled(image, 4).shape[-2:] == (4, 4)
     assert torch.allclose(pooled(image, 1).flatten(1), image.mean(dim=(2, 3)))
+
+
+def test_evaluation_takes_the_same_cells_whatever_was_trained(make):
+    cells = make(stages=(2,), side=4, samples=3)
+    student, teacher = shapes(cells, maps(0), maps(1))
+    before = cells.eval()(student, teacher)[0][1]
+    cells.train()(student, teacher)
+    assert torch.equal(cells.eval()(student, teacher)[0][1], before)

@@ -46,7 +46,7 @@ def test_a_step_is_one_graph_with_the_same_numbers(student, teacher, methods):
 @pytest.mark.parametrize("method", ["rsd", pytest.param("fbt", marks=pytest.mark.slow)])
 def test_a_cached_step_is_one_graph_as_well(method):
     torch._dynamo.reset()
-    plain = cd.create_distiller(method, student=build("cnn"), teacher=build("plain_vit")).train()
+    plain = cd.create_distiller(method, student=build("cnn"), teacher=build("plain_vit"), balance=None).train()
     images, targets = torch.randn(8, 3, 32, 32), torch.arange(8) % 5
     stored = plain.teacher(images)
     plain.release_teacher()

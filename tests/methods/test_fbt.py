@@ -225,3 +225,14 @@ def test_the_temperature_comes_back_from_its_bounds(beyond, bound, inward):
     method.log_temperature.grad = None
     (-inward * method.temperature).backward()
     assert method.log_temperature.grad.item() == 0
+
+
+def test_the_cross_entropy_of_the_fused_network_needs_the_classifier_of_its_back():
+    """The front may have none: here a headless CNN teaches a ViT."""
+    options = {"ofa": False, "fused_task_weight": 1.0}
+    headless = cd.create_backbone("test_resnet", 0, 32)
+    distiller = cd.create_distiller("fbt", student=build("plain_vit"), teacher=headless, options=options).train()
+    step = distiller(torch.randn(6, 3, 32, 32), torch.arange(6) % 5)
+    assert step.terms["fbt_fused_task"].isfinite()
+    with pytest.raises(cd.UserError, match="reads the teacher's logits"):
+        cd.create_distiller("fbt", student=build("cnn"), teacher=cd.create_backbone("test_vit", 0, 32), options=options)

@@ -54,6 +54,19 @@ class Backbone(nn.Module):
         name, classes = self.spec.name, self.spec.num_classes
         return f"{name!r} has {classes} classes" if classes else f"{name!r} has no classifier"
 
+    @property
+    def networks(self) -> "tuple[Backbone, ...]":
+        """The networks that this one consists of; several only for several teachers."""
+        return (self,)
+
+    def shares_classes(self, other: "Backbone") -> bool:
+        """Return whether the logits of both are those of the same classes in the same order, as far as is known."""
+        return all(
+            one.spec.num_classes == other.spec.num_classes > 0
+            and (one.class_names is None or other.class_names in (None, one.class_names))
+            for one in self.networks
+        )
+
     def require_stages(self) -> None:
         """Raise UserError where the stages cannot be read: why, and what to do."""
         if self.stage_problem is not None:

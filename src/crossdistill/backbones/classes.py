@@ -20,7 +20,7 @@ def reorder_classes(backbone: Backbone, order: Sequence[int]) -> None:
     """
     places = torch.tensor(order)
     with evaluating(backbone):
-        images = torch.randn_like(probe_images(backbone.model, backbone.spec.in_chans, backbone.img_size))
+        images = probe_images(backbone.model, backbone.spec.in_chans, backbone.img_size)
         before = backbone(images).require_logits()
         for layers in _classifiers(backbone, len(order)):
             _exchange(layers, places)

@@ -19,7 +19,8 @@ from crossdistill.image_size import ImageSize
 
 _LEAST_UNKNOWN = 2000
 """Outputs from which weights are those of a classifier, though timm does not know its set of classes."""
-_TORCHVISION_CLASSES = 1000
+TORCHVISION_CLASSES = 1000
+"""Classes of torchvision's pretrained weights."""
 
 
 def classifier_names(
@@ -42,7 +43,7 @@ def classifier_names(
 def pretrained_classes(name: str) -> int | None:
     """Return the classes of a model's pretrained weights, 0 for a headless one; None where they are not known."""
     if name.startswith("torchvision:"):
-        return _TORCHVISION_CLASSES
+        return TORCHVISION_CLASSES
     if is_source(name):
         with torch.device("meta"):
             return int(timm.create_model(name).num_classes)

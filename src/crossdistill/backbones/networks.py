@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 from crossdistill.backbones.args import BackboneArgs
-from crossdistill.backbones.classifier import classifier_names
+from crossdistill.backbones.classifier import TORCHVISION_CLASSES, classifier_names
 from crossdistill.backbones.small_stem import SMALL_STEM, remove_strides, strided_modules
 from crossdistill.backbones.sources import check_known, plain_args
 from crossdistill.config.code import is_code
@@ -26,7 +26,6 @@ _SMALL_GRID = 8
 _SMALL_LAST = 4
 """Cells along a side of the last map of a hierarchical network with small_images; half as many where the first map
 comes from a patch embedding, whose patches stay at least 2 pixels wide."""
-_TORCHVISION_CLASSES = 1000
 
 
 def build_network(args: BackboneArgs, pretrained: bool) -> tuple[nn.Module, ImageSize]:
@@ -112,13 +111,13 @@ def _torchvision_model(args: BackboneArgs, pretrained: bool) -> nn.Module:
     name, num_classes, img_size = args.name, args.num_classes, args.img_size
     short = name.partition(":")[2]
     check_known(name)
-    if pretrained and num_classes not in (0, _TORCHVISION_CLASSES):
+    if pretrained and num_classes not in (0, TORCHVISION_CLASSES):
         raise UserError(
-            f"{name!r}: torchvision's pretrained heads have {_TORCHVISION_CLASSES} classes, not {num_classes}; build "
+            f"{name!r}: torchvision's pretrained heads have {TORCHVISION_CLASSES} classes, not {num_classes}; build "
             "it without pretrained and load a checkpoint"
         )
     factory = partial(torchvision.models.get_model, short, weights="DEFAULT" if pretrained else None)
-    classes = num_classes or _TORCHVISION_CLASSES
+    classes = num_classes or TORCHVISION_CLASSES
     model = _call(factory, name, {"num_classes": classes, **args.model_args}, {"image_size": img_size})
     if not num_classes:
         _remove_classifier(model, name, img_size or OTHER_SIZE)
@@ -127,7 +126,7 @@ def _torchvision_model(args: BackboneArgs, pretrained: bool) -> nn.Module:
 
 def _remove_classifier(model: nn.Module, name: str, img_size: ImageSize) -> None:
     """Replace the classifier, the last layer with torchvision's number of classes, by an identity."""
-    for classifier in classifier_names(model, name, _TORCHVISION_CLASSES, 3, img_size):
+    for classifier in classifier_names(model, name, TORCHVISION_CLASSES, 3, img_size):
         model.set_submodule(classifier, nn.Identity())
 
 

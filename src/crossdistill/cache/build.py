@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,11 @@ def _write_shard(
         ) from error
 
 
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Return the context in which a teacher runs at the precision of a run, as Lightning does."""
+    return torch.autocast(device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
+
+
 @torch.no_grad()
 def _run_teacher(fmt: CacheFormat, view: int, shard: int, work: Work, show: Callable[[int], None]) -> Any:
     """Compute the rows of one shard, and call `show` with the number of those that are done."""
@@ -176,7 +181,7 @@ def _run_teacher(fmt: CacheFormat, view: int, shard: int, work: Work, show: Call
     )
     place = 0
     for images, *_ in loader:
-        with torch.autocast(device.type, _AUTOCAST.get(work.precision), enabled=work.precision in _AUTOCAST):
+        with autocast(device, work.precision):
             output = work.teacher(images.to(device, non_blocking=True), stages=bool(fmt.stages))
         fmt.pack(output, rows[place : place + len(images)])
         place += len(images)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -13,7 +14,8 @@ import timm
 import torch
 from torch.utils.data import Dataset
 
-from crossdistill.backbones.transformers_network import is_transformers
+from crossdistill.backbones.transformers_network import VisionNetwork, is_transformers
+from crossdistill.config.code import is_code
 from crossdistill.config.data import AugmentConfig
 from crossdistill.data.datasets import Arrays, Images, base_of
 from crossdistill.data.folder import Files
@@ -24,7 +26,7 @@ from crossdistill.image_size import ImageSize, image_size, written
 from crossdistill.teacher import Ensemble, Teacher
 from crossdistill.types import BackboneSpec
 
-VERSION = 4
+VERSION = 5
 """Increased with every change of this code that alters the views or the stored numbers."""
 _SAMPLED_IMAGES = 256
 _SAMPLED_VIEWS = 16
@@ -48,7 +50,8 @@ def fingerprint(
     """Describe teacher, data, views and code: equal records mean interchangeable stored outputs.
 
     Weights are hashed completely, labels too, names and sizes of all files, and up to 1 GiB their contents; 256 images
-    spread over the set are decoded and hashed. Of a teacher from other code the files of that code are hashed. Some of
+    spread over the set are decoded and hashed. Of a teacher from other code the files of that code, and of its factory,
+    are hashed. Some of
     the views are made and their pixels hashed, so that a library that draws other random numbers is noticed as well.
     `drawn_size` is the student's input size where the views are those of the teacher's own.
     """
@@ -66,6 +69,7 @@ def _describe_teacher(teacher: Teacher) -> dict[str, Any]:
         "name": teacher.spec.name,
         "weights": _hash(_weights(teacher)),
         "built": [_built(member) for member in members],
+        "structure": _hash(_structure(member).encode() for member in members),
         "timm": timm.__version__,
         "img_size": [written(member.backbone.img_size) for member in members],
         **_libraries(members),
@@ -82,6 +86,8 @@ def _libraries(members: Sequence[Teacher]) -> dict[str, str]:
         found["transformers"] = version("transformers")
     if any(name.partition(".")[0] == "torchvision" for name in modules):
         found["torchvision"] = version("torchvision")
+    # The factory of the user's own network, which may be made of torch's modules alone.
+    modules |= {member.spec.name.partition(":")[0] for member in members if is_code(member.spec.name)}
     own = sorted(name for name in modules if name.partition(".")[0] not in _LIBRARIES)
     files = [getattr(sys.modules.get(name), "__file__", None) for name in own]
     if own:
@@ -170,6 +176,18 @@ def _built(member: Teacher) -> Any:
     args = member.backbone.args
     built = {"model_args": args.model_args or None, "small_images": args.small_images, "stages": args.stages}
     return json.loads(json.dumps(built))
+
+
+def _structure(member: Teacher) -> str:
+    """Return the modules of a network as text, and a transformers model's own settings."""
+    model = member.backbone.model
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(model))
+    if isinstance(model, VisionNetwork):
+        config: Any = model.body.config
+        passing = ("transformers_version", "torch_dtype", "dtype")
+        settings = {k: v for k, v in config.to_dict().items() if not k.startswith("_") and k not in passing}
+        text += json.dumps(settings, sort_keys=True, default=str)
+    return text
 
 
 def _spread(size: int, count: int) -> list[int]:

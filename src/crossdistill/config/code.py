@@ -16,6 +16,11 @@ def is_source(name: str) -> bool:
     return name.startswith(_SOURCES)
 
 
+def brings_weights(name: str) -> bool:
+    """Return whether a model of this name is always built with its weights."""
+    return name.startswith("hf:")
+
+
 def is_code(name: str) -> bool:
     """Return whether a name is of the kind package.module:factory, which is imported."""
     return ":" in name and not name.startswith(_NOT_CODE)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
 
+from crossdistill.config.code import brings_weights
 from crossdistill.config.data import SMALL_IMAGE, AugmentConfig, LoaderConfig
 from crossdistill.config.model import Stem
 from crossdistill.config.run import RunConfig
@@ -56,7 +57,7 @@ def resolve(
         config.model,
         stem=_stem(config.model.stem, img_size, config.model.student_pretrained),
         teacher_stem=_stem(config.model.teacher_stem or config.model.stem, img_size, config.model.teacher_pretrained),
-        teacher_img_size=config.model.teacher_img_size or _teacher_sizes(config.teachers, given, own_size),
+        teacher_img_size=config.model.teacher_img_size or _teacher_sizes(config, given, own_size),
     )
     augment = config.augment.decided(img_size, long=data.long)
     seen = _teacher_sides(config.teachers, model.teacher_img_size, run_size)
@@ -76,15 +77,20 @@ def resolve(
 
 
 def _teacher_sizes(
-    teachers: Sequence[tuple[str | None, str | None]], given: int | str | None, own_size: Callable[[str], ImageSize]
+    config: RunConfig, given: int | str | None, own_size: Callable[[str], ImageSize]
 ) -> list[int | str | None] | None:
-    """Decide the input size of each teacher; None for those that are finished runs and know their own."""
-    sizes = [
-        None
-        if name is None or (checkpoint is not None and Path(checkpoint).is_dir())
-        else given or written(own_size(name))
-        for name, checkpoint in teachers
-    ]
+    """Decide the input size of each teacher; None for those that are finished runs and know their own.
+
+    Pretrained weights are used at the size that they were trained for; a file does not state one.
+    """
+    sizes: list[int | str | None] = []
+    for name, checkpoint in config.teachers:
+        if name is None or (checkpoint is not None and Path(checkpoint).is_dir()):
+            sizes.append(None)
+        elif checkpoint is None and (config.model.teacher_pretrained or brings_weights(name)):
+            sizes.append(written(own_size(name)))
+        else:
+            sizes.append(given or written(own_size(name)))
     return sizes if any(sizes) else None
 
 

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from crossdistill.distributed import global_sum
-from crossdistill.losses._context import full_precision
+from crossdistill.losses._context import check_temperature, full_precision
 
 _EPS = 1e-7
 """Added to the sums under the logarithm, as in the public implementations."""
@@ -17,8 +17,9 @@ def crd_similarities(
 ) -> Float[Tensor, "batch others"]:
     """Return exp(cosine / `temperature`) of all pairs of unit rows.
 
-    Matrices (B, D) and (K, D) of any float dtype; computed in float32 or wider.
+    Matrices (B, D) and (K, D) of any float dtype; computed in float32 or wider. Raises ValueError if temperature <= 0.
     """
+    check_temperature(temperature)
     return (anchors @ others.T / temperature).exp()
 
 

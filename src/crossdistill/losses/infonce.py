@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crossdistill.distributed import gather_rows
-from crossdistill.losses._context import check_same_shape, full_precision
+from crossdistill.losses._context import check_same_shape, check_temperature, full_precision
 
 
 @full_precision
@@ -24,11 +24,13 @@ def info_nce_loss(
     with the arguments exchanged.
 
     The negatives are the rows of all processes: under DDP the value (as the mean over processes) and the gradient are
-    those of the joined batch. Raises ValueError for shapes that differ.
+    those of the joined batch. Raises ValueError for shapes that differ, and for a number <= 0 as the temperature.
 
     Source: van den Oord, Li, Vinyals 2018, arXiv 1807.03748; in FBT, ICCV 2025, arXiv 2410.12342.
     """
     check_same_shape(student, teacher)
+    if not isinstance(temperature, Tensor):
+        check_temperature(temperature)
     rows, first = gather_rows(F.normalize(teacher, dim=1))
     similarity = F.normalize(student, dim=1) @ rows.T / temperature
     own = torch.arange(first, first + len(student), device=student.device)

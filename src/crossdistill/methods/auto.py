@@ -41,6 +41,6 @@ class Auto(SumOfMethods):
 
 def _parts(student: Backbone, teacher: Backbone) -> list[tuple[str, type[Method]]]:
     parts: list[tuple[str, type[Method]]] = [("rsd", RSD)]
-    if teacher.spec.num_classes == student.spec.num_classes > 0:
+    if teacher.shares_classes(student):
         parts.append(("kd", KD))
     return parts

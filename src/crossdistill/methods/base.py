@@ -35,6 +35,8 @@ class Method(nn.Module):
     weights: dict[str, float]
     balance: ClassVar[float | None] = None
     """Size of the method's gradient relative to the task's that `balance` "auto" uses; None keeps its weights."""
+    unmeasured: frozenset[str] = frozenset()
+    """Terms that do not reach the student's embedding or logits, so that the balance cannot measure them alone."""
     borrowed: tuple[Tail, ...] = ()
     """Parts of the two models that the method runs itself. They stay unregistered; the distiller moves them."""
 
@@ -50,7 +52,8 @@ class Method(nn.Module):
 
     def groups(self) -> list["TermGroup"]:
         """Return the terms by the method that they belong to; only a sum of methods has several groups."""
-        return [TermGroup(type(self).__name__, self.needs, tuple(self.weights), self.balance)]
+        measured = tuple(name for name in self.weights if name not in self.unmeasured)
+        return [TermGroup(type(self).__name__, self.needs, tuple(self.weights), measured, self.balance)]
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class TermGroup:
     method: str
     needs: Needs
     terms: tuple[str, ...]
+    measured: tuple[str, ...]
+    """Those of the terms that reach the student's embedding or logits."""
     balance: float | None
 
 

@@ -48,6 +48,8 @@ class Cells(nn.Module):
         count = cells.shape[1]
         if self.samples and self.samples < count:
             stride = next(n for n in range(round(count * _GOLDEN), count) if math.gcd(n, count) == 1)
-            places = (self.steps * self.samples + torch.arange(self.samples, device=cells.device)) * stride % count
+            # Evaluation takes the same cells every time, so that its losses can be compared.
+            steps = self.steps if self.training else torch.zeros_like(self.steps)
+            places = (steps * self.samples + torch.arange(self.samples, device=cells.device)) * stride % count
             cells = cells[:, places]
         return cells.flatten(0, 1)

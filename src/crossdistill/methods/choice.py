@@ -10,6 +10,7 @@ from typing import Any
 
 from crossdistill.backbones import Backbone
 from crossdistill.config.validation import validated
+from crossdistill.data.class_names import name_difference
 from crossdistill.errors import UserError, kind_and_line, unknown
 from crossdistill.methods.base import Method
 from crossdistill.methods.installed import installed_methods
@@ -179,14 +180,22 @@ def check_needs(name: str, needs: Needs, student: Backbone, teacher: Backbone | 
         raise UserError(f"method {name!r} needs a teacher")
     if needs.teacher.stages:
         teacher.require_stages()
-    ours, theirs = student.spec.num_classes, teacher.spec.num_classes
-    if needs.teacher.logits and ours != theirs:
+    if needs.teacher.logits and not teacher.shares_classes(student):
         others = ", ".join(methods_without_teacher_logits(student, teacher))
         raise UserError(
-            f"method {name!r} reads the teacher's logits, but {teacher.classes_in_words()} and the student has {ours}: "
-            f"use a method that does not ({others}), or first train the teacher on the classes of the student "
-            "(`crossdistill teacher`)"
+            f"method {name!r} reads the teacher's logits, but {_other_classes(student, teacher)}: use a method that "
+            f"does not ({others}), or first train the teacher on the classes of the student (`crossdistill teacher`)"
         )
+
+
+def _other_classes(student: Backbone, teacher: Backbone) -> str:
+    ours = student.spec.num_classes
+    other = next(one for one in teacher.networks if not one.shares_classes(student))
+    if other.spec.num_classes != ours or other.class_names is None or student.class_names is None:
+        return f"{teacher.classes_in_words()} and the student has {ours}"
+    difference = name_difference("the teacher", other.class_names, "the student", student.class_names)
+    difference = difference or "the same names in another order"
+    return f"{other.spec.name!r} knows other classes than the student: {difference}"
 
 
 def _no_classifier(name: str, student: Backbone, teacher: Backbone | None) -> str:

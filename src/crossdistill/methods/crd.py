@@ -126,10 +126,11 @@ class CRD(Method):
         memory, normaliser = self.get_buffer(f"{side}_memory"), self.get_buffer(f"{side}_normaliser")
         positive = ((anchors * read_memory(memory, index)).sum(dim=1) / self.options.temperature).exp()
         negatives = crd_similarities(anchors, read_memory(memory, others), temperature=self.options.temperature)
-        # The first step decides the normaliser, as in the authors' code.
-        first = crd_normaliser(negatives, self.images)
-        normaliser.copy_(torch.where(normaliser > 0, normaliser, first))
-        return crd_loss(positive, negatives, counted, normaliser=normaliser.clone(), noise=self.negatives / self.images)
+        # The first training step decides the normaliser, as in the authors' code.
+        used = torch.where(normaliser > 0, normaliser, crd_normaliser(negatives, self.images))
+        if self.training:
+            normaliser.copy_(used)
+        return crd_loss(positive, negatives, counted, normaliser=used, noise=self.negatives / self.images)
 
     @torch.no_grad()
     def _update(self, embeddings: dict[str, Tensor], labels: Tensor, index: Tensor) -> None:

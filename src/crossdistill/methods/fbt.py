@@ -151,6 +151,7 @@ class FBT(Method):
         teacher=Reads(logits=True, embedding=True, stages=(_FRONT_STAGE,)),
         labels=True,
     )
+    unmeasured = frozenset({"fbt_fusion_nce", "fbt_fusion_ofa", "fbt_fused_task"})
 
     steps: Tensor | None
 
@@ -191,10 +192,11 @@ class FBT(Method):
     @override
     def needs_of(cls, options: FBTOptions, student: Backbone | None = None, teacher: Backbone | None = None) -> Needs:
         labels = options.ofa or options.fused_task_weight > 0
-        front = Reads(logits=labels, embedding=options.info_nce, stages=(_FRONT_STAGE,) if options.fuses else ())
+        front = Reads(logits=options.ofa, embedding=options.info_nce, stages=(_FRONT_STAGE,) if options.fuses else ())
+        # The cross entropy of the fused network reads the classifier of the back.
+        back = replace(front, stages=(), logits=labels)
         if student is None or teacher is None:
-            return Needs(student=front, teacher=front, labels=labels)
-        back = replace(front, stages=())
+            return Needs(student=front | back, teacher=front | back, labels=labels)
         if _front_is_teacher(options, student, teacher):
             return Needs(student=back, teacher=front, labels=labels)
         return Needs(student=front, teacher=back, labels=labels)

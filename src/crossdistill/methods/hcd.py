@@ -109,6 +109,7 @@ class HCD(Method):
         teacher=Reads(logits=True, embedding=True),
         labels=True,
     )
+    unmeasured = frozenset({"hcd_ce", "hcd_orthogonality"})
 
     def __init__(self, options: HCDOptions, student: Backbone, teacher: Backbone) -> None:
         super().__init__(options, student, teacher)

@@ -50,6 +50,7 @@ class OFA(Method):
     )
     paper: ClassVar[str] = "OFA-KD, NeurIPS 2023, arXiv 2310.19444"
     needs = Needs(student=Reads(logits=True, stages=(1, 2, 3, 4)), teacher=Reads(logits=True), labels=True)
+    unmeasured = frozenset({"ofa_stages"})
 
     def __init__(self, options: OFAOptions, student: Backbone, teacher: Backbone) -> None:
         super().__init__(options, student, teacher)

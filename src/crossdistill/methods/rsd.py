@@ -78,6 +78,7 @@ class RSD(Method):
     paper: ClassVar[str] = "RSD, ICCV 2025, arXiv 2507.21844"
     needs = Needs(student=Reads(embedding=True), teacher=Reads(embedding=True))
     balance: ClassVar[float | None] = 1.0
+    unmeasured = frozenset({"rsd_spatial"})
 
     def __init__(self, options: RSDOptions, student: Backbone, teacher: Backbone) -> None:
         super().__init__(options, student, teacher)

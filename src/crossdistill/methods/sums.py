@@ -1,6 +1,7 @@
 """Several methods at once: their terms side by side, from one forward pass of each model."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -54,9 +55,15 @@ class SumOfMethods(Method):
     def groups(self) -> list[TermGroup]:
         """Return one group of terms for each method of the sum."""
         return [
-            TermGroup(key, part.needs, tuple(self._names[key].values()), part.balance)
+            replace(
+                group,
+                method=key,
+                terms=tuple(self._names[key][term] for term in group.terms),
+                measured=tuple(self._names[key][term] for term in group.measured),
+            )
             for key, part in self.parts.items()
             if isinstance(part, Method)
+            for group in part.groups()
         ]
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from crossdistill.backbones.pooling import pooled
 from crossdistill.cache import CacheFormat, TeacherCache, Work, build_cache, fingerprint
-from crossdistill.cache.build import check_fits
+from crossdistill.cache.build import autocast, check_fits
 from crossdistill.cache.store import MANIFEST, missing_shards, read_manifest
 from crossdistill.config import AugmentConfig, RunConfig
 from crossdistill.data import ImageData, Images
@@ -110,14 +110,17 @@ def _complete(folder: Path, fmt: CacheFormat, record: dict[str, Any], views: int
 class HeldOutOutputs:
     """The teacher's outputs for held-out views, kept in memory."""
 
-    def __init__(self, teacher: Teacher, views: Dataset[Any], batch_size: int, reads: Reads) -> None:
-        """Run the teacher on every view once, and keep what is read of it."""
+    def __init__(
+        self, teacher: Teacher, views: Dataset[Any], batch_size: int, reads: Reads, precision: str = "32"
+    ) -> None:
+        """Run the teacher on every view once, at the precision of the run, and keep what is read of it."""
         device = teacher.scale.device
         size = len(views)  # type: ignore[arg-type]
         outputs = []
         with torch.inference_mode():
             for batch in make_loader(views, ViewSampler(size, batch_size)):
-                output = teacher(batch.images.to(device), stages=bool(reads.stages))
+                with autocast(device, precision):
+                    output = teacher(batch.images.to(device), stages=bool(reads.stages))
                 outputs.append(_read_part(output, reads).map(lambda values: values.cpu()))
         self._outputs = BackboneOutput(
             None if outputs[0].logits is None else torch.cat([one.require_logits() for one in outputs]),

@@ -158,7 +158,8 @@ def _views(
     seen = (train, val) if size is None else make_teacher_views(loader, augment, data, student, size)
     cache = prepare_cache(config, data.train, seen[0], distiller, device, console)
     if not data.labelled:
-        val = WithTeacher(val, HeldOutOutputs(teacher, seen[1], loader.batch_size, distiller.needs.teacher))
+        reads, precision = distiller.needs.teacher, config.engine.precision
+        val = WithTeacher(val, HeldOutOutputs(teacher, seen[1], loader.batch_size, reads, precision))
     distiller.release_teacher()
     gc.collect()
     return WithTeacher(train, cache), val, cache

@@ -77,4 +77,5 @@ def build_student(
     )
     if data.labelled:
         match_classes(student, model.student_checkpoint or name, data)
+        student.class_names = data.class_names
     return student

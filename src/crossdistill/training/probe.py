@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from crossdistill.backbones import Backbone
 from crossdistill.backbones.classifier import classifier_names
 from crossdistill.config import RunConfig
 from crossdistill.data import ImageData, load_data
-from crossdistill.data.loaders import evaluation_loader, unchanged
-from crossdistill.data.transforms import eval_transform
+from crossdistill.data.loaders import Views, evaluation_loader, unchanged
+from crossdistill.data.transforms import eval_transform, preprocessing
 from crossdistill.errors import UserError
 from crossdistill.evaluation.accuracy import evaluate
 from crossdistill.evaluation.embedding import Embedded, LinearProbe, embed, fit_probe
@@ -80,13 +81,8 @@ def _fit(
         loader = evaluation_loader(split, transform, config.loader.batch_size, workers=config.loader.workers)
         splits.append(embed(backbone, loader, device))
     train, val = splits
-    augmented, _ = make_views(config.loader, config.augment, config.seed, data, backbone, device)
-    for view in range(views):
-        console.print(f"view {view + 1} of {views}", highlight=False)
-        keys = [(index, view) for index in range(len(data.train))]
-        train += embed(
-            backbone, DataLoader(augmented, config.loader.batch_size, sampler=keys, collate_fn=unchanged), device
-        )
+    for augmented in _views(config, data, backbone, views, device, console):
+        train += embed(backbone, augmented, device)
     probe = fit_probe(train, val, data.num_classes)
     console.print(
         f"probe: {len(train.labels)} embeddings of {train.features.shape[1]} dimensions, C {probe.penalty:g}, "
@@ -95,6 +91,20 @@ def _fit(
         soft_wrap=True,
     )
     return probe
+
+
+def _views(
+    config: RunConfig, data: ImageData, backbone: Backbone, views: int, device: torch.device, console: Console
+) -> Iterator[Iterable[Any]]:
+    """Yield batches of all training images, for one augmented view after the other."""
+    if not views:
+        return
+    made, _ = make_views(config.loader, config.augment, config.seed, data, backbone, device)
+    workers = config.loader.workers if isinstance(made, Views) else 0
+    for view in range(views):
+        console.print(f"view {view + 1} of {views}", highlight=False)
+        keys = [(index, view) for index in range(len(data.train))]
+        yield DataLoader(made, config.loader.batch_size, sampler=keys, num_workers=workers, collate_fn=unchanged)
 
 
 def _set_classifier(backbone: Backbone, probe: LinearProbe, data: ImageData) -> None:
@@ -110,7 +120,8 @@ def _set_classifier(backbone: Backbone, probe: LinearProbe, data: ImageData) -> 
 def _finish(
     config: RunConfig, data: ImageData, backbone: Backbone, device: torch.device, seconds: float, out: Path
 ) -> None:
-    save_student(backbone, out, data.class_names)
+    look = preprocessing(config.augment, backbone.spec, backbone.img_size)
+    save_student(backbone, out, data.class_names, look)
     transform = eval_transform(config.augment, backbone.spec, backbone.img_size)
     loader = evaluation_loader(data.test, transform, config.loader.batch_size, workers=config.loader.workers)
     training: dict[str, Any] = {"seconds": seconds, "epochs": 0, "training_only_parameters": 0, "global_batch": 0}

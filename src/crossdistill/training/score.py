@@ -53,16 +53,14 @@ def score(
     _check_split(split, probes)
     set_threads(config.engine)
     if Path(model).is_dir():
-        backbone, data, augment, other = _load_run(model, config, probes)
+        backbone, data, augment, other = _load_run(model, config)
     else:
         backbone, data, augment, other = _load_named(model, config, checkpoint)
     report_data(data, console)
     _print_notes(model, backbone, console)
     if not data.labelled:
         raise UserError("loader.labels is 'none', so nothing can be scored; give --loader.labels classes and --data")
-    classified = has_classes_of(data, [backbone])
-    if not classified and (not probes or corruptions or ood is not None):
-        raise UserError(f"the model has {backbone.spec.num_classes} classes, {config.data!r} has {data.num_classes}")
+    classified = _match(backbone, model, data, optional=bool(probes) and not corruptions and ood is None)
     splits = {"train": data.train, "val": data.val, "test": data.test}
     if other is not None and split != "train":
         splits[split] = without_trained(splits[split], other, model, console)
@@ -75,6 +73,22 @@ def score(
         others = load_others(ood, config, data.channels, console)
         scores["ood"] = scorer.robustness.told_apart(splits[split], others)
     return {**scores, **scorer.probes(probes)}
+
+
+def _match(backbone: Backbone, model: str, data: ImageData, *, optional: bool) -> bool:
+    """Put the model's classes into the data's order, and return whether they are the same.
+
+    Raises UserError for other classes unless what is asked for can do without (`optional`).
+    """
+    try:
+        match_classes(backbone, model, data)
+        if not has_classes_of(data, [backbone]):
+            raise UserError(f"the model has {backbone.spec.num_classes} classes, {data.name!r} has {data.num_classes}")
+    except UserError:
+        if not optional:
+            raise
+        return False
+    return True
 
 
 @dataclass
@@ -139,16 +153,12 @@ def _check_split(split: str, probes: Sequence[str]) -> None:
         raise UserError("--linear-probe chooses its regularisation on the validation split, so it cannot score it")
 
 
-def _load_run(
-    model: str, config: RunConfig, probes: Sequence[str]
-) -> tuple[Backbone, ImageData, AugmentConfig, TrainedOn | None]:
+def _load_run(model: str, config: RunConfig) -> tuple[Backbone, ImageData, AugmentConfig, TrainedOn | None]:
     """Return the model of a run, the data, how images are fitted, and for other data what the run has trained on."""
     backbone = load_backbone(model, trust_code=config.trust_code)
     # What `predict` and others would use: a run that they refuse is not scored as if it were whole.
     read_preprocessing(read_stored(model), f"{model!r}: its preprocessing cannot be read: ")
     data, other = data_of_run(model, config, backbone.spec.in_chans)
-    if not probes:
-        match_classes(backbone, model, data)
     return backbone, data, config.augment, other
 
 
@@ -188,7 +198,6 @@ def _load_named(
         **decided.model.student_args,
     )
     backbone = create_backbone(model, classes_of_weights(model, **built) or 0, **built)
-    match_classes(backbone, checkpoint, data)
     return backbone, data, decided.augment, None
 
 

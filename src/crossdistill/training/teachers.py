@@ -1,5 +1,6 @@
 """The teachers of a run: built or loaded, with their classes in the data's order, and looked at before training."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ def build_teachers(
 ) -> list[Backbone]:
     """Build teachers by name and checkpoint, or load them from the folders of runs. Raises UserError.
 
-    Classes with known names are put into the data's order. A run whose model is code must be named as well, or trusted.
-    Raises UserError for classes of other names, where the logits are read.
+    Classes with known names are put into the data's order; a method that reads the logits of others refuses them. A run
+    whose model is code must be named as well, or trusted.
     """
     sizes = model.teacher_img_size
     listed: Sequence[int | str | None] = sizes if isinstance(sizes, list) else [sizes] * len(teachers)
@@ -52,7 +53,7 @@ def build_teachers(
             teacher = _build_teacher(name, checkpoint, img_size, model, data)
         if isinstance(model.teacher_classes, list):
             _name_classes(teacher, model.teacher_classes, checkpoint or name or "")
-        _match_teacher(teacher, checkpoint or name or "", data, reads)
+        _match_teacher(teacher, checkpoint or name or "", data)
         if not data.labelled and built and reads.logits:
             _match_first(teacher, checkpoint or name or "", built[0])
         built.append(teacher)
@@ -82,15 +83,12 @@ def _match_first(teacher: Backbone, owner: str, first: Backbone) -> None:
         match_names(teacher, owner, first.class_names, "the first teacher")
 
 
-def _match_teacher(teacher: Backbone, owner: str, data: ImageData, reads: Reads) -> None:
+def _match_teacher(teacher: Backbone, owner: str, data: ImageData) -> None:
     if not data.labelled:
         return
-    try:
+    # A method that reads the logits of other classes refuses the teacher by itself.
+    with contextlib.suppress(UserError):
         match_classes(teacher, owner, data)
-    except UserError:
-        # A method that reads the logits of another number of classes refuses the teacher by itself.
-        if reads.logits and teacher.spec.num_classes == data.num_classes:
-            raise
 
 
 def _load_teacher(
@@ -159,6 +157,14 @@ def has_weights(name: str | None, checkpoint: str | None, *, pretrained: bool) -
     return checkpoint is not None or pretrained or name is None or is_transformers(name) or is_code(name)
 
 
+def _size_note(teacher: Backbone, student: Backbone, *, own: bool) -> str:
+    """Say at which size a teacher sees the images, where that is not the student's."""
+    if teacher.img_size == student.img_size:
+        return ""
+    source = "made from the image" if own else f"resized from the student's {written(student.img_size)} px"
+    return f"its input is {written(teacher.img_size)} px, {source}"
+
+
 def _report_trained_on(config: RunConfig, data: ImageData, console: Console) -> None:
     """Say which held-out images a teacher's own run has trained on: its scores on them are too good."""
     for _, checkpoint in config.teachers:
@@ -195,8 +201,9 @@ def report_teacher_accuracy(
         size = member.backbone.img_size if own else student.img_size
         loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, size, config.loader)
         check_finite(member.to(device), next(iter(loader))[0])
-        if member.backbone.note:
-            console.print(f"teacher {name}: {member.backbone.note}", **plain)
+        for note in (_size_note(member.backbone, student, own=own), member.backbone.note):
+            if note:
+                console.print(f"teacher {name}: {note}", **plain)
         if not data.labelled:
             continue
         if member.backbone.weights_part:
