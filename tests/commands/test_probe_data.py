@@ -32,12 +32,15 @@ def test_probe_data_chooses_the_best_epoch_of_a_run_without_labels(tmp_path, cap
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert 10 < metrics["student"]["knn"] <= 100
     assert 80 < metrics["teacher"]["knn"] <= 100
-    assert "by nearest neighbours" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "by nearest neighbours" in page
+    assert f"{metrics['teacher']['linear_probe']:.2f}" in page
     # `eval` on the same images finds the same accuracy.
-    words = ["--data", "digits", "--loader.labels", "classes", "--loader.max-train", "null", "--knn", "--json"]
-    code, out, err = run(capsys, "eval", tmp_path / "run", *words)
+    words = ["--data", "digits", "--loader.labels", "classes", "--loader.max-train", "null"]
+    code, out, err = run(capsys, "eval", tmp_path / "run", *words, "--knn", "--linear-probe", "--json")
     assert code == 0, err
-    assert json.loads(out)["knn"] == pytest.approx(metrics["student"]["knn"], abs=0.5)
+    for kind in ("knn", "linear_probe"):
+        assert json.loads(out)[kind] == pytest.approx(metrics["student"][kind], abs=0.5)
 
 
 @pytest.mark.slow

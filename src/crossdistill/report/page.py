@@ -108,10 +108,15 @@ def _loss_of_kept(run: RunRecord) -> float | None:
 
 
 def neighbours_table(run: RunRecord) -> TextTable | None:
-    """Make the table of what the embeddings know, by nearest neighbours; None where the run has not asked for it."""
+    """Make the table of what the embeddings know; None where the run has not asked for it."""
     models = ((run.role, run.metrics["student"]), ("teacher", run.metrics.get("teacher")))
-    rows = [[f"{role} ({m['name']})", f"{m['knn']:.2f}"] for role, m in models if m and "knn" in m]
-    return TextTable("The embedding, by nearest neighbours", ["", "test split, %"], rows) if rows else None
+    rows = [
+        [f"{role} ({m['name']})", f"{m['knn']:.2f}", f"{m['linear_probe']:.2f}" if "linear_probe" in m else "-"]
+        for role, m in models
+        if m and "knn" in m
+    ]
+    header = ["", "by nearest neighbours, %", "by a linear probe, %"]
+    return TextTable("The embedding, on the test split", header, rows) if rows else None
 
 
 def accuracy_table(scores: Mapping[str, Mapping[str, Any]], split: str = "test") -> TextTable:

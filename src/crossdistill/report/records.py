@@ -64,12 +64,19 @@ class ModelRecord(TypedDict):
     img_size: OptionalSizeText
 
 
-class ScoredModel(ModelRecord):
+class EmbeddingScores(TypedDict):
+    """What the embedding knows: its accuracy on the test split, percent."""
+
+    knn: NotRequired[Percent]
+    """By nearest neighbours."""
+    linear_probe: NotRequired[Percent]
+    """By a linear classifier."""
+
+
+class ScoredModel(ModelRecord, EmbeddingScores):
     """A model with its scores; without them where the data has no labels, or where its classes are not those of it."""
 
     test: NotRequired[Scores]
-    knn: NotRequired[Percent]
-    """Accuracy of the embedding on the test split by nearest neighbours, percent."""
 
 
 class TrainingRecord(TypedDict):

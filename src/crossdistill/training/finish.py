@@ -40,7 +40,7 @@ from crossdistill.training.cached import scored_once
 from crossdistill.training.checkpoints import BEFORE, BEST, CHECKPOINTS, best_problem
 from crossdistill.training.inputs import own_size
 from crossdistill.training.models import rebuild_teacher
-from crossdistill.training.neighbours import neighbour_score
+from crossdistill.training.neighbours import embedding_scores
 from crossdistill.training.run import Run
 
 
@@ -76,9 +76,10 @@ def finish_run(run: Run) -> None:
         cache = run.cache
         metrics["teacher"] = score() if cache is None else scored_once(cache, data, config.augment, score)
     if run.probed is not None:
-        metrics["student"]["knn"] = neighbour_score(student, "test", run.probed, transform, config)
+        run.console.print("scoring the embedding by nearest neighbours and a linear probe", highlight=False)
+        metrics["student"] |= embedding_scores(student, run.probed, transform, config)
         if teacher is not None:
-            metrics["teacher"]["knn"] = neighbour_score(teacher, "test", run.probed, seen, config)
+            metrics["teacher"] |= embedding_scores(teacher, run.probed, seen, config)
     if data.labelled:
         save_samples(out / SAMPLES_NAME, student, teacher, data, transform, seen)
     else:

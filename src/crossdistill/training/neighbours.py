@@ -1,5 +1,6 @@
-"""The nearest-neighbour accuracy of the student's embedding, while it trains."""
+"""What the embedding knows: by nearest neighbours while the student trains, at the end by a linear probe as well."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -8,12 +9,13 @@ import lightning.pytorch as L
 
 from crossdistill.backbones import Backbone
 from crossdistill.config import RunConfig
-from crossdistill.data import ImageData, load_data
+from crossdistill.data import ImageData, Images, load_data
 from crossdistill.data.loaders import evaluation_loader
 from crossdistill.data.mixed import labelled_part
 from crossdistill.data.transforms import eval_transform
 from crossdistill.errors import UserError
-from crossdistill.evaluation.embedding import embed, knn_accuracy
+from crossdistill.evaluation.embedding import Embedded, embed, fit_probe, knn_accuracy
+from crossdistill.report.records import EmbeddingScores
 from crossdistill.tasks import KNN
 from crossdistill.teacher import Teacher
 from crossdistill.training.module import DistillModule
@@ -34,16 +36,23 @@ def read_probe_data(config: RunConfig, data: ImageData) -> ImageData | None:
     return found
 
 
-def neighbour_score(
-    model: Backbone | Teacher, split: str, data: ImageData, transform: Callable[..., Any], config: RunConfig
-) -> float:
-    """Return the accuracy, percent, on a split ("val" or "test") by the 20 nearest training images."""
-    device = next(model.parameters()).device
-    found = []
-    for images in (data.train, getattr(data, split)):
-        batches = evaluation_loader(images, transform, config.loader.batch_size, workers=config.loader.workers)
-        found.append(embed(model, batches, device))
-    return knn_accuracy(*found)
+def embedding_scores(
+    model: Backbone | Teacher, data: ImageData, transform: Callable[..., Any], config: RunConfig
+) -> EmbeddingScores:
+    """Return the accuracy, percent, on the test split by the 20 nearest training images, and of a linear probe.
+
+    Without the probe where a class has no training images.
+    """
+    train, val, test = (_embed(model, images, transform, config) for images in (data.train, data.val, data.test))
+    scores: EmbeddingScores = {"knn": knn_accuracy(train, test)}
+    with contextlib.suppress(UserError):
+        scores["linear_probe"] = fit_probe(train, val, data.num_classes).accuracy(test)
+    return scores
+
+
+def _embed(model: Backbone | Teacher, images: Images, transform: Callable[..., Any], config: RunConfig) -> Embedded:
+    batches = evaluation_loader(images, transform, config.loader.batch_size, workers=config.loader.workers)
+    return embed(model, batches, next(model.parameters()).device)
 
 
 class Neighbours(L.Callback):
@@ -63,5 +72,5 @@ class Neighbours(L.Callback):
         assert isinstance(pl_module, DistillModule)
         student = pl_module.deployed
         transform = eval_transform(self.config.augment, student.spec, student.img_size)
-        score = neighbour_score(student, "val", self.data, transform, self.config)
-        pl_module.log(KNN, float(trainer.strategy.broadcast(score)))
+        train, val = (_embed(student, images, transform, self.config) for images in (self.data.train, self.data.val))
+        pl_module.log(KNN, float(trainer.strategy.broadcast(knn_accuracy(train, val))))
