@@ -316,3 +316,18 @@ def test_class_numbers_of_any_integer_type_are_labels():
 def test_a_balance_without_a_task_is_refused_with_the_cause():
     with pytest.raises(cd.UserError, match="without labels there is none"):
         cd.create_distiller("kd", student=build("cnn"), teacher=build("plain_vit"), labelled=False, balance=1.0)
+
+
+def test_a_stored_output_sends_no_gradient_to_the_callers_teacher(batch):
+    """It may have been made with gradients."""
+    images, targets = batch
+    student, teacher = build("cnn"), build("plain_vit")
+    distiller = cd.create_distiller("rsd", student=student, teacher=teacher, balance=None).train()
+    other = build("plain_vit")
+    distiller(images, targets, other(images)).loss.backward()
+    assert all(p.grad is None for p in other.parameters())
+
+
+def test_dkd_needs_two_classes():
+    with pytest.raises(cd.UserError, match="dkd compares the true class with the others, but there is one class"):
+        cd.create_distiller("dkd", student=build("cnn", 1), teacher=build("plain_vit", 1))

@@ -1,9 +1,11 @@
 """One teacher, and several as one."""
 
+import numpy as np
 import pytest
 import torch
 
 import crossdistill as cd
+from crossdistill.teacher import Ensemble
 from tests.pairs import build
 
 
@@ -27,7 +29,7 @@ def test_methods_learn_from_several(method, weights, batch):
     assert all(p.grad is not None for p in distiller.method.parameters())
     assert not any(p.requires_grad for member in distiller.teacher.members for p in member.parameters())
     assert not distiller.teacher.members[0].backbone.model.training
-    assert all(name.startswith(("student.", "method.")) for name in distiller.state_dict())
+    assert all(name.startswith(("student.", "method.", "balance.")) for name in distiller.state_dict())
 
 
 def test_predictions_are_mixed_and_embeddings_stand_side_by_side(batch):
@@ -100,3 +102,11 @@ def test_the_inner_network_in_train_mode_does_not_change_the_teacher():
     assert not any(module.training for module in teacher.modules())
     for name, value in teacher.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_weights_may_be_an_array():
+    pair = [build("cnn"), build("mlp")]
+    student = build("plain_vit")
+    images = torch.randn(2, 3, 32, 32)
+    arrays = [Ensemble(pair, student, weights)(images).logits for weights in (np.array([0.3, 0.7]), [0.3, 0.7])]
+    assert torch.equal(*arrays)

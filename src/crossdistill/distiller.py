@@ -207,7 +207,8 @@ class Distiller(nn.Module):
     def _run_teacher(self, images: Tensor, stored: BackboneOutput | None) -> BackboneOutput:
         if stored is not None:
             dtype = next(self.student.parameters()).dtype
-            return stored.map(lambda tensor: tensor.to(dtype))
+            # The caller may have made it with gradients; nothing trains the teacher.
+            return stored.map(lambda tensor: tensor.detach().to(dtype))
         if self.teacher is None:
             raise ValueError("this distiller has no teacher; pass teacher_output")
         output: BackboneOutput = self.teacher(images, stages=bool(self.needs.teacher.stages))

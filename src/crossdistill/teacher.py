@@ -89,10 +89,11 @@ class Ensemble(Backbone):
     def __init__(self, backbones: Sequence[Backbone], student: Backbone, weights: TeacherWeights = None) -> None:
         super().__init__()
         self.model = nn.ModuleList(Teacher(backbone, student.spec) for backbone in backbones)
-        self.by_confidence = weights == "confidence"
+        self.by_confidence = isinstance(weights, str) and weights == "confidence"
         if isinstance(weights, str) and not self.by_confidence:
             raise UserError(f"teacher_weights is {weights!r}; it must be 'confidence', or a number for each teacher")
-        numbers = [1.0] * len(backbones) if weights is None or isinstance(weights, str) else list(weights)
+        given = None if isinstance(weights, str) else weights
+        numbers = [1.0] * len(backbones) if given is None else [float(one) for one in given]
         if len(numbers) != len(backbones):
             raise UserError(f"teacher_weights {numbers} must have one number for each of {len(backbones)} teachers")
         if not (all(math.isfinite(number) and number >= 0 for number in numbers) and sum(numbers) > 0):

@@ -283,6 +283,32 @@ def test_names_stored_twice_and_numbers_that_are_not_finite_are_refused(source, 
     for number in (float("nan"), float("inf")):
         torch.save({**weights, "fc.bias": torch.full((5,), number)}, path)
         refused(path, r"numbers that are not finite, in 'fc\.bias'")
+    for number, message in ((float("nan"), "numbers that are not finite"), (-1.0, "variances below 0")):
+        torch.save({**weights, "conv1.1.running_var": torch.full_like(weights["conv1.1.running_var"], number)}, path)
+        refused(path, rf"{message}, in 'conv1\.1\.running_var'")
+
+
+def test_numbers_of_eight_bits_are_read(source, tmp_path):
+    weights = {
+        name: value.to(torch.float8_e4m3fn) if value.is_floating_point() else value
+        for name, value in source.model.state_dict().items()
+    }
+    torch.save(weights, tmp_path / "weights.pth")
+    found = create_backbone("test_resnet", 5, 32, checkpoint=tmp_path / "weights.pth").model.state_dict()
+    assert torch.equal(found["fc.weight"], weights["fc.weight"].float())
+
+
+def test_a_network_without_a_classifier_takes_the_rest_of_a_file(source, tmp_path):
+    torch.save(source.model.state_dict(), tmp_path / "weights.pth")
+    body = create_backbone("test_resnet", 0, 32, checkpoint=tmp_path / "weights.pth")
+    assert body.note == "the classifier of the weights (fc) is left out"
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(body.eval()(images).embedding, source.eval()(images).embedding)
+    weights = source.model.state_dict()
+    torch.save({name: value for name, value in weights.items() if name != "conv1.0.weight"}, tmp_path / "less.pth")
+    with pytest.raises(UserError, match=r"missing: conv1\.0\.weight"):
+        create_backbone("test_resnet", 0, 32, checkpoint=tmp_path / "less.pth")
 
 
 def test_the_kind_of_a_file_is_read_from_its_content(source, tmp_path):

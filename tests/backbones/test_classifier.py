@@ -70,3 +70,11 @@ def test_classes_of_pretrained_weights():
     assert pretrained_classes("mvitv2_base_cls.fb_inw21k") == 19168
     assert pretrained_classes("torchvision:resnet18") == 1000
     assert pretrained_classes("package.module:factory") is None
+
+
+@pytest.mark.parametrize("name", ["repvit_m0_9", "caformer_s18", "levit_128s"])
+def test_classifiers_of_several_layers_and_several_classifiers(name, tmp_path):
+    whole, body = cd.create_backbone(name, 7).model, cd.create_backbone(name, 0).model
+    for classes, model in ((7, whole), (0, body)):
+        torch.save(model.state_dict(), tmp_path / "w.pth")
+        assert classes_of_weights(name, checkpoint=tmp_path / "w.pth") == classes

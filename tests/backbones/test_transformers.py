@@ -157,3 +157,13 @@ def test_methods_train_with_such_a_teacher(tmp_path, method):
     step.loss.backward()
     assert torch.isfinite(step.loss)
     assert not any("body" in name for name in distiller.state_dict())
+
+
+def test_maps_with_their_channels_last_are_read_as_such(tmp_path):
+    model = save(tmp_path, "hiera", size={"height": 64, "width": 64})
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        maps = create_backbone(f"hf:{tmp_path}", 0).eval()(images, stages=True).require_stages()
+        theirs = model(pixel_values=images, output_hidden_states=True).reshaped_hidden_states
+    assert [tuple(one.shape[1:]) for one in maps] == [(8, 16, 16), (16, 8, 8), (32, 4, 4), (64, 2, 2)]
+    close(maps[1], theirs[2].permute(0, 3, 1, 2))

@@ -38,6 +38,9 @@ def _config(kind: str, labels: list[str] | None) -> Any:
     if kind == "swin":
         stages = dict(embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 1, 2, 2], window_size=2)
         return hf.SwinConfig(image_size=32, patch_size=2, **stages, **names)
+    if kind == "hiera":
+        stages = dict(embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 1, 2, 2])
+        return hf.HieraConfig(image_size=[64, 64], **stages, **names)
     if kind == "convnext":
         return hf.ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1], image_size=32, **names)
     if kind == "siglip":

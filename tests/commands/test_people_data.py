@@ -10,7 +10,7 @@ import timm
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import save_model
+from safetensors.torch import load_file, save_model
 from timm.data import create_transform, resolve_model_data_config
 
 from crossdistill import create_backbone, load_backbone
@@ -417,3 +417,27 @@ def test_a_probed_teacher_is_exported_as_it_was_scored(tmp_path, capsys):
     stated = json.loads((tmp_path / "probed" / "config.json").read_text())["pretrained_cfg"]
     settings = yaml.safe_load((tmp_path / "probed" / "config.yaml").read_text())["augment"]
     assert (stated["crop_mode"], stated["crop_pct"]) == (settings["crop_mode"], settings["crop_pct"]) == ("squash", 1.0)
+
+
+def test_a_student_without_labels_has_the_names_of_its_teachers_classes(capsys, tmp_path):
+    """They are in the teacher's run, in a list, or in the file of weights."""
+    data = bars(tmp_path / "photos", {"ant": 0, "bee": 4, "cow": 6}, 20)
+    assert fit(capsys, data, tmp_path / "teacher", "--model.stem", "native", epochs=2)[0] == 0
+    weights = load_file(tmp_path / "teacher" / "student.safetensors")
+    # The same network, whose first class is the cow.
+    weights |= {f"fc.{one}": weights[f"fc.{one}"].flip(0) for one in ("weight", "bias")}
+    torch.save(weights, tmp_path / "plain.pth")
+    torch.save({"state_dict": weights, "class_names": ["cow", "bee", "ant"]}, tmp_path / "named.pth")
+    (tmp_path / "names.txt").write_text("cow\nbee\nant\n")
+    by_file = ["--teacher", "test_resnet", "--model.stem", "native", "--loader.labels", "none"]
+    for number, given in enumerate(
+        (
+            ["--teacher-checkpoint", tmp_path / "plain.pth", "--model.teacher-classes", tmp_path / "names.txt"],
+            ["--teacher-checkpoint", tmp_path / "named.pth"],
+        )
+    ):
+        out = tmp_path / f"run{number}"
+        code, _, err = fit(capsys, data, out, *by_file, *given, method="kd", epochs=3)
+        assert code == 0, err
+        assert json.loads((out / "config.json").read_text())["label_names"] == ["cow", "bee", "ant"]
+        assert load_backbone(out).class_names == ("cow", "bee", "ant")

@@ -142,3 +142,26 @@ def test_the_column_named_split_states_the_splits(tmp_path, images):
     assert any("the column 'set'; splits are those in 'split'" in line for line in data.about)
     with pytest.raises(UserError, match="separate columns by commas"):
         load(write(tmp_path / "list.csv", "path;label", *[f"{path};a" for path in images]))
+
+
+def test_whole_numbers_that_pandas_wrote_with_a_point_are_classes_by_value(tmp_path, images):
+    """It does so where a value is missing, and writes nan for that."""
+    lines = [f"{path},{(2, 10, 9)[i % 3]}.0" for i, path in enumerate(images)]
+    data = load(write(tmp_path / "list.csv", "path,label", *lines))
+    assert data.class_names == ("2", "9", "10")
+    with pytest.raises(UserError, match=r"line 5 of .* has no label \(nan\): leave its image out"):
+        load(write(tmp_path / "list.csv", "path,label", *lines[:3], f"{images[3]},nan", *lines[4:]))
+    words = [f"{path},{('nan', '1.0', 'pita')[i % 3]}" for i, path in enumerate(images)]
+    assert load(write(tmp_path / "list.csv", "path,label", *words)).class_names == ("1.0", "nan", "pita")
+
+
+def test_a_label_that_stands_for_none_is_no_class(tmp_path, images):
+    for others in (("dog", "cat"), ("-2", "1")):
+        lines = [f"{path},{('-1', *others)[i % 3]}" for i, path in enumerate(images)]
+        with pytest.raises(UserError, match="the label -1, which stands for no label"):
+            load(write(tmp_path / "list.csv", "path,label", *lines))
+
+
+def test_tabs_in_a_file_that_is_named_csv_are_named(tmp_path, images):
+    with pytest.raises(UserError, match=r"end the name of a file with tabs in \.tsv"):
+        load(write(tmp_path / "list.csv", "path\tlabel", *[f"{path}\tx" for path in images]))

@@ -224,3 +224,14 @@ def test_mixing_needs_an_even_batch_in_each_process():
     check_counts(config, small, 2)
     with pytest.raises(UserError, match="the one batch of 5 is odd"):
         check_counts(config, small, 1)
+
+
+def test_a_short_run_is_not_all_warm_up(tmp_path, quick, silent):
+    """Of one step, the only one has the learning rate."""
+    losses = []
+    for number, lr in enumerate((1e-6, 1e-2)):
+        loader = LoaderConfig(batch_size=64, max_train=64)
+        out = tmp_path / str(number)
+        config = replace(quick, method="none", epochs=1, loader=loader, optim=OptimConfig(lr=lr), out=str(out))
+        losses.append(read_run(fit(config, console=silent)).metrics["student"]["test"]["loss"])
+    assert losses[0] != pytest.approx(losses[1], rel=1e-2)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from torch import nn
@@ -71,9 +72,9 @@ def create_backbone(
     """
     given = dict(
         name=_checked_name(name),
-        num_classes=num_classes,
+        num_classes=_plain(num_classes),
         img_size=img_size,
-        in_chans=in_chans,
+        in_chans=_plain(in_chans),
         small_images=small_images,
         stages=None if stages is None else list(stages),
         model_args=model_args,
@@ -103,6 +104,11 @@ def _checked_name(name: Any) -> str:
             "that returns your own network"
         )
     return absolute_name(name)
+
+
+def _plain(number: Any) -> Any:
+    """Return a whole number of numpy as Python's, and anything else as it is."""
+    return int(number) if isinstance(number, np.integer) else number
 
 
 def _wrap(model: nn.Module, args: BackboneArgs, size: ImageSize) -> Backbone:
@@ -144,12 +150,28 @@ def _load(
     try:
         loaded = load_weights(model, path, key=key, without=heads)
     except UserError as error:
-        if heads or not args.num_classes or not _fits_without_head(model, path, args, size, key):
+        if not args.num_classes:
+            return _load_body(model, path, args, size, key, error)
+        if heads or not _fits_without_head(model, path, args, size, key):
             raise
         raise UserError(
-            f"{error}; all but the classifier fits: new_head=True (--model.new-head true) trains a new one"
+            f"{error}; all but the classifier fits: new_head=True trains a new one (--model.new-head true, for a "
+            "teacher in `crossdistill teacher`)"
         ) from error
     return (None if heads else names or loaded.class_names), loaded.part, "" if heads or names else loaded.note
+
+
+def _load_body(
+    model: nn.Module, path: Path, args: BackboneArgs, size: ImageSize, key: str | None, problem: UserError
+) -> tuple[Any, str, str]:
+    """Load all of a file but its classifier into a network that has none. Raises UserError, the problem found."""
+    whole = outline(args.name, 1, size, in_chans=args.in_chans, small_images=args.small_images, **args.model_args)
+    try:
+        heads = classifier_names(whole.model, args.name, 1, args.in_chans, size)
+        loaded = load_weights(model, path, key=key, without=heads)
+    except UserError:
+        raise problem from None
+    return None, loaded.part, f"the classifier of the weights ({', '.join(heads)}) is left out"
 
 
 def _fits_without_head(model: nn.Module, path: Path, args: BackboneArgs, size: ImageSize, key: str | None) -> bool:

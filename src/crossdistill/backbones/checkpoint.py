@@ -65,7 +65,7 @@ def load_weights(
     Raises UserError for keys that are missing, not expected or of another shape, and for several networks that fit.
     """
     state = model.state_dict()
-    expected = {name: value for name, value in state.items() if not _inside(name, without)}
+    expected = {name: value for name, value in state.items() if not inside(name, without)}
     loaded = read_file(path)
     if prefix is not None:
         joined = {name: value for group in _groups(loaded, path).values() for name, value in group.items()}
@@ -73,10 +73,10 @@ def load_weights(
         chosen = _Candidate(prefix, weights, 0)
     else:
         chosen = _find(loaded, expected, path, key, model)
-    found = {name: value for name, value in chosen.weights.items() if not _inside(name, without)}
+    found = {name: value for name, value in chosen.weights.items() if not inside(name, without)}
     _check_fit(found, expected, path)
     kept = {name: value for name, value in state.items() if name not in expected or name.endswith(_OPTIONAL)}
-    _check_finite(found, [name for name, _ in model.named_parameters()], path)
+    _check_values(found, [name for name, _ in model.named_parameters()], path)
     model.load_state_dict({**kept, **{name: found[name] for name in expected if name in found}})
     return Loaded(chosen.part, *names_in(loaded))
 
@@ -143,7 +143,8 @@ def _special(tensor: Tensor) -> str | None:
     return None if tensor.layout == torch.strided else "sparse"
 
 
-def _inside(name: str, modules: Sequence[str]) -> bool:
+def inside(name: str, modules: Sequence[str]) -> bool:
+    """Return whether a weight is one of some modules, by its name."""
     return any(name.startswith(f"{module}.") for module in modules)
 
 
@@ -210,10 +211,16 @@ def _different(candidates: list[_Candidate], expected: dict[str, Tensor]) -> lis
     return kept
 
 
-def _check_finite(found: dict[str, Tensor], parameters: Sequence[str], path: Path) -> None:
-    for name in parameters:
-        if name in found and not found[name].isfinite().all():
+def _check_values(found: dict[str, Tensor], parameters: Sequence[str], path: Path) -> None:
+    """Raise UserError for weights and statistics that are no numbers; masks among the buffers may be infinite."""
+    statistics = [name for name in found if name.endswith(("running_mean", "running_var"))]
+    for name in (*parameters, *statistics):
+        # Numbers of 8 bits have few operations.
+        if name in found and not found[name].float().isfinite().all():
             raise UserError(f"checkpoint {str(path)!r} holds numbers that are not finite, in {name!r}")
+    for name in statistics:
+        if name.endswith("running_var") and (found[name].float() < 0).any():
+            raise UserError(f"checkpoint {str(path)!r} holds variances below 0, in {name!r}")
 
 
 def _check_fit(found: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:

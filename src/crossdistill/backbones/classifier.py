@@ -1,6 +1,5 @@
 """The classifier of a plain network, and how many classes stored weights have."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from crossdistill.backbones._probe import record_probe
 from crossdistill.backbones.args import weights_path
-from crossdistill.backbones.checkpoint import stored_weights
+from crossdistill.backbones.checkpoint import inside, stored_weights
 from crossdistill.backbones.structure import is_classifier
 from crossdistill.config.code import is_source
 from crossdistill.errors import UserError
@@ -64,11 +63,14 @@ def stored_classes(
     """
     path = Path(checkpoint)
     heads = classifier_names(model, name, 1, in_chans, img_size)
-    body = {weight: value for weight, value in model.state_dict().items() if weight.rpartition(".")[0] not in heads}
+    built = model.state_dict()
+    body = {weight: value for weight, value in built.items() if not inside(weight, heads)}
     stored = stored_weights(weights_path(path) if path.is_dir() else path, body, model, key)
-    return max(_rows(stored, head) for head in heads)
+    head = {weight: value for weight, value in built.items() if inside(weight, heads)}
+    return max((_rows(stored.get(weight), value) for weight, value in head.items()), default=0)
 
 
-def _rows(weights: Mapping[str, Tensor], name: str) -> int:
-    weight = weights.get(f"{name}.weight")
-    return 0 if weight is None else len(weight)
+def _rows(stored: Tensor | None, built: Tensor) -> int:
+    """Return the classes by a weight in the file and that of one class; 0 where it is not the last layer's."""
+    last = stored is not None and built.ndim >= 1 and len(built) == 1 and stored.shape[1:] == built.shape[1:]
+    return len(stored) if last and stored is not None else 0

@@ -85,6 +85,7 @@ def check_args(args: BackboneArgs, size: ImageSize, folder: Path) -> None:
             raise UserError(
                 f"the model in {str(folder)!r} was built with {key}={before!r}, this one with {now!r}; build it with "
                 "the same value, or use load_backbone"
+                + (f" (--model.stem {'small' if before else 'native'})" if key == "small_images" else "")
             )
     if _places_differ(args, stored.img_size, size):
         raise UserError(

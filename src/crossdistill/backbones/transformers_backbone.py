@@ -31,6 +31,8 @@ class TransformersBackbone(Backbone):
         self._seen: list[Tensor] = []
         self._recording = False
         self._taps: tuple[int, ...] = ()
+        self._channels_last = False
+        """Whether the hidden states that are maps have their channels last (Hiera)."""
         classifier = model.get_classifier()
         if classifier is not None:
             classifier.register_forward_pre_hook(self._keep_input)
@@ -58,7 +60,9 @@ class TransformersBackbone(Backbone):
     def _choose(self, images: Tensor) -> None:
         """Choose the hidden states that are the stages, or say why there are none."""
         try:
-            maps = self._maps(self.model.run(images, hidden=True)[1], images)
+            output = self.model.run(images, hidden=True)[1]
+            self._channels_last = _has_channels_last(output)
+            maps = self._maps(output, images)
         except UserError as error:
             self.stage_problem = str(error)
             return
@@ -73,7 +77,7 @@ class TransformersBackbone(Backbone):
         if not states:
             raise UserError("it returns no hidden states")
         if all(state.ndim == 4 for state in states):
-            return list(states)
+            return [state.permute(0, 3, 1, 2) if self._channels_last else state for state in states]
         patch = self.model.patch
         if patch is None or not all(state.ndim == 3 for state in states):
             raise UserError("its hidden states are neither maps nor tokens of one patch size")
@@ -99,3 +103,10 @@ class TransformersBackbone(Backbone):
             every = self._maps(output, images)
             maps = tuple(every[tap] for tap in self._taps)
         return BackboneOutput(result if headed else None, embedding, maps)
+
+
+def _has_channels_last(output: Any) -> bool:
+    """Return whether maps are (B, H, W, C) and not (B, C, H, W), by the width of the same states as tokens."""
+    maps, tokens = output.get("reshaped_hidden_states") or (), output.get("hidden_states") or ()
+    pairs = [(m.shape[1:], t.shape[2]) for m, t in zip(maps, tokens, strict=False) if m.ndim == 4 and t.ndim == 3]
+    return any(shape[2] == width != shape[0] for shape, width in pairs)

@@ -26,11 +26,11 @@ def canonical_name(name: str) -> str:
 def largest_number(labels: Set[str], owner: str) -> int | None:
     """Return the largest of labels that are all whole numbers; None where some are text.
 
-    Raises UserError for numbers with a -1 among them, which marks an image without a label, and for a number that is
+    Raises UserError for labels with a -1 among them, which marks an image without a label, and for a number that is
     written in two ways.
     """
     plain = {label for label in labels if label.isascii() and label.isdigit()}
-    if plain and labels - plain == {"-1"}:
+    if "-1" in labels:
         raise UserError(f"{owner} give training images the label -1, which stands for no label: leave these images out")
     if plain != set(labels):
         return None

@@ -7,6 +7,7 @@ names of its columns; those of the path, the label and the split are found by th
 import csv
 import io
 import os
+import re
 from pathlib import Path
 
 from crossdistill.config.data import LoaderConfig
@@ -21,6 +22,9 @@ _PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_p
 LABELS = ("label", "class", "class_name", "category", "target")
 """Usual names of what holds an image's class, in lower case."""
 _SPLITS = ("split", "set", "subset", "partition")
+
+_POINTED = re.compile(r"[0-9]+(\.0*)?")
+"""A whole number, maybe written with a decimal point."""
 
 _Row = tuple[int, str, str | None, str]
 """Number of the line, path, label, role."""
@@ -40,6 +44,7 @@ def listed_source(file: Path, config: LoaderConfig) -> Source:
     _check_once(file, rows)
     names: tuple[str, ...] = ("image",)
     if config.labels == "classes":
+        rows = _without_points(file, rows)
         names = _class_names(file, rows)
     number = {name: place for place, name in enumerate(names)}
     labels = config.labels == "classes"
@@ -120,6 +125,7 @@ def _column(file: Path, columns: list[str], named: str | None, known: tuple[str,
             f"{str(file)!r} has no column {named or ' or '.join(known[:3])!r} in its first line "
             f"({', '.join(columns[:6])}); name it with --loader.{kind}-column"
             + (", and separate columns by commas" if len(columns) == 1 and ";" in columns[0] else "")
+            + (", and end the name of a file with tabs in .tsv" if len(columns) == 1 and "\t" in columns[0] else "")
             + ("" if kind == "image" else ", or train without labels (--loader.labels none)")
         )
     return found
@@ -132,6 +138,22 @@ def _check_once(file: Path, rows: list[_Row]) -> None:
         if whole in lines:
             raise UserError(f"{str(file)!r} lists {path!r} twice, in lines {lines[whole]} and {line}")
         lines[whole] = line
+
+
+def _without_points(file: Path, rows: list[_Row]) -> list[_Row]:
+    """Return rows whose labels are whole numbers where the list has them as 0.0, 1.0, ...
+
+    pandas writes a column of whole numbers so where a value is missing, and `nan` for that value. Raises UserError for
+    a row without a label.
+    """
+    labels = {label for *_, label, _ in rows if label is not None}
+    numbers = {label for label in labels if _POINTED.fullmatch(label)}
+    if not any("." in label for label in numbers) or labels - numbers - {"nan", "NaN"}:
+        return rows
+    without = next((line for line, _, label, _ in rows if label not in numbers), None)
+    if without is not None:
+        raise UserError(f"line {without} of {str(file)!r} has no label (nan): leave its image out")
+    return [(line, path, str(label).partition(".")[0], role) for line, path, label, role in rows]
 
 
 def _class_names(file: Path, rows: list[_Row]) -> tuple[str, ...]:

@@ -162,7 +162,7 @@ def _label(sample: Sample, ending: str, entry: str | None) -> str:
     if entry is not None:
         value = _entries(sample).get(entry)
     elif ending in sample.texts:
-        value = sample.texts[ending].decode("utf-8", "replace").strip()
+        value = sample.texts[ending].decode("utf-8-sig", "replace").strip()
     known = isinstance(value, str | int) and not isinstance(value, bool) and bool(str(value).strip())
     if not known or "�" in str(value):
         where = f".{ending}" if entry is None else f"{entry!r} of .json"

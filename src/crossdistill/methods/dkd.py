@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from crossdistill.backbones import Backbone
 from crossdistill.config.validation import NonNegative, Positive, settings
+from crossdistill.errors import UserError
 from crossdistill.losses.dkd import dkd_loss
 from crossdistill.methods.base import Method, comparable
 from crossdistill.types import BackboneOutput, Needs, Reads
@@ -40,6 +41,8 @@ class DKD(Method):
 
     def __init__(self, options: DKDOptions, student: Backbone, teacher: Backbone) -> None:
         super().__init__(options, student, teacher)
+        if student.spec.num_classes < 2:
+            raise UserError("dkd compares the true class with the others, but there is one class")
         self.options = options
         self.weights = {"dkd": options.weight}
 

@@ -3,14 +3,12 @@
 import json
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from crossdistill.backbones import Backbone
-from crossdistill.backbones.args import read_class_names
 from crossdistill.backbones.build import from_args
 from crossdistill.backbones.checkpoint import load_weights
 from crossdistill.data import ImageData
@@ -77,9 +75,9 @@ def finish_run(run: Run) -> None:
         metrics["teacher"] = score() if cache is None else scored_once(cache, data, config.augment, score)
     if run.probed is not None:
         run.console.print("scoring the embedding by nearest neighbours and a linear probe", highlight=False)
-        metrics["student"] |= embedding_scores(student, run.probed, transform, config)
+        metrics["student"] = {**metrics["student"], **embedding_scores(student, run.probed, transform, config)}
         if teacher is not None:
-            metrics["teacher"] |= embedding_scores(teacher, run.probed, seen, config)
+            metrics["teacher"] = {**metrics["teacher"], **embedding_scores(teacher, run.probed, seen, config)}
     if data.labelled:
         save_samples(out / SAMPLES_NAME, student, teacher, data, transform, seen)
     else:
@@ -91,13 +89,8 @@ def finish_run(run: Run) -> None:
 
 
 def _class_names(run: Run) -> tuple[str, ...]:
-    """Return the names of the student's classes: those of the data, or without labels those of the teacher's run."""
-    if run.data.labelled:
-        return run.data.class_names
-    checkpoint = run.config.teachers[0][1]
-    if not run.distiller.student.spec.num_classes or checkpoint is None or not Path(checkpoint).is_dir():
-        return ()
-    return read_class_names(checkpoint) or ()
+    """Return the names of the student's classes: those of the data, or without labels those of its teacher."""
+    return run.data.class_names if run.data.labelled else run.distiller.student.class_names or ()
 
 
 def _teacher_of(run: Run) -> Teacher | None:

@@ -49,7 +49,10 @@ def initial_models(config: RunConfig, needs: Needs, data: ImageData) -> tuple[Ba
     built = teachers()
     counts = {teacher.spec.num_classes for teacher in built}
     classes = counts.pop() if needs.teacher.logits and len(counts) == 1 else 0
-    return build_student(config.student, config.model, config.img_size, data, classes), built
+    student = build_student(config.student, config.model, config.img_size, data, classes)
+    if classes:
+        student.class_names = next((one.class_names for one in built if one.class_names is not None), None)
+    return student, built
 
 
 def rebuild_teacher(config: RunConfig, needs: Needs, data: ImageData) -> Teacher | None:

@@ -170,16 +170,19 @@ class DistillModule(L.LightningModule):
         )
         if optim.schedule == "none":
             return optimizer
+        updates = self._updates_per_epoch()
+        # timm makes at least one step of a warm-up, which may be all of a short run.
+        warmup = optim.warmup_epochs if optim.warmup_epochs * updates >= 1 else 0.0
         scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=optim.schedule,
             num_epochs=self.epochs,
             decay_epochs=optim.decay_epochs if optim.schedule == "step" else None,
-            warmup_epochs=optim.warmup_epochs,
+            warmup_epochs=warmup,
             warmup_lr=optim.warmup_lr,
             min_lr=optim.min_lr,
             step_on_epochs=False,
-            updates_per_epoch=self._updates_per_epoch(),
+            updates_per_epoch=updates,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

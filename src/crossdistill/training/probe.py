@@ -62,6 +62,8 @@ def probe_teacher(config: RunConfig, console: Console) -> Path:
         raise UserError(
             f"the logits of {config.student!r} are not computed from its embedding; train it without --probe"
         )
+    # Found before the work starts.
+    _classifier(backbone, data)
     device = choose_device(config.engine)
     start = time.perf_counter()
     probe = _fit(config, data, backbone.to(device).eval(), views, device, console)
@@ -107,11 +109,20 @@ def _views(
         yield DataLoader(made, config.loader.batch_size, sampler=keys, num_workers=workers, collate_fn=unchanged)
 
 
-def _set_classifier(backbone: Backbone, probe: LinearProbe, data: ImageData) -> None:
+def _classifier(backbone: Backbone, data: ImageData) -> nn.Linear | nn.Conv2d:
+    """Return the layer that the probe replaces. Raises UserError for a classifier of several layers."""
     (name,) = classifier_names(backbone.model, backbone.spec.name, data.num_classes, data.channels, backbone.img_size)
     layer = backbone.model.get_submodule(name)
     if not isinstance(layer, nn.Linear | nn.Conv2d) or layer.bias is None:
-        raise UserError(f"the classifier of {backbone.spec.name!r} is not a linear layer with a bias")
+        raise UserError(
+            f"the classifier of {backbone.spec.name!r} is not a linear layer with a bias: train it without --probe"
+        )
+    return layer
+
+
+def _set_classifier(backbone: Backbone, probe: LinearProbe, data: ImageData) -> None:
+    layer = _classifier(backbone, data)
+    assert layer.bias is not None
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(probe.weight).view_as(layer.weight))
         layer.bias.copy_(torch.from_numpy(probe.bias))
