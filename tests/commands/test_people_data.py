@@ -367,7 +367,7 @@ def test_a_teacher_is_scored_again_on_other_test_rows(capsys, tmp_path):
     """A cache keeps the teacher's score, for the images that it was found on."""
     kinds = {"ant": 0, "bee": 4}
     train = write_rows(tmp_path / "rows", kinds)
-    assert fit(capsys, train, tmp_path / "teacher", epochs=6)[0] == 0
+    assert fit(capsys, train, tmp_path / "teacher", epochs=16)[0] == 0
     scores = []
     for number, order in enumerate((kinds, {"ant": 4, "bee": 0})):
         test = write_rows(tmp_path / f"test{number}", order)
