@@ -516,7 +516,7 @@ def test_a_teacher_of_other_classes(capsys, tmp_path):
     train = ["teacher", *TINY[2:], *given, "--epochs", "1", "--out", tmp_path / "teacher"]
     code, _, err = run(capsys, *train)
     assert code == 2
-    assert "all but the classifier fits: new_head=True (--model.new-head true) trains a new one" in err
+    assert "all but the classifier fits: new_head=True trains a new one (--model.new-head true" in err
     assert run(capsys, *train, "--model.new-head", "true")[0] == 0
     code, shown, _ = run(
         capsys, "fit", *TINY, "--epochs", "1", "--method", "kd", "--trust-teacher", "true",

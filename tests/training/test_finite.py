@@ -94,8 +94,8 @@ def test_ten_in_a_row_stop(quick, config, silent, tmp_path, monkeypatch):
         fit(config, console=silent)
 
 
-# Weights that are not finite are refused when they are read; these give such outputs.
-@pytest.mark.parametrize("wrong", [{"running_mean": float("nan")}, {"weight": 3e38, "bias": 3e38}])
+# Weights and statistics that are not finite are refused when they are read; these give such outputs.
+@pytest.mark.parametrize("wrong", [{"running_mean": -3e38, "running_var": 0.0}, {"weight": 3e38, "bias": 3e38}])
 @pytest.mark.parametrize("changes", [{}, {"cache": "cache"}, {"trust_teacher": True}, {"method": "rsd"}])
 def test_a_teacher_whose_output_is_not_finite_is_refused(
     quick, silent, teacher_run, tmp_path, monkeypatch, wrong, changes
