@@ -333,6 +333,16 @@ def test_a_changed_image_that_is_not_among_the_sampled_is_noticed(tmp_path):
         assert [key for key in after if after[key] != before[key]] == ["contents"]
 
 
+def described(folder, module, text):
+    """Describe the teacher that the code of a module builds."""
+    (folder / f"{module}.py").write_text(text)
+    sys.modules.pop(module, None)
+    importlib.invalidate_caches()
+    torch.manual_seed(0)
+    backbone = cd.create_backbone(f"{module}:build", 5, 32)
+    return _describe_teacher(cd.Teacher(backbone, backbone.spec))
+
+
 def test_a_teacher_of_changed_code_is_another_one(tmp_path, monkeypatch):
     """The same weights and arguments, but another pooling."""
     text = """
@@ -348,13 +358,8 @@ def build(num_classes=5, in_chans=3):
     return Net(num_classes, in_chans)
 """
     monkeypatch.syspath_prepend(tmp_path)
-    records = []
-    for pool in ("mean((2, 3))", "mean((2, 3))", "amax((2, 3))"):
-        (tmp_path / "netcode.py").write_text(text.replace("POOL", pool))
-        sys.modules.pop("netcode", None)
-        importlib.invalidate_caches()
-        backbone = cd.create_backbone("netcode:build", 5, 32)
-        records.append(_describe_teacher(cd.Teacher(backbone, backbone.spec)))
+    pools = ("mean((2, 3))", "mean((2, 3))", "amax((2, 3))")
+    records = [described(tmp_path, "netcode", text.replace("POOL", pool)) for pool in pools]
     assert records[0] == records[1]
     assert [key for key in records[0] if records[0][key] != records[2][key]] == ["code"]
 
@@ -366,14 +371,8 @@ def build(num_classes=5, in_chans=3):
     return nn.Sequential(nn.Conv2d(in_chans, 8, 3, 2), nn.ACT(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
 """
     monkeypatch.syspath_prepend(tmp_path)
-    records = []
-    for act in ("ReLU", "ReLU", "Hardswish"):
-        (tmp_path / "sequence.py").write_text(text.replace("ACT", act))
-        sys.modules.pop("sequence", None)
-        importlib.invalidate_caches()
-        torch.manual_seed(0)
-        backbone = cd.create_backbone("sequence:build", 5, 32)
-        records.append(_describe_teacher(cd.Teacher(backbone, backbone.spec)))
+    acts = ("ReLU", "ReLU", "Hardswish")
+    records = [described(tmp_path, "sequence", text.replace("ACT", act)) for act in acts]
     assert records[0] == records[1]
     assert [key for key in records[0] if records[0][key] != records[2][key]] == ["structure", "code"]
 

@@ -441,3 +441,12 @@ def test_a_student_without_labels_has_the_names_of_its_teachers_classes(capsys, 
         assert code == 0, err
         assert json.loads((out / "config.json").read_text())["label_names"] == ["cow", "bee", "ant"]
         assert load_backbone(out).class_names == ("cow", "bee", "ant")
+
+
+def test_a_classifier_of_several_layers_is_refused_before_it_is_probed(tmp_path, capsys):
+    fill(tmp_path / "data", count=8)
+    given = ["--teacher", "caformer_s18", "--trust-teacher", "true", "--data", tmp_path / "data", "--img-size", "32"]
+    given += ["--model.stem", "native", "--engine.accelerator", "cpu", "--engine.threads", "1"]
+    code, _, err = run(capsys, "teacher", "--probe", *given, "--out", tmp_path / "probed")
+    assert (code, "is not a linear layer with a bias: train it without --probe" in err) == (2, True), err
+    assert "probe:" not in err

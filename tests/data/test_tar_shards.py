@@ -242,3 +242,8 @@ def test_labels_of_all_splits_are_read_in_the_same_place(tmp_path):
     write(tmp_path / "large" / "a.tar", *samples(range(4), lambda n: large, "json"))
     with pytest.raises(UserError, match="has more than 1 MiB"):
         load(tmp_path / "large")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_label(tmp_path):
+    write(tmp_path / "train-0000.tar", *samples(range(24), lambda n: "\ufeff" + str((9, 10, 2)[n % 3])))
+    assert load(tmp_path).class_names == ("2", "9", "10")

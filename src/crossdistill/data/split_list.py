@@ -157,8 +157,7 @@ def _changes(listed: SplitList, splits: Mapping[str, Files], copied: Iterable[st
     seen = {key: path for files in splits.values() for key, path in zip(files.keys, files.paths, strict=True)}
     marks = {key: mark for role in ROLES for key, mark in listed.images.get(role, {}).items()}
     known_files = {key: seen[key] for key in marks if key in seen}
-    root = next(files.root for files in splits.values())
-    now = marks_of(root, list(known_files.values()), contents=listed.contents)
+    now = marks_of(_root(splits), list(known_files.values()), contents=listed.contents)
     return Changes(
         came=tuple(sorted(seen.keys() - roles.keys())),
         gone=tuple(sorted(marks.keys() - seen.keys())),
@@ -176,9 +175,9 @@ def _changes(listed: SplitList, splits: Mapping[str, Files], copied: Iterable[st
     )
 
 
-def _root(source: Source) -> Path:
+def _root(splits: Mapping[str, Images]) -> Path:
     """Return the folder that the files of a data set lie below."""
-    return next(images.root for images in source.splits.values() if isinstance(images, Files))
+    return next(images.root for images in splits.values() if isinstance(images, Files))
 
 
 def _relabelled(listed: SplitList, splits: Mapping[str, Files]) -> list[str]:
@@ -209,5 +208,5 @@ def _became_training_images(listed: SplitList, source: Source) -> set[str]:
         for key, path in zip(images.keys, images.paths, strict=True)
         if key in before
     }
-    marks = marks_of(_root(source), list(files.values()))
+    marks = marks_of(_root(source.splits), list(files.values()))
     return {key for key, mark in zip(files, marks, strict=True) if mark != before[key] and mark in trained}
