@@ -1,10 +1,13 @@
 """One teacher, and several as one."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 import crossdistill as cd
+from crossdistill.errors import UserError
 from crossdistill.teacher import Ensemble
 from tests.pairs import build
 
@@ -110,3 +113,25 @@ def test_weights_may_be_an_array():
     images = torch.randn(2, 3, 32, 32)
     arrays = [Ensemble(pair, student, weights)(images).logits for weights in (np.array([0.3, 0.7]), [0.3, 0.7])]
     assert torch.equal(*arrays)
+
+
+@pytest.mark.parametrize("method", ["kd", "rsd", "hcd", "ofa", "fitnet", "rkd"])
+def test_a_half_precision_teacher_teaches_a_float32_student(method, batch):
+    images, targets = batch
+    whole = build("cnn")
+    narrow = copy.deepcopy(whole).to(torch.bfloat16)
+    losses = []
+    for teacher in (whole, narrow):
+        torch.manual_seed(0)
+        student = build("plain_vit")
+        distiller = cd.create_distiller(method, student=student, teacher=teacher)
+        step = distiller(images, targets)
+        step.loss.backward()
+        losses.append(step.loss.item())
+        assert {p.dtype for p in distiller.parameters() if p.requires_grad} == {torch.float32}
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+
+
+def test_fbt_refuses_to_train_through_a_half_precision_teacher():
+    with pytest.raises(UserError, match="are bfloat16; gradients flow through its last stages"):
+        cd.create_distiller("fbt", student=build("cnn"), teacher=build("plain_vit").to(torch.bfloat16))

@@ -21,7 +21,8 @@ class Teacher(nn.Module):
     """A frozen backbone that accepts the student's images.
 
     Its parameters require no gradient and it stays in eval mode whatever calls `train`. Images normalised for the
-    student are converted to its own normalisation and input size (bilinear, antialiased). Outputs are computed under
+    student are converted to its own normalisation and input size (bilinear, antialiased). Its weights may be of a
+    narrower type than the images (`backbone.half()`); outputs have the images' type then. Outputs are computed under
     `no_grad`, not `inference_mode`, so that they can enter the graph of a method's projectors.
     """
 
@@ -73,8 +74,21 @@ class Teacher(nn.Module):
     def forward(self, images: Tensor, stages: bool = False) -> BackboneOutput:
         """Run images (B, C, H, W) normalised for the student."""
         self.stay_frozen()
-        output: BackboneOutput = self.backbone(self.prepare(images), stages=stages)
-        return output
+        prepared = self.prepare(images)
+        dtype = self._narrow_dtype
+        if dtype is None or dtype == images.dtype:
+            output: BackboneOutput = self.backbone(prepared, stages=stages)
+            return output
+        output = self.backbone(prepared.to(dtype), stages=stages)
+        return output.map(lambda value: value.to(images.dtype))
+
+    @property
+    def _narrow_dtype(self) -> torch.dtype | None:
+        """The type of half-precision weights; None for others, and for an ensemble, whose members have their own."""
+        if isinstance(self.backbone, Ensemble):
+            return None
+        dtype = next((one.dtype for one in self.backbone.parameters() if one.is_floating_point()), None)
+        return dtype if dtype in (torch.float16, torch.bfloat16) else None
 
 
 class Ensemble(Backbone):

@@ -33,6 +33,12 @@ class Tail:
         backbone.require_stages()
         if stage not in (1, 2, 3):
             raise UserError(f"a tail begins after stage 1, 2 or 3, not {stage}")
+        narrow = {one.dtype for one in backbone.parameters()} & {torch.float16, torch.bfloat16}
+        if narrow:
+            raise UserError(
+                f"the weights of {backbone.spec.name!r} are {str(narrow.pop()).removeprefix('torch.')}; gradients flow "
+                "through its last stages here, which need float32: call .float() on it"
+            )
         self.backbone = backbone
         self.stage = stage
         self.own = getattr(backbone.model, "run_tail", None)
