@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-# Before torch: one thread, and freed memory is kept, as fresh memory is slow where machines are shared.
+# Before torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
