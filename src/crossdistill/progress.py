@@ -74,24 +74,25 @@ class ProgressReport:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-class _Batches(Protocol[_T]):
+class _Sized(Protocol[_T]):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[_T]: ...
 
 
 class Tracked(Generic[_T]):
-    """Batches whose progress is shown whenever they are iterated."""
+    """Batches, or other `unit`s of work, whose progress is shown whenever they are iterated."""
 
-    def __init__(self, batches: _Batches[_T], console: Console, title: str) -> None:
-        self.batches = batches
+    def __init__(self, units: _Sized[_T], console: Console, title: str, unit: str = "batch") -> None:
+        self.units = units
         self.console = console
         self.title = title
+        self.unit = unit
 
     def __iter__(self) -> Iterator[_T]:
-        with ProgressReport(self.console, self.title, len(self.batches)) as progress:
-            for batch in self.batches:
-                yield batch
+        with ProgressReport(self.console, self.title, len(self.units)) as progress:
+            for one in self.units:
+                yield one
                 progress.advance()
                 if progress.due:
-                    progress.print_state(f"batch {progress.done}/{progress.total}")
+                    progress.print_state(f"{self.unit} {progress.done}/{progress.total}")

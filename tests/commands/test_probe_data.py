@@ -20,12 +20,17 @@ def test_probe_data_chooses_the_best_epoch_of_a_run_without_labels(tmp_path, cap
     import torch
 
     words = [*TINY, *teacher, "--method", "rsd", "--loader.labels", "none", "--probe-data", "digits", "--epochs", "3"]
+    words += ["--probe-linear", "true"]
     code, _, err = run(capsys, "fit", *words, "--out", tmp_path / "run")
     assert code == 0, err
     assert "probe_data: digits" in (tmp_path / "run" / "config.yaml").read_text()
     scores = curve(tmp_path / "run", "val/knn")
     assert [epoch for epoch, _ in scores] == [0, 1, 2]
     assert len(curve(tmp_path / "run", "val/distill_loss")) == 3
+    probed = [score for _, score in curve(tmp_path / "run", "val/linear_probe")]
+    assert len(probed) == 3
+    assert 10 < min(probed) <= max(probed) <= 100
+    assert "linear probe" in err
     stored = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
     best = max(score for _, score in scores)
     assert stored["epoch"] == next(epoch for epoch, score in scores if score == best)
@@ -34,6 +39,7 @@ def test_probe_data_chooses_the_best_epoch_of_a_run_without_labels(tmp_path, cap
     assert 80 < metrics["teacher"]["knn"] <= 100
     page = (tmp_path / "run" / "report.html").read_text()
     assert "by nearest neighbours" in page
+    assert ">linear probe<" in page
     assert f"{metrics['teacher']['linear_probe']:.2f}" in page
     # `eval` on the same images finds the same accuracy.
     words = ["--data", "digits", "--loader.labels", "classes", "--loader.max-train", "null"]
@@ -61,6 +67,8 @@ def test_only_the_epochs_asked_for_are_scored(tmp_path, capsys, teacher):
         (["--loader.labels", "none", "--probe-every", "1"], "give --probe-data"),
         (["--probe-every", "9"], "there are 2 epochs"),
         (["--loader.labels", "none", "--probe-data", "nowhere"], "no such folder"),
+        (["--probe-linear", "true"], "probe_linear has no effect without probe_every"),
+        (["--probe-every", "1", "--probe-linear", "true", "--loader.max-train", "10"], "has no training images"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_before_training(tmp_path, capsys, teacher, given, message):

@@ -12,6 +12,7 @@ _UNREAD = (
     *(
         "probe_data",
         "probe_every",
+        "probe_linear",
         "out",
         "optim",
         "teacher_training",

@@ -46,6 +46,8 @@ class RunConfig:
     probe_every: OptionalPositiveInt = None
     """Epochs between two scores of the embedding by nearest neighbours, on probe_data or on the run's own labelled
     images (val/knn in the log, and in the report); null scores every epoch with probe_data, else never."""
+    probe_linear: bool = False
+    """Fit a linear classifier to the embedding at the same epochs (val/linear_probe); seconds to minutes each time."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Options of methods that differ from their defaults, by method; see `crossdistill methods NAME`."""
     teacher_training: dict[str, Value] = field(default_factory=dict)
@@ -88,6 +90,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.probe_every is not None and self.probe_every > self.epochs:
             raise UserError(f"probe_every is {self.probe_every}, but there are {self.epochs} epochs; nothing is scored")
+        if self.probe_linear and self.probe_every is None and self.probe_data is None:
+            raise UserError("probe_linear has no effect without probe_every or probe_data; give one of them")
         if self.engine.strategy == "fsdp" and self.optim.ema is not None:
             raise UserError("optim.ema keeps a full copy of the student, which engine.strategy fsdp does not allow")
         if self.cached and self.augment.mixes:

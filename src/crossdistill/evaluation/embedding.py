@@ -1,12 +1,14 @@
 """Accuracy of an embedding: by nearest neighbours and by a linear probe."""
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
@@ -17,7 +19,7 @@ from crossdistill.teacher import Teacher
 
 _NEIGHBOURS = 20
 _TEMPERATURE = 0.07
-_PENALTIES = tuple(float(c) for c in np.logspace(-5, 2, 8))
+PENALTIES = tuple(float(c) for c in np.logspace(-5, 2, 8))
 """Inverse regularisation strengths that are tried, for standardised features."""
 _ITERATIONS = 1000
 
@@ -69,21 +71,29 @@ class LinearProbe:
         return 100 * float((predicted == images.labels).mean())
 
 
-def fit_probe(train: Embedded, val: Embedded, num_classes: int) -> LinearProbe:
+def check_probe(train: Sequence[int], val: Sequence[int], num_classes: int) -> None:
+    """Raise UserError where no linear probe can be fitted to images with these class numbers."""
+    if not len(val):
+        raise UserError("there are no validation images with a label, so no regularisation can be chosen")
+    missing = sorted(set(range(num_classes)) - set(train))
+    if missing:
+        raise UserError(f"class {missing[0]} has no training images, so no classifier can be fitted")
+
+
+def fit_probe(train: Embedded, val: Embedded, num_classes: int, penalties: Iterable[float] = PENALTIES) -> LinearProbe:
     """Fit a logistic regression on standardised embeddings; the validation accuracy chooses the regularisation.
 
     Raises UserError for a class without training images, and without validation images.
     """
-    if not len(val.labels):
-        raise UserError("there are no validation images with a label, so no regularisation can be chosen")
-    missing = sorted(set(range(num_classes)) - set(train.labels.tolist()))
-    if missing:
-        raise UserError(f"class {missing[0]} has no training images, so no classifier can be fitted")
+    check_probe(train.labels.tolist(), val.labels.tolist(), num_classes)
     scaler = StandardScaler().fit(train.features)
     scaled = scaler.transform(train.features)
     best: tuple[float, LinearProbe] | None = None
-    for penalty in _PENALTIES:
-        fitted = LogisticRegression(C=penalty, max_iter=_ITERATIONS).fit(scaled, train.labels)
+    for penalty in penalties:
+        with warnings.catch_warnings():
+            # A fit that stops early is one more candidate, and the validation images compare them.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            fitted = LogisticRegression(C=penalty, max_iter=_ITERATIONS).fit(scaled, train.labels)
         probe = _unscaled(fitted, scaler, penalty)
         accuracy = probe.accuracy(val)
         # Of equal ones, the stronger regularisation.

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from crossdistill.backbones import Backbone
 from crossdistill.data.masks import IGNORED, MaskedImages
 from crossdistill.errors import UserError
-from crossdistill.evaluation.embedding import Embedded, LinearProbe, fit_probe
+from crossdistill.evaluation.embedding import PENALTIES, Embedded, LinearProbe, fit_probe
 from crossdistill.progress import Tracked
 
 _MOST_CELLS = 50_000
@@ -59,11 +59,11 @@ def segment(
         pixels = transform(images.images.read(index))[None].to(device)
         return backbone(pixels, stages=True).require_stages()[stage - 1][0].float(), images.mask(index)
 
-    known, probe = _fitted(*_all_cells(read, train, console))
+    known, probe = _fitted(*_all_cells(read, train, console), console)
     weight = torch.from_numpy(probe.weight).float().to(device)
     bias = torch.from_numpy(probe.bias).float().to(device)
     confusion = MulticlassConfusionMatrix(IGNORED + 1, sync_on_compute=False)
-    for index in Tracked(range(len(test)), console, "segmentation of the test images"):
+    for index in Tracked(range(len(test)), console, "segmentation of the test images", "image"):
         features, labels = read(test, index)
         mask = torch.from_numpy(labels)
         logits = torch.einsum("kc,chw->khw", weight, features) + bias[:, None, None]
@@ -90,7 +90,7 @@ def _all_cells(
     """Return the cells of the images that a classifier is fitted on, and of those that choose its regularisation."""
     fitted: list[Embedded] = []
     held_out: list[Embedded] = []
-    for index in Tracked(range(len(images)), console, "cells of the training images"):
+    for index in Tracked(range(len(images)), console, "cells of the training images", "image"):
         (held_out if index % _HELD_OUT == _HELD_OUT - 1 else fitted).append(_cells(*read(images, index)))
     if not fitted or not held_out:
         raise UserError(f"a segmentation is fitted on at least {_HELD_OUT} images; there are {len(images)}")
@@ -114,7 +114,7 @@ def _thinned(images: list[Embedded]) -> Embedded:
     return Embedded(features[chosen], labels[chosen])
 
 
-def _fitted(cells: Embedded, held_out: Embedded) -> tuple[NDArray[np.int64], LinearProbe]:
+def _fitted(cells: Embedded, held_out: Embedded, console: Console) -> tuple[NDArray[np.int64], LinearProbe]:
     """Fit the classifier; returns the class number of each of its outputs as well."""
     known = np.unique(cells.labels)
     if len(known) < 2:
@@ -126,4 +126,5 @@ def _fitted(cells: Embedded, held_out: Embedded) -> tuple[NDArray[np.int64], Lin
         Embedded(cells.features, number[cells.labels]),
         Embedded(held_out.features, number[held_out.labels]),
         len(known),
+        Tracked(PENALTIES, console, "linear probe", "fit"),
     )

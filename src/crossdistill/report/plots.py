@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from crossdistill.report.records import Curve, RunRecord
-from crossdistill.tasks import KNN, Classification, NoLabels
+from crossdistill.tasks import KNN, LINEAR_PROBE, Classification, NoLabels
 
 COLOURS = ["#6b7280", "#d97706", "#2563eb", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d"]
 _DASHES = ("-", "--", ":", "-.")
@@ -57,6 +57,8 @@ def run_curves(run: RunRecord) -> str:
             _line(axes[0, 1], run.curves.get(held_out, []), COLOURS[2], "top-1" if neighbours else None)
         if neighbours:
             _line(axes[0, 1], neighbours, COLOURS[3], "nearest neighbours")
+        if LINEAR_PROBE in run.curves:
+            _line(axes[0, 1], run.curves[LINEAR_PROBE], COLOURS[4], "linear probe")
         accuracy = labelled or neighbours
         _finish(axes[0, 1], "accuracy on held-out images, %" if accuracy else "weighted terms, held-out split")
         _line(axes[1, 0], run.curves.get("train/lr", []), COLOURS[0], None)

@@ -5,6 +5,8 @@ from crossdistill.tasks.no_labels import NoLabels as NoLabels
 
 KNN = "val/knn"
 """The score of the embedding by nearest neighbours, percent, where a run asks for it."""
+LINEAR_PROBE = "val/linear_probe"
+"""The score of the embedding by a linear classifier, percent, where a run asks for it."""
 Task = Classification | NoLabels
 
 

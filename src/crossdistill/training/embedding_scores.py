@@ -1,4 +1,4 @@
-"""What the embedding knows: by nearest neighbours while the student trains, at the end by a linear probe as well."""
+"""What the embedding knows, by nearest neighbours and a linear probe, while the student trains and at the end."""
 
 import contextlib
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from crossdistill.data.loaders import evaluation_loader
 from crossdistill.data.mixed import labelled_part
 from crossdistill.data.transforms import eval_transform
 from crossdistill.errors import UserError
-from crossdistill.evaluation.embedding import Embedded, embed, fit_probe, knn_accuracy
+from crossdistill.evaluation.embedding import Embedded, check_probe, embed, fit_probe, knn_accuracy
 from crossdistill.report.records import EmbeddingScores
-from crossdistill.tasks import KNN
+from crossdistill.tasks import KNN, LINEAR_PROBE
 from crossdistill.teacher import Teacher
 from crossdistill.training.module import DistillModule
 
@@ -24,8 +24,18 @@ from crossdistill.training.module import DistillModule
 def read_probe_data(config: RunConfig, data: ImageData) -> ImageData | None:
     """Return the labelled images that score the embedding: probe_data, or those of the run; None where none do.
 
-    Raises UserError for data without labels.
+    Raises UserError for data without labels, and for a linear probe of images that none can be fitted to.
     """
+    found = _read_probe_data(config, data)
+    if found is not None and config.probe_linear:
+        try:
+            check_probe(found.train.labels, found.val.labels, found.num_classes)
+        except UserError as error:
+            raise UserError(f"probe_linear: {error}") from error
+    return found
+
+
+def _read_probe_data(config: RunConfig, data: ImageData) -> ImageData | None:
     if config.probe_data is None:
         return replace(data, train=labelled_part(data.train)) if config.probe_every is not None else None
     plain = replace(config.loader, labels="classes", unlabelled=None, in_chans=data.channels, max_train=None)
@@ -55,10 +65,12 @@ def _embed(model: Backbone | Teacher, images: Images, transform: Callable[..., A
     return embed(model, batches, next(model.parameters()).device)
 
 
-class Neighbours(L.Callback):
-    """Log `val/knn`, percent, every `every` epochs: held-out images by their nearest training images.
+class EmbeddingScorer(L.Callback):
+    """Log the accuracy of the embedding on held-out images, percent, every `every` epochs.
 
-    Every process computes it on all images, and all take that of the first.
+    `val/knn` is that of the nearest training images. With probe_linear `val/linear_probe` is that of a linear
+    classifier; the same held-out images choose its regularisation. Every process computes them on all images, and all
+    take those of the first.
     """
 
     def __init__(self, config: RunConfig, data: ImageData) -> None:
@@ -73,4 +85,8 @@ class Neighbours(L.Callback):
         student = pl_module.deployed
         transform = eval_transform(self.config.augment, student.spec, student.img_size)
         train, val = (_embed(student, images, transform, self.config) for images in (self.data.train, self.data.val))
-        pl_module.log(KNN, float(trainer.strategy.broadcast(knn_accuracy(train, val))))
+        scores = {KNN: knn_accuracy(train, val)}
+        if self.config.probe_linear:
+            scores[LINEAR_PROBE] = fit_probe(train, val, self.data.num_classes).accuracy(val)
+        for name, value in trainer.strategy.broadcast(scores).items():
+            pl_module.log(name, float(value))

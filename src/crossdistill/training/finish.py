@@ -36,9 +36,9 @@ from crossdistill.report.records import (
 from crossdistill.teacher import Teacher
 from crossdistill.training.cached import scored_once
 from crossdistill.training.checkpoints import BEFORE, BEST, CHECKPOINTS, best_problem
+from crossdistill.training.embedding_scores import embedding_scores
 from crossdistill.training.inputs import own_size
 from crossdistill.training.models import rebuild_teacher
-from crossdistill.training.neighbours import embedding_scores
 from crossdistill.training.run import Run
 
 

@@ -21,6 +21,7 @@ from crossdistill.image_size import written
 from crossdistill.training.cached import HeldOutOutputs, prepare_cache
 from crossdistill.training.checks import check_settings
 from crossdistill.training.datamodule import DataModule
+from crossdistill.training.embedding_scores import EmbeddingScorer, read_probe_data
 from crossdistill.training.engine import make_trainer, set_threads
 from crossdistill.training.finish import finish_run
 from crossdistill.training.inputs import (
@@ -35,7 +36,6 @@ from crossdistill.training.inputs import (
 )
 from crossdistill.training.models import build_models
 from crossdistill.training.module import DistillModule
-from crossdistill.training.neighbours import Neighbours, read_probe_data
 from crossdistill.training.resume import check_resumed, read_checkpoint
 from crossdistill.training.run import Run
 from crossdistill.training.run_folder import (
@@ -109,7 +109,7 @@ def prepare(
     distiller = build_models(config, choice, data)
     if probed is not None:
         # Before the callbacks that write checkpoints.
-        trainer.callbacks.insert(0, Neighbours(config, probed))  # type: ignore[attr-defined]
+        trainer.callbacks.insert(0, EmbeddingScorer(config, probed))  # type: ignore[attr-defined]
     checkpoint = read_checkpoint(out, identity, distiller, console) if resume else None
     check_space(out, count_parameters(distiller))
     _announce(config, data, distiller, console)

@@ -20,11 +20,12 @@ from crossdistill.data.loaders import Views, evaluation_loader, unchanged
 from crossdistill.data.transforms import eval_transform, preprocessing
 from crossdistill.errors import UserError
 from crossdistill.evaluation.accuracy import evaluate
-from crossdistill.evaluation.embedding import Embedded, LinearProbe, embed, fit_probe
+from crossdistill.evaluation.embedding import PENALTIES, Embedded, LinearProbe, check_probe, embed, fit_probe
 from crossdistill.evaluation.samples import save_samples
 from crossdistill.export.timm_folder import save_student
 from crossdistill.files import write_whole
 from crossdistill.methods import NONE, choose_method
+from crossdistill.progress import Tracked
 from crossdistill.report.page import write_run_page
 from crossdistill.report.records import METRICS_NAME, SAMPLES_NAME
 from crossdistill.training.engine import choose_device, set_threads
@@ -52,6 +53,7 @@ def probe_teacher(config: RunConfig, console: Console) -> Path:
         raise random_weights_error(config.student)
     data = load_data(config.data, config.loader)
     report_data(data, console)
+    check_probe(data.train.labels, data.val.labels, data.num_classes)
     views = config.loader.views or 0
     config, _ = decide(replace(config, model=replace(config.model, new_head=True)), choose_method(NONE), data)
     assert config.img_size is not None
@@ -70,7 +72,7 @@ def probe_teacher(config: RunConfig, console: Console) -> Path:
     _set_classifier(backbone, probe, data)
     seconds = time.perf_counter() - start
     start_folder(config, digests(config, data), out, 1, resume=False, data=data)
-    _finish(config, data, backbone, device, seconds, out)
+    _finish(config, data, backbone, device, seconds, out, console)
     return out
 
 
@@ -79,13 +81,13 @@ def _fit(
 ) -> LinearProbe:
     transform = eval_transform(config.augment, backbone.spec, backbone.img_size)
     splits: list[Embedded] = []
-    for split in (data.train, data.val):
+    for name, split in (("train", data.train), ("val", data.val)):
         loader = evaluation_loader(split, transform, config.loader.batch_size, workers=config.loader.workers)
-        splits.append(embed(backbone, loader, device))
+        splits.append(embed(backbone, Tracked(loader, console, f"{name} split"), device))
     train, val = splits
     for augmented in _views(config, data, backbone, views, device, console):
         train += embed(backbone, augmented, device)
-    probe = fit_probe(train, val, data.num_classes)
+    probe = fit_probe(train, val, data.num_classes, Tracked(PENALTIES, console, "linear probe", "fit"))
     console.print(
         f"probe: {len(train.labels)} embeddings of {train.features.shape[1]} dimensions, C {probe.penalty:g}, "
         f"{probe.accuracy(val):.2f}% on the validation split",
@@ -104,9 +106,11 @@ def _views(
     made, _ = make_views(config.loader, config.augment, config.seed, data, backbone, device)
     workers = config.loader.workers if isinstance(made, Views) else 0
     for view in range(views):
-        console.print(f"view {view + 1} of {views}", highlight=False)
         keys = [(index, view) for index in range(len(data.train))]
-        yield DataLoader(made, config.loader.batch_size, sampler=keys, num_workers=workers, collate_fn=unchanged)
+        batches: DataLoader[Any] = DataLoader(
+            made, config.loader.batch_size, sampler=keys, num_workers=workers, collate_fn=unchanged
+        )
+        yield Tracked(batches, console, f"view {view + 1} of {views}")
 
 
 def _classifier(backbone: Backbone, data: ImageData) -> nn.Linear | nn.Conv2d:
@@ -129,12 +133,19 @@ def _set_classifier(backbone: Backbone, probe: LinearProbe, data: ImageData) -> 
 
 
 def _finish(
-    config: RunConfig, data: ImageData, backbone: Backbone, device: torch.device, seconds: float, out: Path
+    config: RunConfig,
+    data: ImageData,
+    backbone: Backbone,
+    device: torch.device,
+    seconds: float,
+    out: Path,
+    console: Console,
 ) -> None:
     look = preprocessing(config.augment, backbone.spec, backbone.img_size)
     save_student(backbone, out, data.class_names, look)
     transform = eval_transform(config.augment, backbone.spec, backbone.img_size)
     loader = evaluation_loader(data.test, transform, config.loader.batch_size, workers=config.loader.workers)
+    batches = Tracked(loader, console, "teacher on the test split")
     training: dict[str, Any] = {"seconds": seconds, "epochs": 0, "training_only_parameters": 0, "global_batch": 0}
     metrics = {
         "role": config.role,
@@ -142,7 +153,7 @@ def _finish(
         "seed": config.seed,
         "data": data.name,
         "training": training,
-        "student": {**describe(backbone), "test": evaluate(backbone, loader, data.num_classes, device)},
+        "student": {**describe(backbone), "test": evaluate(backbone, batches, data.num_classes, device)},
     }
     save_samples(out / SAMPLES_NAME, backbone, None, data, transform)
     write_whole(out / METRICS_NAME, json.dumps(metrics, indent=2))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crossdistill.distiller import Distiller
 from crossdistill.progress import ProgressReport
-from crossdistill.tasks import KNN, Classification, NoLabels
+from crossdistill.tasks import KNN, LINEAR_PROBE, Classification, NoLabels
 from crossdistill.types import Batch
 
 _LONG_WAIT = 10.0
@@ -177,6 +177,8 @@ class RunProgress(L.Callback):
             state += f"  distill_loss {seen[NoLabels.monitor]:.3f}"
         if KNN in seen:
             state += f"  knn {seen[KNN]:.2f}%"
+        if LINEAR_PROBE in seen:
+            state += f"  linear probe {seen[LINEAR_PROBE]:.2f}%"
         if (waited := seen.get("train/wait_percent", 0)) > _LONG_WAIT:
             state += f"  waiting for data {waited:.0f}% (more --loader.workers?)"
         return state

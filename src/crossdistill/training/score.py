@@ -21,7 +21,7 @@ from crossdistill.data.trained import TrainedOn, read_trained
 from crossdistill.data.transforms import eval_transform
 from crossdistill.errors import UserError, unknown
 from crossdistill.evaluation.accuracy import evaluate
-from crossdistill.evaluation.embedding import embed, fit_probe, knn_accuracy
+from crossdistill.evaluation.embedding import PENALTIES, check_probe, embed, fit_probe, knn_accuracy
 from crossdistill.methods import NONE, choose_method
 from crossdistill.progress import Tracked
 from crossdistill.report.records import read_environment
@@ -117,13 +117,16 @@ class _Scorer:
         """Score the embedding, with what is learned from the training split."""
         if not names:
             return {}
+        if "linear_probe" in names:
+            check_probe(self.splits["train"].labels, self.splits["val"].labels, self.data.num_classes)
         train, scored = (embed(self.backbone, self._batches_of(name), self.device) for name in ("train", self.split))
         scores: dict[str, Any] = {"images": len(scored.labels)}
         if "knn" in names:
             scores["knn"] = knn_accuracy(train, scored)
         if "linear_probe" in names:
             val = embed(self.backbone, self._batches_of("val"), self.device)
-            scores["linear_probe"] = fit_probe(train, val, self.data.num_classes).accuracy(scored)
+            tried = Tracked(PENALTIES, self.console, "linear probe", "fit")
+            scores["linear_probe"] = fit_probe(train, val, self.data.num_classes, tried).accuracy(scored)
         return scores
 
     @property
