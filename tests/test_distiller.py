@@ -142,6 +142,8 @@ def test_dropping_the_decoupler_leaves_a_plain_model(batch):
         ("rsd", {"kappa": -1.0}, "kappa is -1"),
         ("rsd", {"on": "stage"}, "on is 'stage'; it must be 'embedding', 'logits' or 'stages'"),
         ("hcd", {"stages": [2, 1]}, "rising numbers from 1 to 4"),
+        ("hcd", {"stages": []}, r"stages is .*; it must be rising numbers from 1 to 4"),
+        ("rsd", {"spatial_stages": [2, 2]}, r"spatial_stages is .2, 2.; it must be rising numbers"),
         ("hcd", {"parts": 2.5}, "parts is 2.5; it must be a whole number"),
         ("ofa", {"eps": 0.5}, "eps is 0.5"),
         ("rsd", {"decoupler": "none"}, "student's embedding has 96 and the teacher's 64"),

@@ -5,23 +5,23 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 from typing_extensions import override
 
 from crossdistill.backbones.stages import STAGES
 from crossdistill.distributed import GlobalBatchNorm1d, GlobalBatchNorm2d
-from crossdistill.errors import UserError
 from crossdistill.types import BackboneSpec
 
 
 def _rising(stages: tuple[int, ...]) -> tuple[int, ...]:
-    if list(stages) != sorted(set(stages)):
-        raise UserError(f"stages is {list(stages)}; it must be rising numbers from 1 to {STAGES}, e.g. [1, 2, 3, 4]")
+    if not stages or list(stages) != sorted(set(stages)):
+        raise PydanticCustomError("rising", "rising numbers from 1 to {last}, e.g. [2, 4]", {"last": STAGES})
     return stages
 
 
-Stages = Annotated[tuple[Literal[1, 2, 3, 4], ...], Field(min_length=1), AfterValidator(_rising)]
+Stages = Annotated[tuple[Literal[1, 2, 3, 4], ...], AfterValidator(_rising)]
 """Type of an option: some of the stages, 1 to 4, from shallow to deep."""
 
 
