@@ -18,11 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from rich.console import Console
 
-from benchmarks import layout, plot, report, scaling, steps, waiting
+from benchmarks import allocator, layout, plot, report, scaling, steps, waiting
 from benchmarks.pairs import METHODS
 from crossdistill.training.run_folder import environment
 
-PARTS = ("steps", "losses", "build", "processes", "waiting", "layout")
+PARTS = ("steps", "losses", "build", "processes", "waiting", "layout", "allocator")
 
 
 def main() -> None:
@@ -60,6 +60,7 @@ def main() -> None:
         "processes": lambda: scaling.processes(32, 15),
         "waiting": lambda: waiting.waiting(given.cifar100),
         "layout": lambda: layout.measure(device, precision, given.repeats or 9, console.print),
+        "allocator": lambda: allocator.measure(console.print),
     }
     for part in PARTS:
         if part in wanted:

@@ -20,6 +20,7 @@ def as_markdown(found: dict[str, Any]) -> str:
         "processes": _processes,
         "waiting": _waiting,
         "layout": _layout,
+        "allocator": _allocator,
     }
     lines = [line for part, tables in parts.items() if part in found for line in tables(found[part])]
     return "\n".join(lines) + "\n"
@@ -96,6 +97,12 @@ def _layout(found: list[dict[str, Any]]) -> list[str]:
     ]
     title = "### A step with channels-last images and weights against the usual layout"
     return [title, "", *_table(["model", "px", "time", "middle half"], rows)]
+
+
+def _allocator(found: list[dict[str, Any]]) -> list[str]:
+    rows = [[r["model"], str(r["size"]), str(r["batch"]), f"{r['ratio']:.2f}"] for r in found]
+    title = "### A forward pass with glibc's default allocator against one that keeps freed memory"
+    return [title, "", *_table(["model", "px", "batch", "time"], rows)]
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
