@@ -36,7 +36,7 @@ class Distiller(nn.Module):
         *,
         task: Task | None = None,
         task_weight: float = 1.0,
-        balance: float | Literal["auto"] | None = None,
+        balance: float | Literal["auto"] | None = "auto",
     ) -> None:
         super().__init__()
         self.student = student

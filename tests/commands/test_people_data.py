@@ -450,3 +450,28 @@ def test_a_classifier_of_several_layers_is_refused_before_it_is_probed(tmp_path,
     code, _, err = run(capsys, "teacher", "--probe", *given, "--out", tmp_path / "probed")
     assert (code, "is not a linear layer with a bias: train it without --probe" in err) == (2, True), err
     assert "probe:" not in err
+
+
+def test_a_weights_file_on_small_images_is_the_network_that_timm_builds(tmp_path, capsys):
+    """The small stem accepts ImageNet's weights, and computes other numbers."""
+    from crossdistill.training.weights import has_small_stem
+
+    weights = tmp_path / "weights.pth"
+    body = timm.create_model("test_resnet", num_classes=7)
+    torch.save(body.state_dict(), weights)
+    common = ["--data", "digits", "--loader.max-train", "100", "--loader.in-chans", "3", "--engine.threads", "1"]
+    given = ["--teacher", "test_resnet", "--teacher-checkpoint", weights, "--model.new-head", "true"]
+    code, _, err = run(capsys, "teacher", *common, *given, "--epochs", "1", "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "student: its weights are a file, which states neither stem nor input size: native stem, 32 px" in err
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert stored["model"]["stem"] == "native"
+    # A run with the small stem is recognised by its folder, from its files as well, finished or not.
+    small = tmp_path / "small"
+    code, _, err = run(capsys, "teacher", *common, "--teacher", "test_resnet", "--epochs", "1", "--out", small)
+    assert code == 0, err
+    files = [small, small / "student.safetensors", small / "checkpoints" / "last.ckpt"]
+    assert all(has_small_stem(str(file)) for file in files)
+    (small / "config.json").unlink()
+    assert has_small_stem(str(files[2]))
+    assert not has_small_stem(str(weights))

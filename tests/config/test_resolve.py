@@ -160,3 +160,38 @@ def test_pretrained_weights_are_used_at_their_own_size(data):
         sizes = found.model.teacher_img_size
         assert (sizes[0] if isinstance(sizes, list) else sizes) == size
         assert found.augment.teacher_view == ("own" if data.size[0] > 96 and size > 96 else "student")
+
+
+def test_a_file_of_weights_keeps_the_stem_unless_a_run_with_the_small_one_wrote_it(tmp_path):
+    """ImageNet's weights fit a network without its strides, and give other numbers."""
+
+    def stems(**settings):
+        def small(weights):
+            return "small" in weights
+
+        config = RunConfig(student="vit", teacher="big", **settings)
+        model = resolve(config, Data(), lambda name: 224, has_small_stem=small).model
+        return model.stem, model.teacher_stem
+
+    assert stems() == ("small", "small")
+    assert stems(teacher_checkpoint="w.pth") == ("small", "native")
+    assert stems(teacher_checkpoint="small.pth") == ("small", "small")
+    assert stems(model=ModelConfig(student_checkpoint="w.pth")) == ("native", "small")
+    assert stems(model=ModelConfig(student_checkpoint="small.pth")) == ("small", "small")
+    assert stems(teacher_checkpoint="w.pth", model=ModelConfig(teacher_stem="small")) == ("small", "small")
+    config = RunConfig(student="vit", teacher=["big", "big"], teacher_checkpoint=["w.pth", "small.pth"])
+    with pytest.raises(UserError, match=r"'small\.pth' are of a network with the small stem, those of 'w\.pth'"):
+        resolve(config, Data(), lambda name: 224, has_small_stem=lambda weights: "small" in weights)
+
+
+def test_own_code_keeps_its_stem():
+    model = decided(RunConfig(student="own.code:network", teacher="own.code:network")).model
+    assert (model.stem, model.teacher_stem) == ("native", "native")
+
+
+def test_a_pretrained_teacher_is_trained_at_the_size_of_its_weights():
+    config = RunConfig(student="big", role="teacher", model=ModelConfig(student_pretrained=True))
+    assert decided(config).img_size == 384
+    assert decided(replace(config, img_size=96)).img_size == 96
+    assert decided(RunConfig(student="big", role="teacher")).img_size == 32
+    assert decided(RunConfig(student="hf:model", role="teacher")).img_size == 224

@@ -60,3 +60,15 @@ def test_a_probe_without_held_out_images_is_refused():
     train = clusters(40, 4, 1)
     with pytest.raises(cd.UserError, match="no validation images with a label"):
         fit_probe(train, Embedded(train.features[:0], train.labels[:0]), 4)
+
+
+def test_a_probe_that_teaches_is_sure_of_what_is_easy():
+    """All regularisations are right on every image; the probabilities of the strongest are almost uniform."""
+    train, val = (clusters(300, 3, seed, spread=0.1) for seed in (1, 2))
+    by_accuracy, by_loss = (fit_probe(train, val, 3, choose_by=how) for how in ("accuracy", "loss"))
+    assert by_accuracy.accuracy(val) == by_loss.accuracy(val) == 100
+    assert by_accuracy.loss(val) > 0.9
+    assert by_loss.loss(val) < 0.01
+    logits = torch.from_numpy(val.features @ by_loss.weight.T + by_loss.bias)
+    expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(val.labels))
+    assert by_loss.loss(val) == pytest.approx(float(expected))

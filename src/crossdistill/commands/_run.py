@@ -95,6 +95,9 @@ class RunParser(Parser):
         }
         for key in check_option_keys(given, named):
             print(f"note: the recipe's options of {key!r} are not read: that method is not used", file=sys.stderr)
+        if "auto" in named and (unread := sorted({"rsd", "kd"} & given.keys())):
+            text = f"auto uses the defaults of its methods, not the recipe's options of {' and '.join(unread)}"
+            print(f"note: {text}; --method rsd+kd has them", file=sys.stderr)
         defaults = {}
         for key, name in methods.items():
             default, base = choose_method(name), choose_method(name, given.get(key))

@@ -49,7 +49,8 @@ class ModelConfig:
 
     stem: Stem = "auto"
     """"small" builds convolutional networks without early strides and transformers with small patches; "native" builds
-    the architecture as it is; "auto" is small for images of at most 64 px unless pretrained weights are used."""
+    the architecture as it is; "auto" is small for images of at most 64 px, except for pretrained weights, a file of
+    weights (unless a run with the small stem has written it), and networks of your own code."""
     teacher_stem: Stem | None = None
     """The same for the teacher; null uses model.stem."""
     student_pretrained: bool = False

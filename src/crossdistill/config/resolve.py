@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from crossdistill.config.code import brings_weights
+from crossdistill.config.code import brings_weights, is_code
 from crossdistill.config.data import SMALL_IMAGE, AugmentConfig, LoaderConfig
 from crossdistill.config.model import Stem
 from crossdistill.config.run import RunConfig
@@ -44,19 +44,23 @@ def resolve(
     data: DataFacts,
     own_size: Callable[[str], ImageSize],
     run_size: Callable[[str], ImageSize | None] = lambda folder: None,
+    has_small_stem: Callable[[str], bool] = lambda weights: False,
 ) -> RunConfig:
     """Return the same run with everything decided; resolving it again changes nothing.
 
-    `own_size` returns the input size of a model by its name, `run_size` that of a finished run by its folder. Raises
-    UserError for settings that exclude each other.
+    `own_size` returns the input size of a model by its name, `run_size` that of a finished run by its folder;
+    `has_small_stem` says whether the weights of a file or folder are known to be those of a network with the small
+    stem. Raises UserError for settings that exclude each other.
     """
     small = max(max(data.size), _SMALLEST) if max(data.size) <= SMALL_IMAGE else None
+    if config.role == "teacher" and (config.model.student_pretrained or brings_weights(config.student)):
+        small = None  # the size that its weights were trained for
     given = config.img_size or small
     img_size = image_size(given or own_size(config.student))
     model = replace(
         config.model,
-        stem=_stem(config.model.stem, img_size, config.model.student_pretrained),
-        teacher_stem=_stem(config.model.teacher_stem or config.model.stem, img_size, config.model.teacher_pretrained),
+        stem=_student_stem(config, img_size, has_small_stem),
+        teacher_stem=_teacher_stem(config, img_size, has_small_stem),
         teacher_img_size=config.model.teacher_img_size or _teacher_sizes(config, given, own_size),
     )
     augment = config.augment.decided(img_size, long=data.long)
@@ -140,10 +144,35 @@ def _teacher_view(
     return "own" if given == "own" or larger else "student"
 
 
-def _stem(stem: Stem, img_size: ImageSize, pretrained: bool) -> Literal["native", "small"]:
+def _student_stem(config: RunConfig, img_size: ImageSize, has_small_stem: Callable[[str], bool]) -> Stem:
+    model = config.model
+    if model.stem != "auto":
+        return model.stem
+    if model.student_checkpoint is not None:
+        return "small" if has_small_stem(model.student_checkpoint) else "native"
+    return _stem_of_new(img_size, built_as_is=model.student_pretrained or is_code(config.student))
+
+
+def _teacher_stem(config: RunConfig, img_size: ImageSize, has_small_stem: Callable[[str], bool]) -> Stem:
+    """Decide the stem of teachers that are not finished runs, which know their own. Raises UserError."""
+    stem = config.model.teacher_stem or config.model.stem
     if stem != "auto":
         return stem
-    return "small" if max(sides_of(img_size)) <= SMALL_IMAGE and not pretrained else "native"
+    files = [one for _, one in config.teachers if one is not None and not Path(one).is_dir()]
+    if not files:
+        own_code = any(name is not None and is_code(name) for name, _ in config.teachers)
+        return _stem_of_new(img_size, built_as_is=config.model.teacher_pretrained or own_code)
+    small = [has_small_stem(file) for file in files]
+    if len(set(small)) > 1:
+        raise UserError(
+            f"the weights {files[small.index(True)]!r} are of a network with the small stem, those of "
+            f"{files[small.index(False)]!r} are not known to be; give the folders of the runs, or model.teacher_stem"
+        )
+    return "small" if small[0] else "native"
+
+
+def _stem_of_new(img_size: ImageSize, *, built_as_is: bool) -> Stem:
+    return "small" if max(sides_of(img_size)) <= SMALL_IMAGE and not built_as_is else "native"
 
 
 def _resident(loader: LoaderConfig, augment: AugmentConfig, img_size: ImageSize, channels: int, images: int) -> bool:

@@ -3,11 +3,12 @@
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -41,7 +42,7 @@ def embed(backbone: Backbone | Teacher, batches: Iterable[Any], device: torch.de
     features, labels = [], []
     for batch in batches:
         features.append(backbone(batch[0].to(device)).embedding.float().cpu().numpy())
-        labels.append(np.asarray(batch[1]))
+        labels.append(torch.as_tensor(batch[1]).cpu().numpy())
     return Embedded(np.concatenate(features), np.concatenate(labels).astype(np.int64))
 
 
@@ -70,6 +71,11 @@ class LinearProbe:
         predicted = (images.features @ self.weight.T + self.bias).argmax(axis=1)
         return 100 * float((predicted == images.labels).mean())
 
+    def loss(self, images: Embedded) -> float:
+        """Return the mean cross entropy, nats."""
+        logs = log_softmax(images.features @ self.weight.T + self.bias, axis=1)
+        return -float(logs[np.arange(len(images.labels)), images.labels].mean())
+
 
 def check_probe(train: Sequence[int], val: Sequence[int], num_classes: int) -> None:
     """Raise UserError where no linear probe can be fitted to images with these class numbers."""
@@ -80,10 +86,19 @@ def check_probe(train: Sequence[int], val: Sequence[int], num_classes: int) -> N
         raise UserError(f"class {missing[0]} has no training images, so no classifier can be fitted")
 
 
-def fit_probe(train: Embedded, val: Embedded, num_classes: int, penalties: Iterable[float] = PENALTIES) -> LinearProbe:
-    """Fit a logistic regression on standardised embeddings; the validation accuracy chooses the regularisation.
+def fit_probe(
+    train: Embedded,
+    val: Embedded,
+    num_classes: int,
+    penalties: Iterable[float] = PENALTIES,
+    *,
+    choose_by: Literal["accuracy", "loss"] = "accuracy",
+) -> LinearProbe:
+    """Fit a logistic regression on standardised embeddings; the validation images choose the regularisation.
 
-    Raises UserError for a class without training images, and without validation images.
+    By accuracy, as linear evaluations do, or by cross entropy where the probabilities are used: a strong regularisation
+    can be as accurate with probabilities that are almost uniform. Raises UserError for a class without training images,
+    and without validation images.
     """
     check_probe(train.labels.tolist(), val.labels.tolist(), num_classes)
     scaler = StandardScaler().fit(train.features)
@@ -95,10 +110,10 @@ def fit_probe(train: Embedded, val: Embedded, num_classes: int, penalties: Itera
             warnings.simplefilter("ignore", ConvergenceWarning)
             fitted = LogisticRegression(C=penalty, max_iter=_ITERATIONS).fit(scaled, train.labels)
         probe = _unscaled(fitted, scaler, penalty)
-        accuracy = probe.accuracy(val)
+        score = probe.accuracy(val) if choose_by == "accuracy" else -probe.loss(val)
         # Of equal ones, the stronger regularisation.
-        if best is None or accuracy > best[0]:
-            best = accuracy, probe
+        if best is None or score > best[0]:
+            best = score, probe
     assert best is not None
     return best[1]
 

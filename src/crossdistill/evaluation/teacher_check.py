@@ -103,8 +103,8 @@ def _likely_cause(teacher: Teacher, batches: Iterable[Any], logits: Tensor, targ
     in_other_order = renamed > max(near + 0.1, 0.3)
     if _uniformity(logits) > _UNIFORM:
         return (
-            "its predictions are almost uniform, so its classifier appears untrained; train it on this data first "
-            "(`crossdistill teacher`) or give its --teacher-checkpoint"
+            "its predictions are almost uniform, so its classifier appears untrained (or its logits are too small to "
+            "teach anything); train it on this data first (`crossdistill teacher`) or give its --teacher-checkpoint"
         ) + (f". Or {other_order}" if in_other_order else "")
     if in_other_order:
         return other_order

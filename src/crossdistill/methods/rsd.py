@@ -32,14 +32,15 @@ _Kappa = Annotated[float | Literal["auto"], number_or("auto"), AfterValidator(_n
 
 @settings
 class RSDOptions:
-    """Options of `rsd`; the defaults but kappa are the paper's for CIFAR-100."""
+    """Options of `rsd`. Defaults are the paper's for CIFAR-100, but kappa is ours and optim.balance replaces lambda."""
 
     kappa: _Kappa = "auto"
     """kappa, weight of the decorrelation of different dimensions; >= 0. 0 keeps only the invariance term. "auto" is
     1 / D for a teacher of D dimensions and at most the paper's 0.01: D^2 pairs of dimensions would outweigh the D terms
     of the invariance, and in a batch of few images they are mostly noise (docs/results.md)."""
     weight: NonNegative = 0.1
-    """lambda, factor of the RSD term beside the task loss; >= 0. The term grows with the teacher's width."""
+    """lambda, factor of the RSD term beside the task loss; >= 0. Unused where optim.balance, on by default, finds the
+    factor: the term grows with the teacher's width."""
     on: Literal["embedding", "logits", "stages"] = "embedding"
     """What is correlated: "embedding" (pooled, before the classifier), "logits", or "stages": OFA's exits from the
     student's stages and the student's own logits, each with the teacher's logits, in place of OFA's losses."""

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from torch.utils.data import Dataset
 
@@ -17,7 +16,7 @@ from crossdistill.data.mixed import labelled_part
 from crossdistill.data.split_list import read_split_list
 from crossdistill.distiller import Distiller
 from crossdistill.evaluation.cost import count_parameters
-from crossdistill.image_size import written
+from crossdistill.training.announce import announce, label_of
 from crossdistill.training.cached import HeldOutOutputs, prepare_cache
 from crossdistill.training.checks import check_settings
 from crossdistill.training.datamodule import DataModule
@@ -101,7 +100,7 @@ def prepare(
     probed = read_probe_data(config, data)
     inputs = digests(config, data, None if config.probe_data is None else probed)
     identity = identity_of(config, inputs)
-    title = f"{_label(config)} {config.student} s{config.seed}"
+    title = f"{label_of(config)} {config.student} s{config.seed}"
     trainer, log, memory = make_trainer(config, out, console, title, identity)
     if resume:
         check_resumed(config, inputs, out, data, trainer.world_size)
@@ -112,7 +111,7 @@ def prepare(
         trainer.callbacks.insert(0, EmbeddingScorer(config, probed))  # type: ignore[attr-defined]
     checkpoint = read_checkpoint(out, identity, distiller, console) if resume else None
     check_space(out, count_parameters(distiller))
-    _announce(config, data, distiller, console)
+    announce(config, data, distiller, trainer.world_size, console)
     device = trainer.strategy.root_device
     if trainer.is_global_zero:
         report_teacher_accuracy(config, data, distiller, device, console)
@@ -171,33 +170,3 @@ def _module(config: RunConfig, distiller: Distiller) -> DistillModule:
     if config.engine.compile:
         distiller.compile()
     return DistillModule(distiller, config.optim, config.engine, config.augment, epochs=config.epochs, seed=config.seed)
-
-
-def _label(config: RunConfig) -> str:
-    return "teacher" if config.role == "teacher" else config.method
-
-
-@rank_zero_only
-def _announce(config: RunConfig, data: ImageData, distiller: Distiller, console: Console) -> None:
-    """Print which model is trained on which data, and which settings have no effect."""
-    student = distiller.student
-    if config.loader.batch_size > len(data.train):
-        console.print(f"note: a batch of {config.loader.batch_size} is more than the {len(data.train)} training images")
-    if student.note:
-        console.print(f"note: student: {student.note}", highlight=False, markup=False, soft_wrap=True)
-    for name in distiller.balanced_weights():
-        console.print(
-            f"note: options.{name}.weight has no effect, since optim.balance finds the factor of {name}; "
-            "--optim.balance null uses the weight",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-    console.print(
-        f"{_label(config)}: {student.spec.name} ({count_parameters(student) / 1e6:.2f} M) on {data.name}, "
-        f"{len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images at "
-        f"{written(student.img_size)} px",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )

@@ -28,6 +28,7 @@ from crossdistill.image_size import ImageSize
 from crossdistill.methods import MethodChoice
 from crossdistill.teacher import Teacher
 from crossdistill.training.engine import is_first_process
+from crossdistill.training.weights import has_small_stem
 
 _MOST_BYTES_DECODED = 2**28
 """Bytes of all images up to which every one is decoded before training."""
@@ -39,7 +40,7 @@ def decide(config: RunConfig, choice: MethodChoice, data: ImageData) -> tuple[Ru
     classes = config.model.teacher_classes
     if isinstance(classes, str):
         config = replace(config, model=replace(config.model, teacher_classes=_read_names(classes)))
-    return replace(resolve(config, data, own_img_size, _run_size), options=choice.plain), choice
+    return replace(resolve(config, data, own_img_size, _run_size, has_small_stem), options=choice.plain), choice
 
 
 def _run_size(folder: str) -> ImageSize:

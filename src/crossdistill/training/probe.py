@@ -33,7 +33,7 @@ from crossdistill.training.finish import describe
 from crossdistill.training.inputs import check_decoding, decide, digests, make_views, report_data
 from crossdistill.training.models import build_student
 from crossdistill.training.run_folder import check_folder, default_out, start_folder
-from crossdistill.training.teachers import has_weights, random_weights_error
+from crossdistill.training.weights import has_weights, random_weights_error, student_weights_note
 
 
 def probe_teacher(config: RunConfig, console: Console) -> Path:
@@ -64,6 +64,8 @@ def probe_teacher(config: RunConfig, console: Console) -> Path:
         raise UserError(
             f"the logits of {config.student!r} are not computed from its embedding; train it without --probe"
         )
+    if note := student_weights_note(config):
+        console.print(f"note: {config.student}: {note}", highlight=False, markup=False, soft_wrap=True)
     # Found before the work starts.
     _classifier(backbone, data)
     device = choose_device(config.engine)
@@ -87,10 +89,12 @@ def _fit(
     train, val = splits
     for augmented in _views(config, data, backbone, views, device, console):
         train += embed(backbone, augmented, device)
-    probe = fit_probe(train, val, data.num_classes, Tracked(PENALTIES, console, "linear probe", "fit"))
+    probe = fit_probe(
+        train, val, data.num_classes, Tracked(PENALTIES, console, "linear probe", "fit"), choose_by="loss"
+    )
     console.print(
         f"probe: {len(train.labels)} embeddings of {train.features.shape[1]} dimensions, C {probe.penalty:g}, "
-        f"{probe.accuracy(val):.2f}% on the validation split",
+        f"{probe.accuracy(val):.2f}% and a cross entropy of {probe.loss(val):.2f} nats on the validation split",
         highlight=False,
         soft_wrap=True,
     )

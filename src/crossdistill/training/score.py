@@ -189,7 +189,8 @@ def _load_named(
 ) -> tuple[Backbone, ImageData, AugmentConfig, TrainedOn | None]:
     if checkpoint is None:
         raise UserError(f"{model!r} is not the folder of a run; a model by name needs --checkpoint FILE")
-    by_name = replace(config, student=model, method=NONE, options={}, teacher=None)
+    loaded = replace(config.model, student_checkpoint=checkpoint)
+    by_name = replace(config, student=model, method=NONE, options={}, teacher=None, model=loaded)
     data = load_data(config.data, config.loader)
     decided, _ = decide(by_name, choose_method(NONE), data)
     built: dict[str, Any] = dict(

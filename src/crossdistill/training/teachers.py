@@ -14,7 +14,6 @@ from crossdistill.backbones.build import classes_of_weights
 from crossdistill.backbones.sources import plain_name
 from crossdistill.backbones.transformers_network import is_transformers
 from crossdistill.config import ModelConfig, RunConfig
-from crossdistill.config.code import is_code
 from crossdistill.data import ImageData
 from crossdistill.data.class_names import name_difference
 from crossdistill.data.classes import has_classes_of, match_classes, match_names
@@ -26,6 +25,7 @@ from crossdistill.evaluation.finite_teacher import check_finite
 from crossdistill.evaluation.teacher_check import check_teacher
 from crossdistill.image_size import written
 from crossdistill.progress import Tracked
+from crossdistill.training.weights import file_note, has_weights, random_weights_error
 from crossdistill.types import Reads
 
 
@@ -143,20 +143,6 @@ def _build_teacher(
     return create_backbone(name, classes, pretrained=model.teacher_pretrained, **built)
 
 
-def random_weights_error(name: str, *, trusted: bool = True) -> UserError:
-    """Make the error for a teacher with random weights; `trusted` says that trust_teacher lets it pass."""
-    more = ". To continue anyway: --trust-teacher true" if trusted else ""
-    return UserError(
-        f"teacher {name!r} has random weights, so it has nothing to teach: give --teacher-checkpoint, or "
-        f"--model.teacher-pretrained true{more}"
-    )
-
-
-def has_weights(name: str | None, checkpoint: str | None, *, pretrained: bool) -> bool:
-    """Return whether a teacher has other weights than random ones; own code may load some by itself."""
-    return checkpoint is not None or pretrained or name is None or is_transformers(name) or is_code(name)
-
-
 def _size_note(teacher: Backbone, student: Backbone, *, own: bool) -> str:
     """Say at which size a teacher sees the images, where that is not the student's."""
     if teacher.img_size == student.img_size:
@@ -192,8 +178,9 @@ def report_teacher_accuracy(
     own = config.augment.teacher_view == "own"
     pretrained = config.model.teacher_pretrained
     weights = [has_weights(name, checkpoint, pretrained=pretrained) for name, checkpoint in config.teachers]
+    files = [checkpoint for _, checkpoint in config.teachers]
     plain: dict[str, Any] = dict(highlight=False, markup=False, soft_wrap=True)
-    for member, weighted in zip(distiller.teacher.members, weights, strict=True):
+    for member, weighted, file in zip(distiller.teacher.members, weights, files, strict=True):
         name = member.spec.name
         scored = data.labelled and has_classes_of(data, [member.backbone])
         if not (scored or weighted or config.trust_teacher):
@@ -201,7 +188,8 @@ def report_teacher_accuracy(
         size = member.backbone.img_size if own else student.img_size
         loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, size, config.loader)
         check_finite(member.to(device), next(iter(loader))[0])
-        for note in (_size_note(member.backbone, student, own=own), member.backbone.note):
+        built = file_note(file, config.model.teacher_stem or config.model.stem, member.backbone.img_size)
+        for note in (_size_note(member.backbone, student, own=own), built, member.backbone.note):
             if note:
                 console.print(f"teacher {name}: {note}", **plain)
         if not data.labelled:

@@ -1,0 +1,58 @@
+"""Where the weights of a model come from, and what is said where they do not state how its network is built."""
+
+import contextlib
+from pathlib import Path
+
+from crossdistill.backbones.args import CONFIG_FILE, read_args
+from crossdistill.backbones.build import own_img_size
+from crossdistill.backbones.transformers_network import is_transformers
+from crossdistill.config import RunConfig
+from crossdistill.config.code import is_code
+from crossdistill.config.data import SMALL_IMAGE
+from crossdistill.errors import UserError
+from crossdistill.image_size import ImageSize, image_size, sides_of, written
+from crossdistill.report.records import CONFIG_NAME
+from crossdistill.training.run_folder import read_config
+
+
+def has_weights(name: str | None, checkpoint: str | None, *, pretrained: bool) -> bool:
+    """Return whether a teacher has other weights than random ones; own code may load some by itself."""
+    return checkpoint is not None or pretrained or name is None or is_transformers(name) or is_code(name)
+
+
+def random_weights_error(name: str, *, trusted: bool = True) -> UserError:
+    """Make the error for a teacher with random weights; `trusted` says that trust_teacher lets it pass."""
+    more = ". To continue anyway: --trust-teacher true" if trusted else ""
+    return UserError(
+        f"teacher {name!r} has random weights, so it has nothing to teach: give --teacher-checkpoint, or "
+        f"--model.teacher-pretrained true{more}"
+    )
+
+
+def has_small_stem(weights: str) -> bool:
+    """Return whether a run whose network has the small stem wrote these weights: a folder, or a file in one."""
+    place = Path(weights).absolute()
+    for folder in (place, *list(place.parents)[:2]):
+        with contextlib.suppress(UserError):
+            if (folder / CONFIG_FILE).is_file():
+                return read_args(folder).small_images
+            if (folder / CONFIG_NAME).is_file():  # a run that is not finished
+                return read_config(folder).model.stem == "small"
+    return False
+
+
+def file_note(weights: str | None, stem: str, size: ImageSize) -> str:
+    """Say how a network for small images is built where its weights are a file, which states neither stem nor size."""
+    if weights is None or Path(weights).is_dir() or max(sides_of(size)) > SMALL_IMAGE:
+        return ""
+    return f"its weights are a file, which states neither stem nor input size: {stem} stem, {written(size)} px"
+
+
+def student_weights_note(config: RunConfig) -> str:
+    """Say what was decided for weights of the trained model that state another input size, or none."""
+    assert config.img_size is not None, "the settings are decided"
+    size = image_size(config.img_size)
+    if config.model.student_pretrained and own_img_size(config.student) != size:
+        own = written(own_img_size(config.student))
+        return f"its weights were trained at {own} px, and its input has {written(size)} px"
+    return file_note(config.model.student_checkpoint, config.model.stem, size)
