@@ -10,7 +10,6 @@ Every run is a folder of `--out`; the same command continues where it was stoppe
 
 import argparse
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 from crossdistill.config import LoaderConfig
 from crossdistill.data import load_data
+from crossdistill.data.loaders import ViewSampler
 
 EPOCHS = {"10": 40, "100": 10}
 """Epochs of the training with labels, by the percentage of the labels."""
@@ -70,8 +70,13 @@ def _measure(given: argparse.Namespace, seed: int, images: int) -> None:
         _fit(given.out / f"scratch-s{seed}-{part}", *own, "--epochs", str(epochs))
         if given.unlabelled and part == "10":
             _teach(given, seed, images, few)
-        more = _BODY_EPOCHS * math.ceil(images / _BATCH) // math.ceil(few / _BATCH)
+        more = round(_BODY_EPOCHS * _batches(images) / _batches(few))
         _fit(given.out / f"equal-s{seed}-{part}", *own, "--epochs", str(epochs + more))
+
+
+def _batches(images: int, batch: int = _BATCH) -> int:
+    """Return the steps of an epoch."""
+    return ViewSampler(images, batch, seed=0).batches
 
 
 def _teach(given: argparse.Namespace, seed: int, images: int, few: int) -> None:
@@ -82,8 +87,8 @@ def _teach(given: argparse.Namespace, seed: int, images: int, few: int) -> None:
     if not (probed / "metrics.json").exists():
         teacher = ["--teacher", given.teacher, "--teacher-checkpoint", given.teacher_checkpoint]
         _run("teacher", "--probe", *teacher, *common, "--out", str(probed))
-    steps = _BODY_EPOCHS * math.ceil(images / _BATCH) + EPOCHS["10"] * math.ceil(few / _BATCH)
-    epochs = steps // math.ceil(images / (_BATCH // 2))  # half of each batch has labels
+    steps = _BODY_EPOCHS * _batches(images) + EPOCHS["10"] * _batches(few)
+    epochs = round(steps / _batches(images, _BATCH // 2))  # half of each batch has labels
     student = ["--student", given.student, "--teacher-checkpoint", str(probed), "--method", "kd", "--seed", str(seed)]
     mixed = ["--loader.unlabelled", given.unlabelled, "--cache", "auto", "--loader.views", "4", "--epochs", str(epochs)]
     _fit(given.out / f"taught-s{seed}-10", *common, *student, *mixed)

@@ -53,14 +53,15 @@ class FBTOptions:
     temperature: Annotated[float, Field(strict=True, ge=0.01, le=1)] = 0.07
     """Initial temperature of InfoNCE; it is learned, within [0.01, 1] (our bounds)."""
     symmetric: bool = False
-    """Whether InfoNCE is computed in both directions (not stated; one direction: the rows of the trailing network
-    find those of the leading one, which teaches)."""
+    """Whether InfoNCE is computed in both directions (not stated). One direction: each row of the network that is
+    taught is compared with all rows of the one that teaches. From a ViT to a CNN 28.92% in both, 28.99 in one."""
     width: PositiveInt = 128
     """Width that embeddings are projected to for InfoNCE; >= 1 (not stated)."""
     detach: bool = True
     """Stop the gradient of L(fused, student) before the fused network (not stated)."""
     ramp: NonNegativeInt = 0
-    """Batches over which the factor of L(fused, student) rises from 0 to its value; 0 starts with it."""
+    """Batches over which the factor of L(fused, student) rises from 0 to its value; 0 starts with it. From a
+    ViT to a CNN 29.22% with a third of the batches, 28.99 with 0 (CIFAR-100, one seed)."""
     fused_task_weight: NonNegative = 0.0
     """Factor of the cross entropy of the fused network's logits with the labels; >= 0. No gain with 1: 28.88%."""
     swin_block: bool = True
