@@ -509,6 +509,7 @@ def test_a_teacher_of_other_classes(capsys, tmp_path):
         assert code == 0
         assert "its accuracy is not known ('test_resnet' has 7 classes, not those of the data)" in progress
         assert "its weights are a file, which states neither stem nor input size: native stem, 32 px" in progress
+        assert "its input has mean (0.5) and std (0.5), those of the name 'test_resnet'" in progress
         assert "teacher (" not in shown
     assert json.loads((tmp_path / "cache" / "cache.json").read_text())["format"]["classes"] == 0
     code, _, err = run(capsys, "fit", *TINY, *given, "--method", "kd", "--out", tmp_path / "kd")

@@ -151,6 +151,17 @@ def _size_note(teacher: Backbone, student: Backbone, *, own: bool) -> str:
     return f"its input is {written(teacher.img_size)} px, {source}"
 
 
+def _notes(teacher: Backbone, weights: str | None, stem: str) -> list[str]:
+    """Say what is known of a teacher's weights, and what was assumed where they do not state it."""
+    notes = [file_note(weights, stem, teacher.img_size), teacher.note]
+    if weights is not None and not Path(weights).is_dir():
+        mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (teacher.spec.mean, teacher.spec.std))
+        notes.append(f"its input has mean ({mean}) and std ({std}), those of the name {teacher.spec.name!r}")
+    if teacher.weights_part:
+        notes.append(f"the weights are those under {teacher.weights_part!r} in its checkpoint")
+    return notes
+
+
 def _report_trained_on(config: RunConfig, data: ImageData, console: Console) -> None:
     """Say which held-out images a teacher's own run has trained on: its scores on them are too good."""
     for _, checkpoint in config.teachers:
@@ -188,15 +199,12 @@ def report_teacher_accuracy(
         size = member.backbone.img_size if own else student.img_size
         loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, size, config.loader)
         check_finite(member.to(device), next(iter(loader))[0])
-        built = file_note(file, config.model.teacher_stem or config.model.stem, member.backbone.img_size)
-        for note in (_size_note(member.backbone, student, own=own), built, member.backbone.note):
+        stem = config.model.teacher_stem or config.model.stem
+        for note in (_size_note(member.backbone, student, own=own), *_notes(member.backbone, file, stem)):
             if note:
                 console.print(f"teacher {name}: {note}", **plain)
         if not data.labelled:
             continue
-        if member.backbone.weights_part:
-            part = f"teacher {name}: the weights are those under {member.backbone.weights_part!r} in its checkpoint"
-            console.print(part, **plain)
         if not scored:
             kind = f"{member.backbone.classes_in_words()}, not those of the data"
             console.print(f"teacher {name}: its accuracy is not known ({kind})", **plain)
