@@ -463,9 +463,11 @@ def test_a_weights_file_on_small_images_is_the_network_that_timm_builds(tmp_path
     given = ["--teacher", "test_resnet", "--teacher-checkpoint", weights, "--model.new-head", "true"]
     code, _, err = run(capsys, "teacher", *common, *given, "--epochs", "1", "--out", tmp_path / "run")
     assert code == 0, err
-    assert "student: its weights are a file, which states neither stem nor input size: native stem, 32 px" in err
+    assert "teacher: its weights are a file, which states neither stem nor input size: native stem, 32 px" in err
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert stored["model"]["stem"] == "native"
+    code, _, err = run(capsys, "eval", "test_resnet", "--checkpoint", weights, *common, "--knn")
+    assert (code, "native stem, 32 px" in err) == (0, True), err
     # A run with the small stem is recognised by its folder, from its files as well, finished or not.
     small = tmp_path / "small"
     code, _, err = run(capsys, "teacher", *common, "--teacher", "test_resnet", "--epochs", "1", "--out", small)
@@ -475,3 +477,6 @@ def test_a_weights_file_on_small_images_is_the_network_that_timm_builds(tmp_path
     (small / "config.json").unlink()
     assert has_small_stem(str(files[2]))
     assert not has_small_stem(str(weights))
+    # A stranger's file inside of a run's folder is not the run's.
+    shutil.copy(weights, small / "timm.pth")
+    assert not has_small_stem(str(small / "timm.pth"))

@@ -39,8 +39,8 @@ class RSDOptions:
     1 / D for a teacher of D dimensions and at most the paper's 0.01: D^2 pairs of dimensions would outweigh the D terms
     of the invariance, and in a batch of few images they are mostly noise (docs/results.md)."""
     weight: NonNegative = 0.1
-    """lambda, factor of the RSD term beside the task loss; >= 0. Unused where optim.balance, on by default, finds the
-    factor: the term grows with the teacher's width."""
+    """lambda, factor of the RSD term beside the task loss; >= 0. The term grows with the teacher's width, so
+    optim.balance finds the factor by default, and this value is unused."""
     on: Literal["embedding", "logits", "stages"] = "embedding"
     """What is correlated: "embedding" (pooled, before the classifier), "logits", or "stages": OFA's exits from the
     student's stages and the student's own logits, each with the teacher's logits, in place of OFA's losses."""

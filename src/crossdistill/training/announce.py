@@ -24,7 +24,8 @@ def announce(config: RunConfig, data: ImageData, distiller: Distiller, world: in
     """Print which model is trained on which data, and which settings have no effect."""
     student = distiller.student
     notes = [_batches_note(config, len(data.train), world)]
-    notes += [f"student: {note}" for note in (student.note, student_weights_note(config)) if note]
+    who = "teacher" if config.role == "teacher" else "student"
+    notes += [f"{who}: {note}" for note in (student.note, student_weights_note(config)) if note]
     if config.augment.mixes and distiller.needs.labels:
         notes.append(f"{config.method} reads one class of a mixed image, the one with the larger share")
     notes += [
@@ -51,5 +52,5 @@ def _batches_note(config: RunConfig, images: int, world: int) -> str:
         return ""
     return (
         f"an epoch has {images // batch} whole batches of {batch}, so it leaves out {left} of the {images} training "
-        "images, others in each epoch (a smaller loader.batch_size leaves out fewer)"
+        "images, others in each epoch (loader.batch_size decides it)"
     )

@@ -29,6 +29,7 @@ from crossdistill.training.engine import choose_device, set_threads
 from crossdistill.training.inputs import data_digests, decide, report_data
 from crossdistill.training.robustness import RobustnessScorer, load_others
 from crossdistill.training.run_folder import check_inputs, read_config
+from crossdistill.training.weights import file_note
 
 
 def score(
@@ -60,6 +61,8 @@ def score(
     _print_notes(model, backbone, console)
     if not data.labelled:
         raise UserError("loader.labels is 'none', so nothing can be scored; give --loader.labels classes and --data")
+    if "linear_probe" in probes:
+        check_probe(data.train.labels, data.val.labels, data.num_classes)
     classified = _match(backbone, model, data, optional=bool(probes) and not corruptions and ood is None)
     splits = {"train": data.train, "val": data.val, "test": data.test}
     if other is not None and split != "train":
@@ -117,8 +120,6 @@ class _Scorer:
         """Score the embedding, with what is learned from the training split."""
         if not names:
             return {}
-        if "linear_probe" in names:
-            check_probe(self.splits["train"].labels, self.splits["val"].labels, self.data.num_classes)
         train, scored = (embed(self.backbone, self._batches_of(name), self.device) for name in ("train", self.split))
         scores: dict[str, Any] = {"images": len(scored.labels)}
         if "knn" in names:
@@ -202,6 +203,8 @@ def _load_named(
         **decided.model.student_args,
     )
     backbone = create_backbone(model, classes_of_weights(model, **built) or 0, **built)
+    built_as = file_note(checkpoint, decided.model.stem, backbone.img_size)
+    backbone.note = "; ".join(note for note in (backbone.note, built_as) if note)
     return backbone, data, decided.augment, None
 
 

@@ -3,15 +3,15 @@
 import contextlib
 from pathlib import Path
 
-from crossdistill.backbones.args import CONFIG_FILE, read_args
+from crossdistill.backbones.args import CONFIG_FILE, HUB_WEIGHTS_FILE, WEIGHTS_FILE, read_args
 from crossdistill.backbones.build import own_img_size
 from crossdistill.backbones.transformers_network import is_transformers
 from crossdistill.config import RunConfig
-from crossdistill.config.code import is_code
+from crossdistill.config.code import brings_weights, is_code
 from crossdistill.config.data import SMALL_IMAGE
 from crossdistill.errors import UserError
 from crossdistill.image_size import ImageSize, image_size, sides_of, written
-from crossdistill.report.records import CONFIG_NAME
+from crossdistill.training.checkpoints import CHECKPOINTS
 from crossdistill.training.run_folder import read_config
 
 
@@ -31,20 +31,31 @@ def random_weights_error(name: str, *, trusted: bool = True) -> UserError:
 
 def has_small_stem(weights: str) -> bool:
     """Return whether a run whose network has the small stem wrote these weights: a folder, or a file in one."""
-    place = Path(weights).absolute()
-    for folder in (place, *list(place.parents)[:2]):
-        with contextlib.suppress(UserError):
-            if (folder / CONFIG_FILE).is_file():
-                return read_args(folder).small_images
-            if (folder / CONFIG_NAME).is_file():  # a run that is not finished
-                return read_config(folder).model.stem == "small"
+    folder = _run_of(Path(weights).absolute())
+    if folder is None:
+        return False
+    with contextlib.suppress(UserError):
+        if (folder / CONFIG_FILE).is_file():
+            return read_args(folder).small_images
+        return read_config(folder).model.stem == "small"  # a run that is not finished
     return False
+
+
+def _run_of(place: Path) -> Path | None:
+    """Return the folder of the run that has written these weights; None for a file of another origin."""
+    if place.is_dir():
+        return place
+    if place.parent.name == CHECKPOINTS:
+        return place.parents[1]
+    return place.parent if place.name in (WEIGHTS_FILE, HUB_WEIGHTS_FILE) else None
 
 
 def file_note(weights: str | None, stem: str, size: ImageSize) -> str:
     """Say how a network for small images is built where its weights are a file, which states neither stem nor size."""
     if weights is None or Path(weights).is_dir() or max(sides_of(size)) > SMALL_IMAGE:
         return ""
+    if has_small_stem(weights):
+        return f"its weights are of a run with the small stem; its input has {written(size)} px"
     return f"its weights are a file, which states neither stem nor input size: {stem} stem, {written(size)} px"
 
 
@@ -52,7 +63,10 @@ def student_weights_note(config: RunConfig) -> str:
     """Say what was decided for weights of the trained model that state another input size, or none."""
     assert config.img_size is not None, "the settings are decided"
     size = image_size(config.img_size)
-    if config.model.student_pretrained and own_img_size(config.student) != size:
+    loaded = config.model.student_pretrained or brings_weights(config.student)
+    # The size of other libraries' weights and of own code is not known.
+    known = ":" not in config.student or brings_weights(config.student)
+    if loaded and known and own_img_size(config.student) != size:
         own = written(own_img_size(config.student))
         return f"its weights were trained at {own} px, and its input has {written(size)} px"
     return file_note(config.model.student_checkpoint, config.model.stem, size)
