@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-# Before torch.
+# Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch

@@ -700,3 +700,21 @@ def test_the_table_has_the_loss_of_the_student_that_is_kept(capsys, tmp_path, te
     knn, losses = dict(curves["val/knn"]), dict(curves["val/distill_loss"])
     kept = max(knn, key=lambda epoch: knn[epoch])
     assert f"{losses[kept]:.4f}" in shown
+
+
+def test_what_a_run_does_not_use_is_said(capsys, tmp_path, teacher_folder):
+    """Images beside the whole batches, the recipe's options of auto's methods, all but one class of a mixed image."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("options: {kd: {temperature: 4.0}}")
+    words = ["fit", *TINY, "--epochs", "1", "--teacher-checkpoint", teacher_folder, "--loader.max-train", "100"]
+    code, _, err = run(capsys, *words, "--recipe", recipe, "--method", "auto", "--out", tmp_path / "auto")
+    assert code == 0, err
+    assert "auto uses the defaults of its methods, not the recipe's options of kd" in err
+    assert "training batches are whole (64 images), so an epoch leaves out 36 of the 100 training images" in err
+    assert "mixed image" not in err
+    words += ["--loader.batch-size", "50", "--augment.mixup", "0.8"]
+    code, _, err = run(capsys, *words, "--recipe", recipe, "--method", "dkd", "--out", tmp_path / "dkd")
+    assert code == 0, err
+    assert "dkd reads one class of a mixed image, the one with the larger share" in err
+    assert "auto uses" not in err
+    assert "batches are whole" not in err

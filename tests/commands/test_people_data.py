@@ -461,11 +461,15 @@ def test_a_weights_file_on_small_images_is_the_network_that_timm_builds(tmp_path
     torch.save(body.state_dict(), weights)
     common = ["--data", "digits", "--loader.max-train", "100", "--loader.in-chans", "3", "--engine.threads", "1"]
     given = ["--teacher", "test_resnet", "--teacher-checkpoint", weights, "--model.new-head", "true"]
-    code, _, err = run(capsys, "teacher", *common, *given, "--epochs", "1", "--out", tmp_path / "run")
+    code, _, err = run(capsys, "teacher", "--probe", *common, *given, "--out", tmp_path / "run")
     assert code == 0, err
-    assert "teacher: its weights are a file, which states neither stem nor input size: native stem, 32 px" in err
+    assert "test_resnet: its weights are a file, which states neither stem nor input size: native stem, 32 px" in err
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert stored["model"]["stem"] == "native"
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = body.eval().forward_head(body.forward_features(images), pre_logits=True)
+        torch.testing.assert_close(load_backbone(tmp_path / "run").eval()(images).embedding, expected)
     code, _, err = run(capsys, "eval", "test_resnet", "--checkpoint", weights, *common, "--knn")
     assert (code, "native stem, 32 px" in err) == (0, True), err
     # A run with the small stem is recognised by its folder, from its files as well, finished or not.

@@ -51,6 +51,6 @@ def _batches_note(config: RunConfig, images: int, world: int) -> str:
     if config.loader.unlabelled is not None or left <= _MANY_LEFT_OUT * images:
         return ""
     return (
-        f"an epoch has {images // batch} whole batches of {batch}, so it leaves out {left} of the {images} training "
-        "images, others in each epoch (loader.batch_size decides it)"
+        f"training batches are whole ({batch} images), so an epoch leaves out {left} of the {images} training images, "
+        "others in each epoch"
     )
