@@ -1,4 +1,5 @@
 import copy
+import warnings
 
 import pytest
 import torch
@@ -279,3 +280,44 @@ def test_auto_is_the_default():
         options = {"images": 8} if method == "crd" else None
         distiller = cd.create_distiller(method, student=pair[0], teacher=pair[1], options=options)
         assert (distiller.balance is not None) is balanced, method
+
+
+def test_steps_that_are_not_measured_are_reported():
+    distiller = make("rsd", 1.0)
+    images, targets = batch()
+    parameters = [value for value in distiller.parameters() if value.requires_grad]
+
+    def by_grad():
+        torch.autograd.grad(distiller(images, targets).loss, parameters, allow_unused=True)
+
+    def by_inputs():
+        distiller(images, targets).loss.backward(inputs=parameters)
+
+    by_grad()
+    by_inputs()
+    with pytest.warns(UserWarning, match=r"stay at \[0\.001\].*loss\.backward\(\)"):
+        by_grad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Steps that measure, that are looked at, and of evaluation.
+        train(distiller, 3)
+        distiller(images, targets)
+        train(distiller, 1)
+        with torch.no_grad():
+            for _ in range(4):
+                distiller(images, targets)
+        distiller.eval()
+        for _ in range(4):
+            distiller(images, targets)
+
+
+def test_a_whole_object_is_saved_with_its_last_step(tmp_path):
+    distiller = make("rsd", 1.0)
+    train(distiller, 3)
+    copied = copy.deepcopy(distiller)
+    torch.save(distiller, tmp_path / "whole.pt")
+    again = torch.load(tmp_path / "whole.pt", weights_only=False)
+    expected = distiller.state_dict()
+    for one in (copied, again):
+        torch.testing.assert_close(one.state_dict(), expected, rtol=0, atol=0)
+        assert int(one.balance.steps) == 3

@@ -1,5 +1,6 @@
 """Factors of methods from the gradients that reach the student's outputs, so that no weight has to be tuned."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -43,7 +44,8 @@ class Balance(nn.Module):
     method is its target divided by the running geometric mean of sqrt(r_e^2 + r_l^2), with
     r_e and r_l its gradient relative to the task's on the embedding and on the logits. Buffers hold the mean, so a
     resumed run continues with it; over several processes the squared norms are averaged. (There, call `update` in all
-    of them before a state is saved: it holds the last step then as well.)
+    of them before a state is saved: it holds the last step then as well.) Warns where steps are not measured: only
+    `loss.backward()` is, not `torch.autograd.grad` or `backward(inputs=...)`.
     """
 
     targets: Tensor
@@ -56,21 +58,40 @@ class Balance(nn.Module):
         self.register_buffer("log_ratios", torch.zeros(len(targets)))
         self.register_buffer("steps", torch.zeros(len(targets), dtype=torch.long))
         self._pending: tuple[Tensor, Tensor] | None = None
+        self._missed = 0
         self.register_state_dict_pre_hook(_update_before_saving)  # type: ignore[no-untyped-call]
 
     def begin(self) -> tuple[Tensor, Tensor]:
         """Return the probe of a step, and the factors (M,) of the methods in it."""
         self.update()
+        self._notice_missed()
         factors = self.factors()
         probe = torch.zeros(len(self.log_ratios) + 2, 2, device=factors.device, requires_grad=torch.is_grad_enabled())
         self._pending = (probe, factors)
         return probe, factors
+
+    def _notice_missed(self) -> None:
+        """Warn where two steps in turn were not measured; one may only have been looked at."""
+        missed = self._pending is not None and self._pending[0].requires_grad
+        self._missed = self._missed + 1 if missed else 0
+        if self._missed == 2:
+            kept = [round(factor, 6) for factor in self.factors().tolist()]
+            warnings.warn(
+                "the last two training steps did not measure the balance, so the factors of the methods stay at "
+                f"{kept}. It is measured in loss.backward(); torch.autograd.grad and backward(inputs=...) do not reach "
+                "it. Call loss.backward(), or give balance=None to use the weights as they are",
+                stacklevel=4,
+            )
 
     def factors(self) -> Tensor:
         """Return the factors (M,) of the methods as measured so far."""
         known = self.targets * torch.exp(-self.log_ratios)
         factors = torch.where(self.steps > 0, known, torch.full_like(known, _FIRST_FACTOR))
         return torch.where(self.targets > 0, factors, torch.ones_like(factors))
+
+    def __getstate__(self) -> dict[str, Any]:
+        _update_before_saving(self)
+        return super().__getstate__()  # type: ignore[no-any-return, misc]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -95,7 +116,7 @@ class Balance(nn.Module):
         self.steps += usable.long()
 
 
-def _update_before_saving(balance: nn.Module, prefix: str, keep_vars: bool) -> None:
+def _update_before_saving(balance: nn.Module, *_: Any) -> None:
     # In several processes it would wait for all of them, and often only one saves.
     if isinstance(balance, Balance) and processes() == 1:
         balance.update()
