@@ -63,6 +63,37 @@ def test_classifiers_return_their_own_logits_with_the_names_of_their_classes(tmp
     assert other.logits.shape == (2, 7)
 
 
+def test_two_classifiers_are_read_and_replaced_together(tmp_path):
+    """Distilled DeiT averages the logits of two tokens."""
+    model = save(tmp_path, "deit", DIGITS)
+    with torch.no_grad():
+        theirs = model(pixel_values=IMAGES)
+        tokens = model.deit(pixel_values=IMAGES).last_hidden_state[:, :2]
+        for classes in (10, 7, 0):
+            backbone = create_backbone(f"hf:{tmp_path}", classes).eval()
+            ours = backbone(IMAGES, stages=True)
+            close(ours.embedding, tokens.mean(dim=1))
+            assert "mean of its classifiers' inputs" in backbone.note
+            assert not backbone.classifies_embedding
+            assert backbone.model.prefix_tokens == 2
+            if classes == 10:
+                close(ours.logits, theirs.logits)
+            elif classes:
+                pairs = zip(backbone.model.get_classifier(), tokens.unbind(1), strict=True)
+                close(ours.logits, sum(head(token) for head, token in pairs) / 2)
+            else:
+                assert ours.logits is None
+
+
+@pytest.mark.parametrize("kind", ["vit", "siglip", "swin"])
+def test_a_layer_of_the_body_with_as_many_outputs_is_no_classifier(tmp_path, kind):
+    model = save(tmp_path, kind, [str(number) for number in range(64 if kind != "siglip" else 32)])
+    with torch.no_grad():
+        ours = create_backbone(f"hf:{tmp_path}", len(model.config.id2label)).eval()
+        assert ours.classifies_embedding
+        close(ours(IMAGES).logits, model(pixel_values=IMAGES).logits)
+
+
 def test_without_a_pooler_the_embedding_is_the_mean_of_the_patches(tmp_path):
     model = save(tmp_path, "vit")
     weights = load_file(tmp_path / "model.safetensors")

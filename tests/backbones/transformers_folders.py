@@ -33,6 +33,8 @@ def _config(kind: str, labels: list[str] | None) -> Any:
     mlp = {"intermediate_size": 64}
     if kind == "vit":
         return hf.ViTConfig(**SMALL, **mlp, **names)
+    if kind == "deit":
+        return hf.DeiTConfig(**SMALL, **mlp, **names)
     if kind == "dinov2":
         return hf.Dinov2WithRegistersConfig(**SMALL, num_register_tokens=4, **names)
     if kind == "swin":
@@ -54,9 +56,11 @@ def save(folder: Path, kind: str, labels: list[str] | None = None, **processor: 
     """Write a model, headless or with the classes `labels`, and return it."""
     hf.utils.logging.disable_progress_bar()
     config = _config(kind, labels)
-    auto = hf.AutoModel if labels is None else hf.AutoModelForImageClassification
+    auto: Any = hf.AutoModel if labels is None else hf.AutoModelForImageClassification
+    if kind == "deit":
+        auto = hf.DeiTForImageClassificationWithTeacher
     torch.manual_seed(0)
-    model = auto.from_config(config).eval()
+    model = (auto(config) if kind == "deit" else auto.from_config(config)).eval()
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({**PROCESSOR, **processor}))
     return model

@@ -16,10 +16,11 @@ from crossdistill.types import BackboneOutput
 class TransformersBackbone(Backbone):
     """A transformers model as a `Backbone`.
 
-    The embedding is the classifier's input; without a classifier, the model's pooled output, or the mean of its patch
-    tokens where it has no pooler (`note` says which). Stages are hidden states as transformers returns them: of plain
-    transformers those after the blocks in the proportion 2-2-6-2, without the tokens before the patches; of others the
-    last one of each of the four largest strides (Swin's come after the merging of patches).
+    The embedding is the classifier's input (of several classifiers the mean); without a classifier, the model's pooled
+    output, or the mean of its patch tokens where it has no pooler (`note` says which). Stages are hidden states as
+    transformers returns them: of plain transformers those after the blocks in the proportion 2-2-6-2, without the
+    tokens before the patches; of others the last one of each of the four largest strides (Swin's come after the merging
+    of patches).
     """
 
     model: VisionNetwork
@@ -33,9 +34,8 @@ class TransformersBackbone(Backbone):
         self._taps: tuple[int, ...] = ()
         self._channels_last = False
         """Whether the hidden states that are maps have their channels last (Hiera)."""
-        classifier = model.get_classifier()
-        if classifier is not None:
-            classifier.register_forward_pre_hook(self._keep_input)
+        for head in model.classifier_names:
+            model.get_submodule(head).register_forward_pre_hook(self._keep_input)
         with evaluating(self):
             images = probe_images(model, in_chans, img_size)
             self._choose(images)
@@ -43,12 +43,14 @@ class TransformersBackbone(Backbone):
             self._one_head = classifies(self.model.get_classifier(), probed.embedding, probed.logits)
         self.spec = read_spec(model, probed, name, img_size, in_chans)
         pooled = "its pooled output" if model.pools else "the mean of its patches, since it has no pooler"
-        self.note = f"the embedding is {'the input of its classifier' if model.headed else pooled}"
+        if model.places:
+            pooled = "the input of its classifier" if model.places == 1 else "the mean of its classifiers' inputs"
+        self.note = f"the embedding is {pooled}"
 
     @property
     def classifies_embedding(self) -> bool:
         """Whether the logits are the classifier's output for the embedding."""
-        return self.model.classifier_name is not None and self._one_head
+        return bool(self.model.classifier_names) and self._one_head
 
     # A bound method, not a closure: a deep copy gets its own.
     def _keep_input(self, module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -92,8 +94,8 @@ class TransformersBackbone(Backbone):
         self._recording = True
         try:
             result, output = self.model.run(images, hidden=stages)
-            headed = self.model.classifier_name is not None
-            embedding = self._seen[-1] if headed else result
+            headed = bool(self.model.classifier_names)
+            embedding = sum(self._seen[1:], self._seen[0]) / len(self._seen) if headed else result
         finally:
             # No tensor of a forward pass is kept after it.
             self._recording = False

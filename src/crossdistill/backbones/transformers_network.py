@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossdistill.backbones._probe import cannot_run, evaluating, probe_images, record_probe
+from crossdistill.backbones._probe import Call, cannot_run, evaluating, probe_images, record_probe
 from crossdistill.backbones.args import BackboneArgs
-from crossdistill.backbones.structure import find_classifier, output_shape
+from crossdistill.backbones.structure import Shape, find_classifier, is_classifier, output_shape
 from crossdistill.backbones.transformers_files import (
     PREFIX,
     is_headed,
@@ -33,9 +33,10 @@ class VisionNetwork(nn.Module):
         self.pretrained_cfg = look
         self.classifier: nn.Linear | None = None
         """A new classifier of the embedding; None where the body has its own, or there is none."""
-        self.classifier_name: str | None = None
-        self.headed = False
-        """Whether the body has a place for a classifier, whose input is the embedding."""
+        self.classifier_names: tuple[str, ...] = ()
+        """Names of the classifier, or of several whose logits are averaged (distilled DeiT and LeViT)."""
+        self.places = 0
+        """How many classifiers the body has a place for; the mean of their inputs is the embedding."""
         self.pools = True
         """Whether the body's own pooled output is the embedding, not the mean of its patches."""
         self.prefix_tokens = 0
@@ -57,9 +58,10 @@ class VisionNetwork(nn.Module):
         if other and "interpolate_pos_encoding" in accepted:
             self.extra["interpolate_pos_encoding"] = True
 
-    def get_classifier(self) -> nn.Module | None:
-        """Return the classifier; None without one."""
-        return None if self.classifier_name is None else self.get_submodule(self.classifier_name)
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...] | None:
+        """Return the classifier, or several; None without one."""
+        found = tuple(self.get_submodule(name) for name in self.classifier_names)
+        return found if len(found) > 1 else next(iter(found), None)
 
     def run(self, images: Tensor, hidden: bool = False) -> tuple[Tensor, Any]:
         """Return logits or embedding, and the model's own output; `hidden` asks it for the hidden states."""
@@ -121,7 +123,7 @@ def build_transformers(args: BackboneArgs) -> tuple[nn.Module, ImageSize]:
         )
     body, pools = load_body(name, config, args.model_args)
     network = VisionNetwork(body, read_look(config, processor), size)
-    network.pools, network.headed = pools, is_headed(config)
+    network.pools = pools
     try:
         _measure(network, args, size)
         _set_classifier(network, args, size, int(config.num_labels) if is_headed(config) else 0)
@@ -170,19 +172,29 @@ def _set_classifier(network: VisionNetwork, args: BackboneArgs, size: ImageSize,
     """Keep the classifier of the weights, remove it, or put a new one in its place."""
     if stored:
         calls, _ = record_probe(network, args.name, args.in_chans, size, output_shape)
-        network.classifier_name = find_classifier(calls, args.name, stored).name
-        old = network.get_classifier()
+        network.classifier_names = _heads(network, calls, args.name, stored)
+        network.places = len(network.classifier_names)
         if args.num_classes == stored:
             return
-        if not isinstance(old, nn.Linear):
-            raise UserError(f"the classifier of {args.name!r} is not a linear layer, so it cannot be replaced")
-        new = nn.Linear(old.in_features, args.num_classes) if args.num_classes else nn.Identity()
-        network.set_submodule(network.classifier_name, new)
-        network.classifier_name = network.classifier_name if args.num_classes else None
+        for head in network.classifier_names:
+            old = network.get_submodule(head)
+            if not isinstance(old, nn.Linear):
+                raise UserError(f"the classifier of {args.name!r} is not a linear layer, so it cannot be replaced")
+            new = nn.Linear(old.in_features, args.num_classes) if args.num_classes else nn.Identity()
+            network.set_submodule(head, new)
+        if not args.num_classes:
+            network.classifier_names = ()
     elif args.num_classes:
         with evaluating(network):
             width = network(probe_images(network, args.in_chans, size)).shape[1]
         network.classifier = nn.Linear(width, args.num_classes)
-        network.classifier_name = "classifier"
+        network.classifier_names = ("classifier",)
     if args.num_classes:
         network.pretrained_cfg = {**network.pretrained_cfg, "label_names": None}
+
+
+def _heads(network: VisionNetwork, calls: list[Call[Shape | None]], name: str, classes: int) -> tuple[str, ...]:
+    """Return the names of all classifiers: outside of the headless model, or the last layer that can be one."""
+    inside = set(getattr(network.body, network.body.base_model_prefix, network.body).modules())
+    found = [call.name for call in calls if is_classifier(call.module, classes) and call.module not in inside]
+    return tuple(found) or (find_classifier(calls, name, classes).name,)
