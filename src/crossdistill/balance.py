@@ -91,7 +91,7 @@ class Balance(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         _update_before_saving(self)
-        return super().__getstate__()  # type: ignore[no-any-return, misc]
+        return super().__getstate__()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def update(self) -> None:

@@ -13,8 +13,8 @@ def teacher(teacher_run):
 
 
 def curve(out, name):
-    with next(out.glob("logs/*/metrics.csv")).open() as file:
-        return [(int(row["epoch"]), float(row[name])) for row in csv.DictReader(file) if row.get(name)]
+    rows = [row for log in sorted(out.glob("logs/*/metrics.csv")) for row in csv.DictReader(log.read_text().splitlines())]
+    return [(int(row["epoch"]), float(row[name])) for row in rows if row.get(name)]
 
 
 def test_probe_data_chooses_the_best_epoch_of_a_run_without_labels(tmp_path, capsys, teacher):
@@ -55,7 +55,7 @@ def test_only_the_epochs_asked_for_are_scored(tmp_path, capsys, teacher):
     words = [*TINY, *teacher, "--method", "rsd", "--probe-every", "2", "--epochs", "3"]
     code, _, err = run(capsys, "fit", *words, "--out", tmp_path / "run")
     assert code == 0, err
-    assert [epoch for epoch, _ in curve(tmp_path / "run", "val/knn")] == [1]
+    assert [epoch for epoch, _ in curve(tmp_path / "run", "val/knn")] == [1, 2]
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert "knn" in metrics["student"]
     assert "test" in metrics["student"]
@@ -66,7 +66,6 @@ def test_only_the_epochs_asked_for_are_scored(tmp_path, capsys, teacher):
     [
         (["--probe-data", "digits"], "probe_data is for runs without labels"),
         (["--loader.labels", "none", "--probe-every", "1"], "give --probe-data"),
-        (["--probe-every", "9"], "there are 2 epochs"),
         (["--loader.labels", "none", "--probe-data", "nowhere"], "no such folder"),
         (["--probe-linear", "true"], "probe_linear has no effect without probe_every"),
         (["--probe-every", "1", "--probe-linear", "true", "--loader.max-train", "10"], "has no training images"),
@@ -77,3 +76,30 @@ def test_what_cannot_be_scored_is_refused_before_training(tmp_path, capsys, teac
     assert code == 2
     assert message in err
     assert not (tmp_path / "run").exists()
+
+
+def test_scores_of_an_earlier_epoch_are_shown_as_such_and_survive_a_resume(tmp_path, capsys, teacher, monkeypatch):
+    """An epoch without a score neither repeats the last one nor chooses a checkpoint by it."""
+    import torch
+
+    words = [*TINY, *teacher, "--method", "tests.training.stopping:StoppingRSD", "--loader.labels", "none"]
+    words += ["--probe-data", "digits", "--epochs", "5", "--probe-every", "2", "--out", tmp_path / "run"]
+    # In the third epoch.
+    monkeypatch.setenv("STOP_AT", "8")
+    code, _, first = run(capsys, "fit", *words)
+    assert code == 143, first
+    monkeypatch.delenv("STOP_AT")
+    code, _, second = run(capsys, "fit", *words, "--resume")
+    assert code == 0, second
+    scores = dict(curve(tmp_path / "run", "val/knn"))
+    assert list(scores) == [1, 3, 4]
+    lines = {int(found[1]): line for line in (first + second).splitlines() if (found := re.search(r"epoch (\d)/5", line))}
+    assert "knn" not in lines[1]
+    for epoch, line in lines.items():
+        if epoch > 1:
+            scored = epoch if epoch == 5 else epoch - epoch % 2
+            own = "" if scored == epoch else f" (epoch {scored})"
+            assert f"  knn {scores[scored - 1]:.2f}%{own}  " in line
+    stored = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert stored["epoch"] in scores
+    assert scores[stored["epoch"]] == max(scores.values())

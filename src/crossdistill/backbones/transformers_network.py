@@ -195,6 +195,7 @@ def _set_classifier(network: VisionNetwork, args: BackboneArgs, size: ImageSize,
 
 def _heads(network: VisionNetwork, calls: list[Call[Shape | None]], name: str, classes: int) -> tuple[str, ...]:
     """Return the names of all classifiers: outside of the headless model, or the last layer that can be one."""
-    inside = set(getattr(network.body, network.body.base_model_prefix, network.body).modules())
+    body: Any = network.body
+    inside = set(body.base_model.modules())
     found = [call.name for call in calls if is_classifier(call.module, classes) and call.module not in inside]
     return tuple(found) or (find_classifier(calls, name, classes).name,)

@@ -45,7 +45,8 @@ class RunConfig:
     highest accuracy on their held-out part is kept. Null keeps the one with the lowest held-out loss."""
     probe_every: OptionalPositiveInt = None
     """Epochs between two scores of the embedding by nearest neighbours, on probe_data or on the run's own labelled
-    images (val/knn in the log, and in the report); null scores every epoch with probe_data, else never."""
+    images (val/knn in the log, and in the report), and in the last one; null scores every epoch with probe_data,
+    else none."""
     probe_linear: bool = False
     """Fit a linear classifier to the embedding at the same epochs (val/linear_probe); seconds to minutes each time."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -88,8 +89,6 @@ class RunConfig:
         return self.cache != "off"
 
     def __post_init__(self) -> None:
-        if self.probe_every is not None and self.probe_every > self.epochs:
-            raise UserError(f"probe_every is {self.probe_every}, but there are {self.epochs} epochs; nothing is scored")
         if self.probe_linear and self.probe_every is None and self.probe_data is None:
             raise UserError("probe_linear has no effect without probe_every or probe_data; give one of them")
         if self.engine.strategy == "fsdp" and self.optim.ema is not None:

@@ -77,8 +77,31 @@ class StopOnSignal(L.Callback):
             raise Interrupted(signum)
 
 
+def every_and_last(trainer: L.Trainer, every: int) -> bool:
+    """Return whether the current epoch is one of every `every` epochs, or the last one."""
+    epoch = trainer.current_epoch + 1
+    return epoch % every == 0 or epoch == trainer.max_epochs
+
+
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's checkpoint callback, which keeps its best score after the run's folder was moved."""
+    """Lightning's checkpoint callback, which keeps its best score after the run's folder was moved.
+
+    What it monitors is measured every `every` epochs, and in the last one.
+    """
+
+    def __init__(self, every: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.every = every
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save in an epoch that was measured; Lightning still has the value of the one before in the others."""
+        if every_and_last(trainer, self.every):
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save in an epoch that was measured."""
+        if every_and_last(trainer, self.every):
+            super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a stored state as one of this folder."""

@@ -18,7 +18,10 @@ from crossdistill.evaluation.embedding import Embedded, check_probe, embed, fit_
 from crossdistill.report.records import EmbeddingScores
 from crossdistill.tasks import KNN, LINEAR_PROBE
 from crossdistill.teacher import Teacher
+from crossdistill.training.callbacks import every_and_last
 from crossdistill.training.module import DistillModule
+
+_WORDS = {KNN: "knn", LINEAR_PROBE: "linear probe"}
 
 
 def read_probe_data(config: RunConfig, data: ImageData) -> ImageData | None:
@@ -66,7 +69,7 @@ def _embed(model: Backbone | Teacher, images: Images, transform: Callable[..., A
 
 
 class EmbeddingScorer(L.Callback):
-    """Log the accuracy of the embedding on held-out images, percent, every `every` epochs.
+    """Log the accuracy of the embedding on held-out images, percent, every `every` epochs and after the last one.
 
     `val/knn` is that of the nearest training images. With probe_linear `val/linear_probe` is that of a linear
     classifier; the same held-out images choose its regularisation. Every process computes them on all images, and all
@@ -76,10 +79,28 @@ class EmbeddingScorer(L.Callback):
     def __init__(self, config: RunConfig, data: ImageData) -> None:
         self.config, self.data = config, data
         self.every = config.probe_every or 1
+        self.scored = 0
+        """The epoch of the last scores, from 1; 0 before the first."""
+        self.scores: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Store the last scores."""
+        return {"scored": self.scored, "scores": self.scores}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Show the last scores after a resume."""
+        self.scored, self.scores = state_dict["scored"], state_dict["scores"]
+
+    def state(self, epoch: int) -> str:
+        """Return the last scores for a line of progress in an epoch (from 1), with their epoch where it is another."""
+        shown = [f"  {_WORDS[name]} {value:.2f}%" for name, value in self.scores.items()]
+        if shown and self.scored != epoch:
+            shown.append(f" (epoch {self.scored})")
+        return "".join(shown)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score the student where an epoch is due, before the best checkpoint is chosen."""
-        if (trainer.current_epoch + 1) % self.every:
+        if not every_and_last(trainer, self.every):
             return
         assert isinstance(pl_module, DistillModule)
         student = pl_module.deployed
@@ -88,5 +109,7 @@ class EmbeddingScorer(L.Callback):
         scores = {KNN: knn_accuracy(train, val)}
         if self.config.probe_linear:
             scores[LINEAR_PROBE] = fit_probe(train, val, self.data.num_classes).accuracy(val)
-        for name, value in trainer.strategy.broadcast(scores).items():
-            pl_module.log(name, float(value))
+        self.scored = trainer.current_epoch + 1
+        self.scores = {name: float(value) for name, value in trainer.strategy.broadcast(scores).items()}
+        for name, value in self.scores.items():
+            pl_module.log(name, value)

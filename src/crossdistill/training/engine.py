@@ -100,7 +100,7 @@ def _checkpointing(folder: Path, config: RunConfig) -> list[L.Callback]:
     task = task_class(config.loader.labels)
     chosen: dict[str, Any] = dict(monitor=task.monitor, mode=task.mode)
     if config.probe_data is not None:
-        chosen = dict(monitor=KNN, mode="max", every_n_epochs=config.probe_every or 1)
+        chosen = dict(monitor=KNN, mode="max", every=config.probe_every or 1)
     common: dict[str, Any] = dict(dirpath=folder, enable_version_counter=False, auto_insert_metric_name=False)
     best, last = (name.removesuffix(".ckpt") for name in (BEST, LAST))
     return [

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from crossdistill.distiller import Distiller
 from crossdistill.progress import ProgressReport
-from crossdistill.tasks import KNN, LINEAR_PROBE, Classification, NoLabels
+from crossdistill.tasks import Classification, NoLabels
+from crossdistill.training.embedding_scores import EmbeddingScorer
 from crossdistill.types import Batch
 
 _LONG_WAIT = 10.0
@@ -175,10 +176,8 @@ class RunProgress(L.Callback):
             state += f"  val {seen[Classification.monitor]:.2f}%"
         if NoLabels.monitor in seen:
             state += f"  distill_loss {seen[NoLabels.monitor]:.3f}"
-        if KNN in seen:
-            state += f"  knn {seen[KNN]:.2f}%"
-        if LINEAR_PROBE in seen:
-            state += f"  linear probe {seen[LINEAR_PROBE]:.2f}%"
+        scorers = (one for one in trainer.callbacks if isinstance(one, EmbeddingScorer))  # type: ignore[attr-defined]
+        state += "".join(scorer.state(epoch) for scorer in scorers)
         if (waited := seen.get("train/wait_percent", 0)) > _LONG_WAIT:
             state += f"  waiting for data {waited:.0f}% (more --loader.workers?)"
         return state
