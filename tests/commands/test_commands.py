@@ -277,7 +277,7 @@ def test_compare_and_the_same_command_again(capsys, tmp_path, teacher_folder):
     assert [line.split("|")[-2].strip() for line in rows[1:]] == ["2", "2"]
     assert "rsd over none" in (tmp_path / "page" / "report.html").read_text()
     code, _, err = run(capsys, "report", out, teacher_folder, "--out", tmp_path / "more")
-    assert (code, f"without a test score (teachers, or trained without labels): {teacher_folder}" in err) == (0, True)
+    assert (code, f"without a score on a test split: {teacher_folder}" in err) == (0, True)
     code, _, err = run(capsys, "report", out, "--out", out / "none-s0")
     assert (code, "which has a page of its own" in err) == (2, True)
     code, _, err = run(capsys, "report", tmp_path / "nothing")

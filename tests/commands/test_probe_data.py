@@ -1,6 +1,8 @@
 import csv
 import json
 import re
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -13,7 +15,8 @@ def teacher(teacher_run):
 
 
 def curve(out, name):
-    rows = [row for log in sorted(out.glob("logs/*/metrics.csv")) for row in csv.DictReader(log.read_text().splitlines())]
+    logs = [log.read_text().splitlines() for log in sorted(out.glob("logs/*/metrics.csv"))]
+    rows = [row for log in logs for row in csv.DictReader(log)]
     return [(int(row["epoch"]), float(row[name])) for row in rows if row.get(name)]
 
 
@@ -93,7 +96,8 @@ def test_scores_of_an_earlier_epoch_are_shown_as_such_and_survive_a_resume(tmp_p
     assert code == 0, second
     scores = dict(curve(tmp_path / "run", "val/knn"))
     assert list(scores) == [1, 3, 4]
-    lines = {int(found[1]): line for line in (first + second).splitlines() if (found := re.search(r"epoch (\d)/5", line))}
+    said = (first + second).splitlines()
+    lines = {int(found[1]): line for line in said if (found := re.search(r"epoch (\d)/5", line))}
     assert "knn" not in lines[1]
     for epoch, line in lines.items():
         if epoch > 1:
@@ -103,3 +107,39 @@ def test_scores_of_an_earlier_epoch_are_shown_as_such_and_survive_a_resume(tmp_p
     stored = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
     assert stored["epoch"] in scores
     assert scores[stored["epoch"]] == max(scores.values())
+
+
+def test_runs_without_labels_are_compared_by_their_neighbours(tmp_path, capsys, teacher):
+    words = [*TINY[2:], *teacher, "--student", "test_vit", "--loader.labels", "none", "--seeds", "0,1"]
+    code, _, err = run(capsys, "compare", *words, "--methods", "rsd,rkd", "--out", tmp_path / "all")
+    assert code == 2
+    assert "give --probe-data" in err
+    words += ["--probe-data", "digits", "--epochs", "2", "--out", tmp_path / "all"]
+    code, out, err = run(capsys, "compare", *words, "--methods", "rsd,rkd")
+    assert code == 0, err
+    found = {path.parent.name: json.loads(path.read_text()) for path in (tmp_path / "all").glob("*/metrics.json")}
+    means = {}
+    for method in ("rsd", "rkd"):
+        knn = [metrics["student"]["knn"] for metrics in found.values() if metrics["method"] == method]
+        means[method] = f"{sum(knn) / 2:.2f}"
+        assert len(knn) == 2
+        assert re.search(rf"{method} .*{means[method]}", out)
+    teachers = {f"{metrics['teacher']['knn']:.2f}" for metrics in found.values()}
+    assert re.search(rf"teacher \(.*{teachers.pop()}", out)
+    page = (tmp_path / "all" / "report.html").read_text()
+    assert f"rsd {means['rsd']}, rkd {means['rkd']}" in page
+    assert "nearest neighbours on the test split, %" in page
+    with closing(sqlite3.connect(tmp_path / "all" / "results.sqlite")) as table:
+        stored = table.execute("SELECT folder, knn, top1 FROM runs").fetchall()
+    assert sorted(stored) == sorted((name, metrics["student"]["knn"], None) for name, metrics in found.items())
+    code, out, err = run(capsys, "report", tmp_path / "all", "--format", "csv", "--out", tmp_path / "page")
+    assert code == 0, err
+    table = list(csv.DictReader(out.splitlines()))
+    assert {row[""]: row["nearest neighbours, %"] for row in table if row[""] in means} == means
+    # A run with labels has an accuracy, which these have not.
+    plain = ["fit", *TINY, "--method", "none", "--epochs", "1", "--out", tmp_path / "plain"]
+    assert run(capsys, *plain)[0] == 0
+    code, out, err = run(capsys, "report", tmp_path / "all", tmp_path / "plain", "--out", tmp_path / "page")
+    assert code == 0, err
+    assert "without labels, which have no accuracy" in err
+    assert "rkd" not in out

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from crossdistill.report.groups import group_runs
+from crossdistill.report.measure import score
 from crossdistill.report.sweep import find_sweep, sweep_plot
 from tests.report.test_groups import run
 
@@ -19,7 +20,7 @@ def test_the_one_setting_that_differs_is_drawn_over_its_values(tmp_path):
     found = find_sweep(groups)
     assert (found.setting, found.values) == ("options.rsd.weight", [0.1, 1.0, 3.0])
     (members,) = found.series.values()
-    assert {value: group.runs[0].top1 for value, group in members.items()} == {0.1: 50.1, 1.0: 51.0, 3.0: 53.0}
+    assert {value: score(group.runs[0]) for value, group in members.items()} == {0.1: 50.1, 1.0: 51.0, 3.0: 53.0}
     figure = sweep_plot(groups)
     assert figure["text"] == "Mean top-1, %. rsd: 0.1: 50.60, 1.0: 51.50, 3.0: 53.50."
     assert all(text in figure["svg"] for text in ("options.rsd.weight", "top-1 on the test split, %", "none"))
@@ -49,5 +50,5 @@ def test_teachers_of_one_name_are_other_series(tmp_path):
             one.metrics["student"]["test"]["top1"] += more
             runs.append(replace(one, environment=replace(one.environment, inputs=inputs)))
     found = find_sweep(group_runs(runs))
-    scores = [sorted(group.runs[0].top1 for group in members.values()) for members in found.series.values()]
+    scores = [sorted(score(group.runs[0]) for group in members.values()) for members in found.series.values()]
     assert sorted(scores) == [[50.1, 51.0], [70.1, 71.0]]

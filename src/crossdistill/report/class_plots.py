@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from crossdistill.backbones.args import read_class_names
 from crossdistill.report.groups import Group
+from crossdistill.report.measure import score
 from crossdistill.report.plots import COLOURS, STYLE, svg_of
 from crossdistill.report.records import RunRecord
 
@@ -75,7 +76,7 @@ def class_gains(groups: Sequence[Group]) -> dict[str, Any] | None:
 
 
 def _mean(group: Group) -> float:
-    return float(np.mean([run.top1 for run in group.runs]))
+    return float(np.mean([score(run) for run in group.runs]))
 
 
 def by_class(runs: Sequence[RunRecord]) -> NDArray[np.float64] | None:

@@ -9,18 +9,25 @@ from crossdistill.report.class_plots import class_gains, reliability
 from crossdistill.report.groups import Group, teacher_names
 from crossdistill.report.inspected import Inspected, inspected_figures, inspected_tables
 from crossdistill.report.inspection import Inspection, read_inspection
+from crossdistill.report.measure import NEIGHBOURS, measure_of_all, score, teacher_score
 from crossdistill.report.page import (
     PAGE_NAME,
     cost_table,
     reached,
-    teacher_top1,
     write_page,
 )
 from crossdistill.report.plots import comparison
-from crossdistill.report.records import RunRecord
+from crossdistill.report.records import RunRecord, ScoredModel
 from crossdistill.report.statistics import gain
 from crossdistill.report.sweep import sweep_plot
 from crossdistill.report.tables import TextTable
+
+_COSTS = ("minutes", "memory, MiB", "params, M", "MMACs", "images/s", "extra params")
+_COSTS_NOTE = (
+    "Minutes are those of training, without writing a teacher cache; memory is the most that it took, on the first GPU "
+    "or without one of the whole process; images/s are those of the student, 32 at a time. Other processes (--jobs) "
+    "make minutes and images/s worse."
+)
 
 
 def write_comparison_page(folder: Path, groups: Sequence[Group], failed: Mapping[str, str] | None = None) -> Path:
@@ -39,8 +46,9 @@ def write_comparison_page(folder: Path, groups: Sequence[Group], failed: Mapping
     data = ", ".join(dict.fromkeys(run.metrics["data"] for run in runs))
     epochs = ", ".join(dict.fromkeys(str(run.metrics["training"]["epochs"]) for run in runs))
     curves = comparison({group.label: group.runs for group in groups}, _one_teacher(runs))
-    scores = ", ".join(f"{group.label} {statistics.mean(run.top1 for run in group.runs):.2f}" for group in groups)
-    text = f"Held-out accuracy over the epochs, and mean top-1 on the test split, %: {scores}."
+    scores = ", ".join(f"{group.label} {statistics.mean(score(run) for run in group.runs):.2f}" for group in groups)
+    name = measure_of_all(runs).name
+    text = f"{name.capitalize()} on held-out images over the epochs, and its mean on the test split, %: {scores}."
     drawn = [{"title": "Methods", "svg": curves, "text": text}, sweep_plot(groups), reliability(groups)]
     figures = [figure for figure in [*drawn, class_gains(groups)] if figure]
     return write_page(
@@ -89,10 +97,12 @@ def _read_inspection(run: RunRecord) -> tuple[Inspection | None, str]:
 
 def short_table(groups: Sequence[Group]) -> TextTable:
     """Make the table for a terminal: mean and sample standard deviation over seeds, and the gain over `none`."""
+    if measure_of_all([run for group in groups for run in group.runs]) == NEIGHBOURS:
+        return _neighbours_table(groups)
     rows = [[f"teacher ({name})", f"{top1:.2f}", "", "", "", "1", ""] for name, top1 in _teachers(groups)]
     for group in groups:
         plain = () if group.base is None else group.base.runs
-        mean, spread = _mean_and_spread([run.top1 for run in group.runs])
+        mean, spread = _mean_and_spread([score(run) for run in group.runs])
         better = f"{gain(group.runs, plain).mean:+.2f}" if plain else ""
         extra = f"{group.runs[0].metrics['training']['training_only_parameters']:,}"
         rows.append([group.label, mean, spread, better, reached(group.runs, plain)[0], str(len(group.runs)), extra])
@@ -104,11 +114,35 @@ def short_table(groups: Sequence[Group]) -> TextTable:
     return TextTable("Top-1 on the test split, %", header, rows, note)
 
 
+def _neighbours_table(groups: Sequence[Group]) -> TextTable:
+    """Make the table of runs without labels: what their embeddings know."""
+    runs = [run for group in groups for run in group.runs]
+    header = ["", "nearest neighbours, %", "±", "linear probe, %", "±", *_COSTS, "runs"]
+    named = dict(zip(teacher_names(runs), runs, strict=True))
+    teachers = {f"teacher ({name})": run.metrics["teacher"] for name, run in named.items() if name}
+    rows = []
+    for label, model in teachers.items():
+        knn, probe = (f"{one[0]:.2f}" if one else "" for one in _embedding_scores([model]))
+        rows.append([label, knn, "", probe, "", *[""] * len(_COSTS), "1"])
+    for group in groups:
+        scores = _embedding_scores([run.metrics["student"] for run in group.runs])
+        cells = [cell for values in scores for cell in (_mean_and_spread(values, sign="") if values else ("", ""))]
+        rows.append([group.label, *cells, *_costs(group), str(len(group.runs))])
+    note = f"± is the sample standard deviation over seeds. {_COSTS_NOTE}"
+    return TextTable("The embedding, on the test split", header, rows, note)
+
+
+def _embedding_scores(models: Sequence[ScoredModel]) -> tuple[list[float], list[float]]:
+    """Return the scores by nearest neighbours and by a linear probe, of the models that have them."""
+    return [m["knn"] for m in models if "knn" in m], [m["linear_probe"] for m in models if "linear_probe" in m]
+
+
 def full_table(groups: Sequence[Group]) -> TextTable:
     """Make the table of a page, with how sure the gains are, and the costs."""
+    if measure_of_all([run for group in groups for run in group.runs]) == NEIGHBOURS:
+        return _neighbours_table(groups)
     header = ["", "top-1, %", "±", "gain", "95%, seeds", "p, images", "top-5, %", "calibration error, %"]
-    header += ["share of epochs to match none", "minutes to match none", "minutes", "memory, MiB"]
-    header += ["params, M", "MMACs", "images/s", "extra params", "runs"]
+    header += ["share of epochs to match none", "minutes to match none", *_COSTS, "runs"]
     width = len(header)
     rows = [[f"teacher ({name})", f"{top1:.2f}", *[""] * (width - 3), "1"] for name, top1 in _teachers(groups)]
     rows += [_full_row(group) for group in groups]
@@ -116,9 +150,7 @@ def full_table(groups: Sequence[Group]) -> TextTable:
         "± is the sample standard deviation over seeds. Gain is over none with the same student, in points: 95% is "
         "half of the confidence interval over shared seeds (Student's t); p is that of a paired t-test over the test "
         "images for the models of these seeds, so it does not contain the variation between seeds. To match none is to "
-        "have the best validation accuracy of none with the same seed. Minutes are those of training, without writing "
-        "a teacher cache; memory is the most that it took, on the first GPU or without one of the whole process; "
-        "images/s are those of the student, 32 at a time. Other processes (--jobs) make minutes and images/s worse."
+        f"have the best validation accuracy of none with the same seed. {_COSTS_NOTE}"
     )
     return TextTable("Comparison", header, rows, note)
 
@@ -127,7 +159,7 @@ def _full_row(group: Group) -> list[str]:
     plain = () if group.base is None else group.base.runs
     metrics = [run.metrics for run in group.runs]
     tests = [one["student"]["test"] for one in metrics]
-    cells = [group.label, *_mean_and_spread([run.top1 for run in group.runs], sign="")]
+    cells = [group.label, *_mean_and_spread([score(run) for run in group.runs], sign="")]
     if plain:
         found = gain(group.runs, plain)
         cells += [f"{found.mean:+.2f}", "" if found.half_width is None else f"{found.half_width:.2f}"]
@@ -137,14 +169,18 @@ def _full_row(group: Group) -> list[str]:
     top5 = [test["top5"] for test in tests if "top5" in test]
     cells.append(f"{statistics.mean(top5):.2f}" if top5 else "")
     cells.append(f"{statistics.mean(test['ece'] for test in tests):.2f}")
-    cells += reached(group.runs, plain)
-    cells.append(f"{statistics.mean(one['training']['seconds'] for one in metrics) / 60:.1f}")
+    return [*cells, *reached(group.runs, plain), *_costs(group), str(len(group.runs))]
+
+
+def _costs(group: Group) -> list[str]:
+    metrics = [run.metrics for run in group.runs]
+    cells = [f"{statistics.mean(one['training']['seconds'] for one in metrics) / 60:.1f}"]
     peaks = [peak for one in metrics if (peak := one["training"].get("peak_memory")) is not None]
     cells.append(f"{statistics.median(peaks) / 2**20:.0f}" if peaks else "")
     first = metrics[0]
     cells += [f"{first['student']['parameters'] / 1e6:.2f}", f"{first['student']['macs'] / 1e6:.1f}"]
     cells.append(f"{statistics.median(one['student']['images_per_second'] for one in metrics):.0f}")
-    return [*cells, f"{first['training']['training_only_parameters']:,}", str(len(group.runs))]
+    return [*cells, f"{first['training']['training_only_parameters']:,}"]
 
 
 def _mean_and_spread(values: Sequence[float], sign: str = "± ") -> tuple[str, str]:
@@ -161,11 +197,11 @@ def _pairs(runs: Sequence[RunRecord]) -> str:
 def _teachers(groups: Sequence[Group]) -> list[tuple[str, float]]:
     """Return name and accuracy of every teacher."""
     runs = [run for group in groups for run in group.runs]
-    pairs = zip(teacher_names(runs), map(teacher_top1, runs), strict=True)
+    pairs = zip(teacher_names(runs), map(teacher_score, runs), strict=True)
     return list(dict.fromkeys((name, top1) for name, top1 in pairs if top1 is not None))
 
 
 def _one_teacher(runs: Sequence[RunRecord]) -> float | None:
-    """Return the accuracy of the teacher, where all runs have the same."""
-    found = {top1 for run in runs if (top1 := teacher_top1(run)) is not None}
+    """Return the score of the teacher, where all runs have the same."""
+    found = {own for run in runs if (own := teacher_score(run)) is not None}
     return found.pop() if len(found) == 1 else None

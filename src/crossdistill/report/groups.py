@@ -53,11 +53,6 @@ def find_failures(folders: Iterable[Path]) -> dict[str, str]:
     return {names[folder]: failure["reason"] for folder, failure in found.items() if failure is not None}
 
 
-def is_scored(run: RunRecord) -> bool:
-    """Return whether a run can be compared: that of a student with a score on a test split."""
-    return run.role == "student" and "test" in run.metrics["student"]
-
-
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     """Group runs, plain students first; a label has what differs: models, method, options, settings.
 

@@ -79,12 +79,6 @@ def _validation(run: RunRecord) -> Sequence[tuple[float, float]]:
     return run.curves.get(Classification.monitor, [])
 
 
-def teacher_top1(run: RunRecord | None) -> float | None:
-    """Return the teacher's accuracy on the test split, in percent; None where it has none."""
-    scores = None if run is None else run.metrics.get("teacher", {}).get("test")
-    return None if scores is None else float(scores["top1"])
-
-
 def run_table(run: RunRecord) -> TextTable:
     """Make the table of test scores of a run's models."""
     student, teacher = run.metrics["student"], run.metrics.get("teacher")

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from crossdistill.report.measure import measure_of_all, score
 from crossdistill.report.records import Curve, RunRecord
 from crossdistill.tasks import KNN, LINEAR_PROBE, Classification, NoLabels
 
@@ -72,13 +73,17 @@ def run_curves(run: RunRecord) -> str:
 _NOT_TERMS = ("lr", "images_per_second", "wait_percent", "loss")
 
 
-def comparison(groups: Mapping[str, Sequence[RunRecord]], teacher_top1: float | None) -> str:
-    """Plot each method's held-out accuracy over the epochs (mean and range) and its test accuracy for each seed."""
+def comparison(groups: Mapping[str, Sequence[RunRecord]], teacher: float | None) -> str:
+    """Plot each method's held-out score over the epochs (mean and range) and its test score for each seed.
+
+    `teacher` is the score of the teacher.
+    """
+    measure = measure_of_all([run for runs in groups.values() for run in runs])
     with plt.rc_context(STYLE):
         figure, (left, right) = _two_axes(groups)
         for place, (method, runs) in enumerate(groups.items()):
             colour = COLOURS[place % len(COLOURS)]
-            curves = [dict(run.curves.get("val/top1", [])) for run in runs]
+            curves = [dict(run.curves.get(measure.curve, [])) for run in runs]
             shared = sorted(set.intersection(*(set(curve) for curve in curves)))
             values = [[curve[x] for curve in curves] for x in shared]
             marker = "o" if len(shared) == 1 else None
@@ -86,17 +91,17 @@ def comparison(groups: Mapping[str, Sequence[RunRecord]], teacher_top1: float | 
             left.fill_between(
                 shared, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, lw=0
             )
-            tested = [run.top1 for run in runs]
+            tested = [score(run) for run in runs]
             right.scatter(tested, [place] * len(tested), color=colour, alpha=0.6, s=28, zorder=3)
             right.plot([statistics.mean(tested)] * 2, [place - 0.25, place + 0.25], color=colour, lw=2.5, zorder=4)
-        if teacher_top1 is not None:
-            right.axvline(teacher_top1, color="#111827", lw=1, ls="--", label="teacher")
+        if teacher is not None:
+            right.axvline(teacher, color="#111827", lw=1, ls="--", label="teacher")
             right.legend(frameon=False, loc="best")
         left.legend(frameon=False)
-        _finish(left, "top-1 on the held-out split, %: mean and range over seeds")
+        _finish(left, f"{measure.name} on the held-out split, %: mean and range over seeds")
         right.set_yticks(range(len(groups)), list(groups))
         right.set_ylim(len(groups) - 0.5, -0.5)
-        right.set_title("top-1 on the test split, %", loc="left", fontsize=9)
+        right.set_title(f"{measure.name} on the test split, %", loc="left", fontsize=9)
         return svg_of(figure)
 
 

@@ -137,14 +137,6 @@ class RunRecord:
     curves: dict[str, Curve]
     samples: list[Sample]
 
-    @property
-    def top1(self) -> float:
-        """The student's accuracy on the test split, percent."""
-        student = self.metrics["student"]
-        if "test" not in student:
-            raise UserError(f"{str(self.folder)!r} was trained without labels, so it has no accuracy")
-        return student["test"]["top1"]
-
     def predictions(self) -> Predictions | None:
         """Read the predictions on the test split; None where there are none. Raises UserError for a damaged file."""
         scores = self.metrics["student"].get("test")

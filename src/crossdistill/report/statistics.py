@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from crossdistill.report.measure import score
 from crossdistill.report.records import RunRecord
 
 _CONFIDENCE = 0.95
@@ -13,7 +14,7 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Gain:
-    """The difference of two groups in top-1, in percentage points: over the seeds that both have, if there are any.
+    """The difference of two groups in their scores, in points: over the seeds that both have, if there are any.
 
     `half_width` is half of the 95% confidence interval over seeds that both groups have; None for fewer than two.
     `p_value` is that of the paired test over the test images, for the models of these seeds: it does not contain the
@@ -33,8 +34,8 @@ def gain(runs: Sequence[RunRecord], plain: Sequence[RunRecord]) -> Gain:
     """
     by_seed = {run.metrics["seed"]: run for run in plain}
     pairs = [(run, by_seed[run.metrics["seed"]]) for run in runs if run.metrics["seed"] in by_seed]
-    differences = [run.top1 - other.top1 for run, other in pairs]
-    unpaired = float(np.mean([run.top1 for run in runs]) - np.mean([run.top1 for run in plain]))
+    differences = [score(run) - score(other) for run, other in pairs]
+    unpaired = float(np.mean([score(run) for run in runs]) - np.mean([score(run) for run in plain]))
     mean = np.mean(differences or [unpaired])
     half = None
     if len(differences) > 1:

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 from crossdistill.config.files import flat
 from crossdistill.config.yaml_text import load_yaml
 from crossdistill.report.groups import Group, data_names, result_settings, teacher_names
+from crossdistill.report.measure import measure_of_all, score
 from crossdistill.report.plots import COLOURS, STYLE, svg_of
 
 _LEAST = 2
@@ -67,13 +68,14 @@ def sweep_plot(groups: Sequence[Group]) -> dict[str, Any] | None:
     found = find_sweep(groups)
     if found is None:
         return None
+    measure = measure_of_all([run for group in groups for run in group.runs])
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(9, 3.4), layout="constrained")
         said = []
         for place, (label, members) in enumerate(found.series.items()):
             colour = COLOURS[(place + 1) % len(COLOURS)]
-            points = [(found.values.index(value), [run.top1 for run in group.runs]) for value, group in members.items()]
-            points.sort()
+            scores = {value: [score(run) for run in group.runs] for value, group in members.items()}
+            points = sorted((found.values.index(value), tested) for value, tested in scores.items())
             means = [statistics.mean(tested) for _, tested in points]
             axis.plot([x for x, _ in points], means, color=colour, marker="_", ms=12, lw=1.5, label=label)
             for x, tested in points:
@@ -82,14 +84,14 @@ def sweep_plot(groups: Sequence[Group]) -> dict[str, Any] | None:
             said.append(f"{label}: " + ", ".join(f"{value}: {mean:.2f}" for value, mean in pairs))
         swept = [group for members in found.series.values() for group in members.values()]
         if (base := swept[0].base) is not None and all(group.base == base for group in swept):
-            level = statistics.mean(run.top1 for run in base.runs)
+            level = statistics.mean(score(run) for run in base.runs)
             axis.axhline(level, color=COLOURS[0], lw=1, ls="--", label=base.label)
         axis.set_xticks(range(len(found.values)), [str(value) for value in found.values])
         axis.set_xlabel(found.setting)
-        axis.set_ylabel("top-1 on the test split, %")
+        axis.set_ylabel(f"{measure.name} on the test split, %")
         axis.legend(frameon=False)
         return {
             "title": f"Sweep of {found.setting}: mean and single seeds",
             "svg": svg_of(figure),
-            "text": "Mean top-1, %. " + "; ".join(said) + ".",
+            "text": f"Mean {measure.name}, %. " + "; ".join(said) + ".",
         }

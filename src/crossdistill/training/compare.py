@@ -13,6 +13,7 @@ from crossdistill.config import RunConfig
 from crossdistill.config.teacher import teacher_config
 from crossdistill.distiller import create_distiller
 from crossdistill.errors import UserError, kind_and_line
+from crossdistill.report.measure import score
 from crossdistill.report.page import PAGE_NAME, write_run_page
 from crossdistill.report.records import CONFIG_NAME, METRICS_NAME, RunRecord, read_run
 from crossdistill.training.checks import check_settings
@@ -65,8 +66,11 @@ def compare(
 def check_comparison(config: RunConfig, axes: Axes, out: Path) -> list[Cell]:
     """Return the runs of a comparison. Raises UserError for what cannot be compared."""
     cells = placed(make_cells(config, axes), out)
-    if config.loader.labels == "none":
-        raise UserError("compare ranks accuracies, but loader.labels is 'none'; use `fit`, and `eval --knn`")
+    if config.loader.labels == "none" and config.probe_data is None:
+        raise UserError(
+            "compare ranks accuracies, but loader.labels is 'none': give --probe-data, labelled images whose nearest "
+            "neighbours score the embeddings"
+        )
     if config.engine.devices != 1 or config.engine.nodes != 1:
         raise UserError("compare trains its runs one after the other on one device; use `fit` for a run on several")
     if (out / CONFIG_NAME).exists():
@@ -207,11 +211,11 @@ class _Comparison:
     def _train(self, cell: Cell) -> None:
         self.failures.forget(cell.folder)
         try:
-            top1 = self._complete(self._taught(cell)).top1
+            run = self._complete(self._taught(cell))
         except Exception as error:  # the others are trained whatever it is
             self._fail(cell, error)
         else:
-            self._say(f"  {cell.folder}: {top1:.2f}% on the test split")
+            self._say(f"  {cell.folder}: {score(run):.2f}% on the test split")
 
     def _complete(self, config: RunConfig) -> RunRecord:
         """Train a run, continue it, or check that the finished one has the same settings."""

@@ -28,7 +28,10 @@ _COLUMNS = {
     "top5": "REAL",
     "loss": "REAL",
     "ece": "REAL",
+    "knn": "REAL",
+    "linear_probe": "REAL",
     "teacher_top1": "REAL",
+    "teacher_knn": "REAL",
     "epochs": "INTEGER",
     "seconds": "REAL",
     "peak_memory": "INTEGER",
@@ -133,6 +136,8 @@ def _numbers(metrics: Metrics) -> dict[str, Any]:
     found: dict[str, Any] = {name: scores.get(name) for name in ("top1", "top5", "loss", "ece")}
     if teacher is not None:
         found |= {"teacher_model": teacher["name"], "teacher_top1": teacher.get("test", {}).get("top1")}
+        found["teacher_knn"] = teacher.get("knn")
+    found |= {name: student.get(name) for name in ("knn", "linear_probe")}
     found |= {name: training[name] for name in ("epochs", "seconds", "training_only_parameters")}
     found["peak_memory"] = training.get("peak_memory")
     return {**found, "parameters": student["parameters"], "macs": student["macs"]}
