@@ -49,3 +49,11 @@ def test_a_place_that_cannot_be_read():
         create_backbone("local-dir:/nowhere", 5)
     with pytest.raises(UserError, match="model 'local-dir:/nowhere' cannot be read"):
         plain_name("local-dir:/nowhere")
+
+
+def test_a_new_head_on_pretrained_weights_replaces_the_classifier_alone(place):
+    """Also for as many classes: the stored classifier was kept without a word."""
+    stored = create_backbone(f"local-dir:{place}", 5, 64, pretrained=True).model.state_dict()
+    new = create_backbone(f"local-dir:{place}", 5, 64, pretrained=True, new_head=True).model.state_dict()
+    assert [name for name in stored if not torch.equal(stored[name], new[name])] == ["head.weight"]
+    assert float(new["head.bias"].abs().max()) == 0

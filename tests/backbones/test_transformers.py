@@ -198,3 +198,12 @@ def test_maps_with_their_channels_last_are_read_as_such(tmp_path):
         theirs = model(pixel_values=images, output_hidden_states=True).reshaped_hidden_states
     assert [tuple(one.shape[1:]) for one in maps] == [(8, 16, 16), (16, 8, 8), (32, 4, 4), (64, 2, 2)]
     close(maps[1], theirs[2].permute(0, 3, 1, 2))
+
+
+def test_a_new_head_replaces_the_classifier_alone(tmp_path):
+    save(tmp_path, "vit", DIGITS)
+    stored = create_backbone(f"hf:{tmp_path}", 10)
+    new = create_backbone(f"hf:{tmp_path}", 10, new_head=True)
+    changed = [name for name, value in stored.state_dict().items() if not torch.equal(value, new.state_dict()[name])]
+    assert changed == ["model.body.classifier.weight", "model.body.classifier.bias"]
+    assert (stored.class_names, new.class_names) == (tuple(DIGITS), None)

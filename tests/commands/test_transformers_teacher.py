@@ -1,6 +1,8 @@
 import json
 
 import pytest
+import timm
+from timm.models import save_for_hf
 
 from tests.backbones.transformers_folders import save
 from tests.commands.running import TINY, run
@@ -53,3 +55,32 @@ def test_a_student_is_refused(tmp_path, capsys):
     code, _, err = run(capsys, "fit", "--data", "digits", "--student", "hf:x", "--method", "none", "--out", tmp_path)
     assert code == 2
     assert "can only teach" in err
+
+
+def test_a_model_by_name_is_scored_with_its_own_weights(tmp_path, capsys):
+    save(tmp_path / "vit", "vit", [str(number) for number in range(10)])
+    save(tmp_path / "body", "dinov2")
+    words = ("--data", "digits", "--loader.max-train", "300", "--loader.in-chans", "3", "--json")
+    code, out, err = run(capsys, "eval", f"hf:{tmp_path / 'vit'}", *words, "--knn")
+    assert code == 0, err
+    assert {"top1", "knn"} <= json.loads(out).keys()
+    code, out, err = run(capsys, "eval", f"hf:{tmp_path / 'body'}", *words, "--knn", "--linear-probe")
+    assert code == 0, err
+    assert json.loads(out)["knn"] > 20
+    save_for_hf(timm.create_model("test_vit", num_classes=10, img_size=64), tmp_path / "timm")
+    code, out, err = run(capsys, "eval", f"local-dir:{tmp_path / 'timm'}", *words, "--model.student-pretrained", "true")
+    assert code == 0, err
+    assert "top1" in json.loads(out)
+    code, _, err = run(capsys, "eval", "test_vit", *words, "--knn")
+    assert code == 2
+    assert "needs weights: --checkpoint FILE, or --model.student-pretrained true" in err
+
+
+def test_such_a_model_is_fine_tuned_with_a_new_head(tmp_path, capsys):
+    save(tmp_path / "vit", "vit", [str(number) for number in range(10)])
+    words = (*TINY, "--loader.in-chans", "3", "--epochs", "1", "--teacher", f"hf:{tmp_path / 'vit'}")
+    code, _, err = run(capsys, "teacher", *words, "--model.new-head", "true", "--out", tmp_path / "run")
+    assert code == 0, err
+    code, _, err = run(capsys, "fit", *TINY, "--method", "none", "--model.new-head", "true", "--out", tmp_path / "none")
+    assert code == 2
+    assert "keeps the other weights of a checkpoint, but there is none" in err

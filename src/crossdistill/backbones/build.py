@@ -67,8 +67,9 @@ def create_backbone(
     (height, width) (None: the model's own); `checkpoint` a safetensors or torch file, or the folder of a finished run;
     `checkpoint_key` chooses one of several networks in the file; `small_images` builds a convolutional network without
     early strides and a transformer with a small patch size; `stages` names four modules where they cannot be found;
-    `new_head` loads all weights of the checkpoint but those of the classifier, which is trained anew; `model_args` go
-    to the model's constructor. Raises UserError for an unknown name and for a model or checkpoint that does not fit.
+    `new_head` keeps all weights of the checkpoint, or the pretrained ones, but those of the classifier, which is
+    trained anew; `model_args` go to the model's constructor. Raises UserError for an unknown name and for a model or
+    checkpoint that does not fit.
     """
     given = dict(
         name=_checked_name(name),
@@ -81,9 +82,12 @@ def create_backbone(
     )
     args: BackboneArgs = validated(BackboneArgs, given, "create_backbone: ")
     stored = is_transformers(args.name)
-    model, size = build_transformers(args) if stored else build_network(args, pretrained)
+    model, size = build_transformers(args, new_head=new_head) if stored else build_network(args, pretrained)
     args = plain_args(args)
-    stated = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") if pretrained or stored else None
+    if new_head and pretrained and not stored and num_classes and checkpoint is None:
+        _renew_classifier(model, args, size)
+    kept = (pretrained or stored) and not new_head
+    stated = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") if kept else None
     part = note = ""
     if checkpoint is not None:
         stated, part, note = _load(model, Path(checkpoint), args, size, new_head, checkpoint_key)
@@ -126,6 +130,19 @@ def _wrap(model: nn.Module, args: BackboneArgs, size: ImageSize) -> Backbone:
     return backbone
 
 
+def _renew_classifier(model: nn.Module, args: BackboneArgs, size: ImageSize) -> None:
+    """Give the classifier of pretrained weights the initial values of a network without them."""
+    heads = classifier_names(model, args.name, args.num_classes, args.in_chans, size)
+    fresh, _ = build_network(args, False)
+    for head in heads:
+        model.get_submodule(head).load_state_dict(fresh.get_submodule(head).state_dict())
+    _log_new_head(args, heads)
+
+
+def _log_new_head(args: BackboneArgs, heads: tuple[str, ...]) -> None:
+    _log.warning("%s: new classifier (%s) with %d classes", args.name, ", ".join(heads), args.num_classes)
+
+
 def _load(
     model: nn.Module, path: Path, args: BackboneArgs, size: ImageSize, new_head: bool, key: str | None
 ) -> tuple[Any, str, str]:
@@ -146,7 +163,7 @@ def _load(
     heads: tuple[str, ...] = ()
     if new_head and args.num_classes:
         heads = classifier_names(model, args.name, args.num_classes, args.in_chans, size)
-        _log.warning("%s: new classifier (%s) with %d classes", args.name, ", ".join(heads), args.num_classes)
+        _log_new_head(args, heads)
     try:
         loaded = load_weights(model, path, key=key, without=heads)
     except UserError as error:

@@ -106,10 +106,11 @@ def transformers_size(name: str) -> ImageSize:
     return processor_size(name, read_config(name), read_processor(name))
 
 
-def build_transformers(args: BackboneArgs) -> tuple[nn.Module, ImageSize]:
+def build_transformers(args: BackboneArgs, *, new_head: bool = False) -> tuple[nn.Module, ImageSize]:
     """Build a model with its weights, and return it with the size of its input. Raises UserError.
 
-    Another number of classes than that of the weights is a new classifier, on the same embedding.
+    The classifier is a new one, on the same embedding, with `new_head` or for another number of classes than that of
+    the weights.
     """
     name = args.name
     config, processor = read_config(name), read_processor(name)
@@ -126,7 +127,7 @@ def build_transformers(args: BackboneArgs) -> tuple[nn.Module, ImageSize]:
     network.pools = pools
     try:
         _measure(network, args, size)
-        _set_classifier(network, args, size, int(config.num_labels) if is_headed(config) else 0)
+        _set_classifier(network, args, size, int(config.num_labels) if is_headed(config) else 0, new=new_head)
     except UserError:
         raise
     except Exception as error:  # the code of a model can raise anything
@@ -168,20 +169,22 @@ def _measure(network: VisionNetwork, args: BackboneArgs, size: ImageSize) -> Non
                 raise UserError(f"the patches of model {args.name!r} are not the last of its tokens, row by row")
 
 
-def _set_classifier(network: VisionNetwork, args: BackboneArgs, size: ImageSize, stored: int) -> None:
+def _set_classifier(
+    network: VisionNetwork, args: BackboneArgs, size: ImageSize, stored: int, *, new: bool = False
+) -> None:
     """Keep the classifier of the weights, remove it, or put a new one in its place."""
     if stored:
         calls, _ = record_probe(network, args.name, args.in_chans, size, output_shape)
         network.classifier_names = _heads(network, calls, args.name, stored)
         network.places = len(network.classifier_names)
-        if args.num_classes == stored:
+        if args.num_classes == stored and not new:
             return
         for head in network.classifier_names:
             old = network.get_submodule(head)
             if not isinstance(old, nn.Linear):
                 raise UserError(f"the classifier of {args.name!r} is not a linear layer, so it cannot be replaced")
-            new = nn.Linear(old.in_features, args.num_classes) if args.num_classes else nn.Identity()
-            network.set_submodule(head, new)
+            put = nn.Linear(old.in_features, args.num_classes) if args.num_classes else nn.Identity()
+            network.set_submodule(head, put)
         if not args.num_classes:
             network.classifier_names = ()
     elif args.num_classes:

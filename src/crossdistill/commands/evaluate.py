@@ -16,11 +16,12 @@ from crossdistill.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-ABOUT = "Score a finished run, or a model by name with a checkpoint, on a split of its data or of another set."
+ABOUT = "Score a finished run, or a model by name with its weights, on a split of its data or of another set."
 _LOADER = ("batch_size", "workers", "val_fraction", "split_seed", "max_train", "root", "labels")
 LAYOUT = ("image_column", "label_column", "on_bad_image", "train_dir", "val_dir", "test_dir", "download", "in_chans")
 _READS = [
     *("data", "trust_code", "img_size", "model.stem", "model.student_args", "model.student_checkpoint_key"),
+    "model.student_pretrained",
     *("augment.crop_pct", "augment.crop_mode"),
     *(f"loader.{name}" for name in (*_LOADER, *LAYOUT)),
     *("engine.accelerator", "engine.threads"),

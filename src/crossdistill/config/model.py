@@ -64,8 +64,8 @@ class ModelConfig:
     teacher_checkpoint_key: str | None = None
     """The same for the teacher."""
     new_head: bool = False
-    """Leave out the classifier of student_checkpoint and train a new one, for data with other classes; the command
-    `teacher` does so with teacher_checkpoint."""
+    """Leave out the classifier of student_checkpoint, or of the pretrained weights, and train a new one, for data with
+    other classes; the command `teacher` does so with teacher_checkpoint."""
     student_args: _Arguments = field(default_factory=dict)
     """Arguments of the student's constructor, e.g. {drop_path_rate: 0.1}."""
     teacher_args: _Arguments = field(default_factory=dict)

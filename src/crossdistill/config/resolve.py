@@ -150,7 +150,8 @@ def _student_stem(config: RunConfig, img_size: ImageSize, has_small_stem: Callab
         return model.stem
     if model.student_checkpoint is not None:
         return "small" if has_small_stem(model.student_checkpoint) else "native"
-    return _stem_of_new(img_size, built_as_is=model.student_pretrained or is_code(config.student))
+    as_is = model.student_pretrained or brings_weights(config.student) or is_code(config.student)
+    return _stem_of_new(img_size, built_as_is=as_is)
 
 
 def _teacher_stem(config: RunConfig, img_size: ImageSize, has_small_stem: Callable[[str], bool]) -> Stem:

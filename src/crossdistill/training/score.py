@@ -29,7 +29,7 @@ from crossdistill.training.engine import choose_device, set_threads
 from crossdistill.training.inputs import data_digests, decide, report_data
 from crossdistill.training.robustness import RobustnessScorer, load_others
 from crossdistill.training.run_folder import check_inputs, read_config
-from crossdistill.training.weights import file_note
+from crossdistill.training.weights import check_has_weights, file_note
 
 
 def score(
@@ -43,7 +43,7 @@ def score(
     corruptions: bool = False,
     ood: str | None = None,
 ) -> dict[str, Any]:
-    """Score a finished run, or a model by name with a checkpoint, on one split of the data.
+    """Score a finished run, or a model by name with its weights, on one split of the data.
 
     A run is scored on the images that its own list has in that split; on other data, images that it has trained on are
     left out of the held-out splits. `probes` are ways to score the embedding by the training split: "knn" and
@@ -188,10 +188,11 @@ def data_of_run(run: str, config: RunConfig, in_chans: int) -> tuple[ImageData, 
 def _load_named(
     model: str, config: RunConfig, checkpoint: str | None
 ) -> tuple[Backbone, ImageData, AugmentConfig, TrainedOn | None]:
-    if checkpoint is None:
-        raise UserError(f"{model!r} is not the folder of a run; a model by name needs --checkpoint FILE")
+    pretrained = config.model.student_pretrained
+    check_has_weights(model, checkpoint, pretrained=pretrained)
     loaded = replace(config.model, student_checkpoint=checkpoint)
-    by_name = replace(config, student=model, method=NONE, options={}, teacher=None, model=loaded)
+    # As a teacher, pretrained weights have their own input size.
+    by_name = replace(config, role="teacher", student=model, method=NONE, options={}, teacher=None, model=loaded)
     data = load_data(config.data, config.loader)
     decided, _ = decide(by_name, choose_method(NONE), data)
     built: dict[str, Any] = dict(
@@ -202,7 +203,7 @@ def _load_named(
         small_images=decided.model.stem == "small",
         **decided.model.student_args,
     )
-    backbone = create_backbone(model, classes_of_weights(model, **built) or 0, **built)
+    backbone = create_backbone(model, classes_of_weights(model, **built) or 0, pretrained=pretrained, **built)
     built_as = file_note(checkpoint, decided.model.stem, backbone.img_size)
     backbone.note = "; ".join(note for note in (backbone.note, built_as) if note)
     return backbone, data, decided.augment, None

@@ -1,4 +1,4 @@
-"""Score a finished run, or a model by name with a checkpoint, by a segmentation from its frozen stage maps."""
+"""Score a finished run, or a model by name with its weights, by a segmentation from its frozen stage maps."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from crossdistill.data.transforms import eval_transform
 from crossdistill.errors import UserError
 from crossdistill.evaluation.segmentation import Segmentation, segment
 from crossdistill.training.engine import choose_device, set_threads
+from crossdistill.training.weights import check_has_weights
 
 
 def segmentation_score(
@@ -37,8 +38,8 @@ def segmentation_score(
 def _load(model: str, config: RunConfig, checkpoint: str | None) -> Backbone:
     if Path(model).is_dir():
         return load_backbone(model, trust_code=config.trust_code)
-    if checkpoint is None:
-        raise UserError(f"{model!r} is not the folder of a run; a model by name needs --checkpoint FILE")
+    pretrained = config.model.student_pretrained
+    check_has_weights(model, checkpoint, pretrained=pretrained)
     built = dict(
         img_size=config.img_size,
         checkpoint=checkpoint,
@@ -46,4 +47,4 @@ def _load(model: str, config: RunConfig, checkpoint: str | None) -> Backbone:
         small_images=config.model.stem == "small",
         **config.model.student_args,
     )
-    return create_backbone(model, classes_of_weights(model, **built) or 0, **built)
+    return create_backbone(model, classes_of_weights(model, **built) or 0, pretrained=pretrained, **built)

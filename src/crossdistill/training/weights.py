@@ -20,6 +20,15 @@ def has_weights(name: str | None, checkpoint: str | None, *, pretrained: bool) -
     return checkpoint is not None or pretrained or name is None or is_transformers(name) or is_code(name)
 
 
+def check_has_weights(name: str, checkpoint: str | None, *, pretrained: bool) -> None:
+    """Raise UserError for a model to be scored that has random weights."""
+    if checkpoint is None and not pretrained and not brings_weights(name):
+        raise UserError(
+            f"{name!r} is not the folder of a run; a model by name needs weights: --checkpoint FILE, or "
+            "--model.student-pretrained true"
+        )
+
+
 def random_weights_error(name: str, *, trusted: bool = True) -> UserError:
     """Make the error for a teacher with random weights; `trusted` says that trust_teacher lets it pass."""
     more = ". To continue anyway: --trust-teacher true" if trusted else ""
