@@ -317,3 +317,14 @@ def test_the_kind_of_a_file_is_read_from_its_content(source, tmp_path):
     torch.save(weights, tmp_path / "weights.safetensors")
     for path in tmp_path.iterdir():
         assert same(source, create_backbone("test_resnet", 5, 32, checkpoint=path))
+
+
+@pytest.mark.parametrize("new_head", [False, True])
+def test_an_average_that_is_not_whole_is_named(tmp_path, new_head):
+    weights = dict(create_backbone("test_resnet", 5, 32).model.state_dict())
+    first = next(iter(weights))
+    average = {name: value for name, value in weights.items() if name != first}
+    torch.save({"model": weights, "model_ema": average}, tmp_path / "w.pth")
+    backbone = create_backbone("test_resnet", 5, 32, checkpoint=tmp_path / "w.pth", new_head=new_head)
+    assert backbone.weights_part == "model"
+    assert backbone.note == f"the averaged weights under 'model_ema' lack {first!r}, so they are not used"

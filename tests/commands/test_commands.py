@@ -309,6 +309,9 @@ def test_two_teachers(capsys, tmp_path, teacher_folder):
     assert metrics["training"]["training_only_parameters"] == 64 * 128 + 2 * 128 + 128 * 2 * 96
     code, _, err = run(capsys, *words, "--teacher", "test_resnet", "--out", tmp_path / "other")
     assert (code, "1 teachers but 2 checkpoints" in err) == (2, True)
+    names = ["--teacher", "[test_resnet, test_resnet]", "--out", tmp_path / "third"]
+    code, _, err = run(capsys, "fit", *TINY, "--method", "kd", *names)
+    assert (code, "the accuracy of teacher 1 (test_resnet) is" in err) == (2, True), err
 
 
 def test_variants_of_a_method_are_compared(capsys, tmp_path, teacher_folder):

@@ -23,12 +23,12 @@ from tests.commands.running import TINY, run
         (["fit", "--method", "none", "--student", "nothing"], "unknown model 'nothing'"),
         (["fit", "--method", "none", "--data", "nothing"], "no such folder"),
         (["fit", "--method", "none", "--augment.auto-augment", "nothing"], "timm does not accept 'nothing'"),
-        (["fit", "--method", "kd", "--teacher", "test_resnet"], "the teacher's accuracy is"),
+        (["fit", "--method", "kd", "--teacher", "test_resnet"], "the accuracy of teacher test_resnet is"),
         (["fit", "--method", "none", "--model.student-checkpoint", "nothing"], "does not exist"),
         (["fit", "--method", "none", "--resume"], "does not hold a run to resume"),
         (["teacher", "--teacher", "nothing"], "unknown model 'nothing'"),
         (["cache", "--method", "kd", "--teacher", "nothing", "--cache", "out"], "unknown model 'nothing'"),
-        (["cache", "--method", "kd", "--teacher", "test_resnet", "--cache", "out"], "the teacher's accuracy is"),
+        (["cache", "--method", "kd", "--teacher", "test_resnet", "--cache", "out"], "of teacher test_resnet is"),
     ],
 )
 def test_a_refused_command_leaves_no_folder(capsys, tmp_path, monkeypatch, words, message):

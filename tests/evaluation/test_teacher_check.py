@@ -73,7 +73,7 @@ def made_up(predicted, targets, classes, certain=5.0):
 
     told = Told()
     told.backbone = lambda images: BackboneOutput(logits[images.long()], images)
-    told.backbone.spec = SimpleNamespace(in_chans=1)
+    told.backbone.spec = SimpleNamespace(in_chans=1, name="told")
     return told, [(torch.arange(len(targets)), torch.as_tensor(targets))]
 
 

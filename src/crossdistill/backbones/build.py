@@ -148,7 +148,7 @@ def _load(
 ) -> tuple[Any, str, str]:
     """Load a weights file or the model of a run.
 
-    Returns the class names, if known, the keys that were taken, and why stated names are not used.
+    Returns the class names, if known, the keys that were taken, and what of the file is not used.
     """
     names = read_class_names(path) if path.is_dir() else None
     if path.is_dir():
@@ -175,7 +175,9 @@ def _load(
             f"{error}; all but the classifier fits: new_head=True trains a new one (--model.new-head true, for a "
             "teacher in `crossdistill teacher`)"
         ) from error
-    return (None if heads else names or loaded.class_names), loaded.part, "" if heads or names else loaded.note
+    notes = (loaded.average, "" if heads or names else loaded.note)
+    known = None if heads else names or loaded.class_names
+    return known, loaded.part, "; ".join(note for note in notes if note)
 
 
 def _load_body(
@@ -188,7 +190,8 @@ def _load_body(
         loaded = load_weights(model, path, key=key, without=heads)
     except UserError:
         raise problem from None
-    return None, loaded.part, f"the classifier of the weights ({', '.join(heads)}) is left out"
+    notes = (f"the classifier of the weights ({', '.join(heads)}) is left out", loaded.average)
+    return None, loaded.part, "; ".join(note for note in notes if note)
 
 
 def _fits_without_head(model: nn.Module, path: Path, args: BackboneArgs, size: ImageSize, key: str | None) -> bool:

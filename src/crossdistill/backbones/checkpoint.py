@@ -9,7 +9,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ _OPTIMISER = re.compile(r"(^|[._])(opt|optim|optimi[sz]ers?)([._]|$)", re.IGNORE
 class Loaded:
     """What was loaded: the keys that led to it in the file ("" for the whole file), and the file's class names.
 
-    `note` says why names in the file are not used.
+    `note` says why names in the file are not used, `average` why its averaged weights are not.
     """
 
     part: str
     class_names: tuple[str, ...] | None
     note: str = ""
+    average: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class _Candidate:
     part: str
     weights: dict[str, Tensor]
     matching: int
+    note: str = ""
 
     @property
     def averaged(self) -> bool:
@@ -78,7 +80,7 @@ def load_weights(
     kept = {name: value for name, value in state.items() if name not in expected or name.endswith(_OPTIONAL)}
     _check_values(found, [name for name, _ in model.named_parameters()], path)
     model.load_state_dict({**kept, **{name: found[name] for name in expected if name in found}})
-    return Loaded(chosen.part, *names_in(loaded))
+    return Loaded(chosen.part, *names_in(loaded), chosen.note)
 
 
 def stored_weights(
@@ -189,7 +191,18 @@ def _choose(found: list[_Candidate], expected: dict[str, Tensor], path: Path, ke
             f"checkpoint {str(path)!r} holds several networks that fit the model: {parts}; choose one with "
             "--model.teacher-checkpoint-key or --model.student-checkpoint-key (checkpoint_key= in Python)"
         )
-    return candidates[0]
+    return candidates[0] if averaged else replace(candidates[0], note=_incomplete_average(found, expected))
+
+
+def _incomplete_average(found: Sequence[_Candidate], expected: dict[str, Tensor]) -> str:
+    """Say that averaged weights are not used, where most of them are there; "" without such weights."""
+    needed = [name for name in expected if not name.endswith(_OPTIONAL)]
+    for one in found:
+        if one.averaged and 2 * one.matching > len(needed):
+            lacks = next((name for name in needed if name not in one.weights), None)
+            why = f"lack {lacks!r}" if lacks else "have other shapes"
+            return f"the averaged weights under {one.part!r} {why}, so they are not used"
+    return ""
 
 
 def _fits(one: _Candidate, expected: dict[str, Tensor]) -> bool:

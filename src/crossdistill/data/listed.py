@@ -26,6 +26,9 @@ _SPLITS = ("split", "set", "subset", "partition")
 _POINTED = re.compile(r"[0-9]+(\.0*)?")
 """A whole number, maybe written with a decimal point."""
 
+_BEHIND = re.compile(r"(.*[^\s,;|])[\s,;|]+(\S+)")
+"""A path, and what stands behind it."""
+
 _Row = tuple[int, str, str | None, str]
 """Number of the line, path, label, role."""
 
@@ -41,6 +44,8 @@ def listed_source(file: Path, config: LoaderConfig) -> Source:
         raise UserError(f"data {str(file)!r} lists no images")
     if all(role != "train" for *_, role in rows):
         raise UserError(f"data {str(file)!r} lists no images of the training split")
+    if file.suffix.lower() == ".txt":
+        _check_paths(file, rows)
     _check_once(file, rows)
     names: tuple[str, ...] = ("image",)
     if config.labels == "classes":
@@ -129,6 +134,18 @@ def _column(file: Path, columns: list[str], named: str | None, known: tuple[str,
             + ("" if kind == "image" else ", or train without labels (--loader.labels none)")
         )
     return found
+
+
+def _check_paths(file: Path, rows: list[_Row]) -> None:
+    """Raise UserError where the first line is the path of an image with something behind it."""
+    line, path, _, _ = rows[0]
+    whole = os.path.join(file.resolve().parent, path)
+    found = _BEHIND.fullmatch(whole)
+    if found and not os.path.exists(whole) and os.path.exists(found[1]):
+        raise UserError(
+            f"line {line} of {str(file)!r} has {found[2]!r} behind the path of an image, and a text file lists paths "
+            "alone; write labels into a CSV or TSV file whose first line is path,label"
+        )
 
 
 def _check_once(file: Path, rows: list[_Row]) -> None:

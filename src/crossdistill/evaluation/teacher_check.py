@@ -63,6 +63,7 @@ def check_teacher(
     class_names: Sequence[str] | None = None,
     trust: bool = False,
     reads_logits: bool = True,
+    name: str | None = None,
 ) -> TeacherCheck:
     """Score the teacher on a sample of held-out images; refuse one that answers as if it never learned.
 
@@ -70,7 +71,8 @@ def check_teacher(
     in training. A teacher never learned where answers that have nothing to do with the images, given as often for each
     class as it gives them, are right as often: by a permutation test from an accuracy of one half, by four standard
     deviations below it, where a fresh head on good features is often right by chance. Raises UserError for such a
-    teacher, unless `trust`. `reads_logits` states whether the method reads the logits at all.
+    teacher, unless `trust`. `reads_logits` states whether the method reads the logits at all, `name` what the teacher
+    is called.
     """
     accuracy, logits, targets = teacher_accuracy(teacher, batches)
     predicted = logits.argmax(dim=1)
@@ -85,9 +87,9 @@ def check_teacher(
     chance = float(torch.bincount(targets).max()) / len(targets)
     headless = "" if reads_logits else "As the method reads no logits, --model.teacher-classes 0 builds no classifier. "
     raise UserError(
-        f"the teacher's accuracy is {100 * accuracy:.1f}% on {len(targets)} held-out images (chance is "
-        f"{100 * chance:.1f}%): {_likely_cause(teacher, batches, logits, targets, chance)}. {headless}To continue "
-        "anyway: --trust-teacher true"
+        f"the accuracy of teacher {name or teacher.backbone.spec.name} is {100 * accuracy:.1f}% on {len(targets)} "
+        f"held-out images (chance is {100 * chance:.1f}%): {_likely_cause(teacher, batches, logits, targets, chance)}. "
+        f"{headless}To continue anyway: --trust-teacher true"
     )
 
 

@@ -191,11 +191,12 @@ def report_teacher_accuracy(
     weights = [has_weights(name, checkpoint, pretrained=pretrained) for name, checkpoint in config.teachers]
     files = [checkpoint for _, checkpoint in config.teachers]
     plain: dict[str, Any] = dict(highlight=False, markup=False, soft_wrap=True)
-    for member, weighted, file in zip(distiller.teacher.members, weights, files, strict=True):
-        name = member.spec.name
+    members = distiller.teacher.members
+    for number, (member, weighted, file) in enumerate(zip(members, weights, files, strict=True), 1):
+        name = f"{number} ({member.spec.name})" if len(members) > 1 else member.spec.name
         scored = data.labelled and has_classes_of(data, [member.backbone])
         if not (scored or weighted or config.trust_teacher):
-            raise random_weights_error(name)
+            raise random_weights_error(member.spec.name)
         size = member.backbone.img_size if own else student.img_size
         loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, size, config.loader)
         check_finite(member.to(device), next(iter(loader))[0])
@@ -217,6 +218,7 @@ def report_teacher_accuracy(
             class_names=data.class_names,
             trust=config.trust_teacher,
             reads_logits=reads_logits,
+            name=name,
         )
         lines = [f"{100 * found.accuracy:.1f}% on held-out images", *(f"note: {note}" for note in found.notes)]
         for line in lines:
