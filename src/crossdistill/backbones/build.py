@@ -1,6 +1,5 @@
 """Build a `Backbone` from a name."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -12,21 +11,14 @@ import timm
 import torch
 from torch import nn
 
-from crossdistill.backbones.args import (
-    CONFIG_FILE,
-    BackboneArgs,
-    check_export,
-    read_args,
-    read_class_names,
-    weights_path,
-)
+from crossdistill.backbones.args import CONFIG_FILE, BackboneArgs, read_args
 from crossdistill.backbones.base import Backbone
-from crossdistill.backbones.checkpoint import load_weights
-from crossdistill.backbones.classifier import classifier_names, pretrained_classes, stored_classes
+from crossdistill.backbones.classifier import pretrained_classes, stored_classes
 from crossdistill.backbones.hooked_backbone import HookedBackbone
 from crossdistill.backbones.networks import OTHER_SIZE, build_network
 from crossdistill.backbones.sources import check_known, plain_args
-from crossdistill.backbones.stored import check_args, check_size
+from crossdistill.backbones.starting_weights import load_start, renew_classifier
+from crossdistill.backbones.stored import check_size
 from crossdistill.backbones.timm_backbone import TimmBackbone
 from crossdistill.backbones.transformers_backbone import TransformersBackbone
 from crossdistill.backbones.transformers_network import (
@@ -41,8 +33,6 @@ from crossdistill.config.code import check_named_code, is_code, is_source
 from crossdistill.config.validation import validated
 from crossdistill.errors import UserError, first_line
 from crossdistill.image_size import ImageSize, image_size
-
-_log = logging.getLogger(__name__)
 
 
 def create_backbone(
@@ -85,12 +75,14 @@ def create_backbone(
     model, size = build_transformers(args, new_head=new_head) if stored else build_network(args, pretrained)
     args = plain_args(args)
     if new_head and pretrained and not stored and num_classes and checkpoint is None:
-        _renew_classifier(model, args, size)
+        renew_classifier(model, args, size)
     kept = (pretrained or stored) and not new_head
     stated = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") if kept else None
     part = note = ""
     if checkpoint is not None:
-        stated, part, note = _load(model, Path(checkpoint), args, size, new_head, checkpoint_key)
+        whole = partial(outline, args.name, 1, size, in_chans=in_chans, small_images=small_images, **args.model_args)
+        start = load_start(model, Path(checkpoint), args, size, new_head=new_head, key=checkpoint_key, whole=whole)
+        stated, part, note = start
     backbone = _wrap(model, replace(args, img_size=size), size)
     if isinstance(stated, list | tuple) and len(stated) == num_classes:
         backbone.class_names = tuple(str(name) for name in stated)
@@ -128,79 +120,6 @@ def _wrap(model: nn.Module, args: BackboneArgs, size: ImageSize) -> Backbone:
         backbone = TimmBackbone(model, name, size, args.in_chans)
     backbone.args = args
     return backbone
-
-
-def _renew_classifier(model: nn.Module, args: BackboneArgs, size: ImageSize) -> None:
-    """Give the classifier of pretrained weights the initial values of a network without them."""
-    heads = classifier_names(model, args.name, args.num_classes, args.in_chans, size)
-    fresh, _ = build_network(args, False)
-    for head in heads:
-        model.get_submodule(head).load_state_dict(fresh.get_submodule(head).state_dict())
-    _log_new_head(args, heads)
-
-
-def _log_new_head(args: BackboneArgs, heads: tuple[str, ...]) -> None:
-    _log.warning("%s: new classifier (%s) with %d classes", args.name, ", ".join(heads), args.num_classes)
-
-
-def _load(
-    model: nn.Module, path: Path, args: BackboneArgs, size: ImageSize, new_head: bool, key: str | None
-) -> tuple[Any, str, str]:
-    """Load a weights file or the model of a run.
-
-    Returns the class names, if known, the keys that were taken, and what of the file is not used.
-    """
-    names = read_class_names(path) if path.is_dir() else None
-    if path.is_dir():
-        check_args(args, size, path)
-        check_export(path)
-        if names and args.num_classes and not new_head and len(names) != args.num_classes:
-            raise UserError(
-                f"{str(path / CONFIG_FILE)!r} is damaged: it names {len(names)} classes, and the network has "
-                f"{args.num_classes}"
-            )
-        path = weights_path(path)
-    heads: tuple[str, ...] = ()
-    if new_head and args.num_classes:
-        heads = classifier_names(model, args.name, args.num_classes, args.in_chans, size)
-        _log_new_head(args, heads)
-    try:
-        loaded = load_weights(model, path, key=key, without=heads)
-    except UserError as error:
-        if not args.num_classes:
-            return _load_body(model, path, args, size, key, error)
-        if heads or not _fits_without_head(model, path, args, size, key):
-            raise
-        raise UserError(
-            f"{error}; all but the classifier fits: new_head=True trains a new one (--model.new-head true, for a "
-            "teacher in `crossdistill teacher`)"
-        ) from error
-    notes = (loaded.average, "" if heads or names else loaded.note)
-    known = None if heads else names or loaded.class_names
-    return known, loaded.part, "; ".join(note for note in notes if note)
-
-
-def _load_body(
-    model: nn.Module, path: Path, args: BackboneArgs, size: ImageSize, key: str | None, problem: UserError
-) -> tuple[Any, str, str]:
-    """Load all of a file but its classifier into a network that has none. Raises UserError, the problem found."""
-    whole = outline(args.name, 1, size, in_chans=args.in_chans, small_images=args.small_images, **args.model_args)
-    try:
-        heads = classifier_names(whole.model, args.name, 1, args.in_chans, size)
-        loaded = load_weights(model, path, key=key, without=heads)
-    except UserError:
-        raise problem from None
-    notes = (f"the classifier of the weights ({', '.join(heads)}) is left out", loaded.average)
-    return None, loaded.part, "; ".join(note for note in notes if note)
-
-
-def _fits_without_head(model: nn.Module, path: Path, args: BackboneArgs, size: ImageSize, key: str | None) -> bool:
-    heads = classifier_names(model, args.name, args.num_classes, args.in_chans, size)
-    try:
-        load_weights(model, path, key=key, without=heads)
-    except UserError:
-        return False
-    return True
 
 
 def classes_of_weights(

@@ -7,21 +7,17 @@ user chooses one by its key. Which one is taken depends on the names alone, in e
 
 import re
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from crossdistill.backbones.candidates import OPTIONAL, Candidate, candidates, choose, fits
 from crossdistill.backbones.weights_file import groups_of, names_in, read_file
 from crossdistill.errors import UserError
-
-_OPTIONAL = "num_batches_tracked"
-"""A counter of batch norms that evaluation does not use, and that old files do not have."""
-_AVERAGED = re.compile(r"(^|[._])(ema|swa|averag\w*)([._]|$)", re.IGNORECASE)
 
 _OPTIMISER = re.compile(r"(^|[._])(opt|optim|optimi[sz]ers?)([._]|$)", re.IGNORECASE)
 """Keys of an optimiser's state, which may have the names of the weights."""
@@ -38,20 +34,6 @@ class Loaded:
     class_names: tuple[str, ...] | None
     note: str = ""
     average: str = ""
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """Weights behind one prefix in one mapping of a file."""
-
-    part: str
-    weights: dict[str, Tensor]
-    matching: int
-    note: str = ""
-
-    @property
-    def averaged(self) -> bool:
-        return _AVERAGED.search(self.part) is not None
 
 
 def load_weights(
@@ -72,12 +54,12 @@ def load_weights(
     if prefix is not None:
         joined = {name: value for group in _groups(loaded, path).values() for name, value in group.items()}
         weights = {name[len(prefix) :]: value for name, value in joined.items() if name.startswith(prefix)}
-        chosen = _Candidate(prefix, weights, 0)
+        chosen = Candidate(prefix, weights, 0)
     else:
         chosen = _find(loaded, expected, path, key, model)
     found = {name: value for name, value in chosen.weights.items() if not inside(name, without)}
     _check_fit(found, expected, path)
-    kept = {name: value for name, value in state.items() if name not in expected or name.endswith(_OPTIONAL)}
+    kept = {name: value for name, value in state.items() if name not in expected or name.endswith(OPTIONAL)}
     _check_values(found, [name for name, _ in model.named_parameters()], path)
     model.load_state_dict({**kept, **{name: found[name] for name in expected if name in found}})
     return Loaded(chosen.part, *names_in(loaded), chosen.note)
@@ -93,13 +75,13 @@ def stored_weights(
     return _find(read_file(path), expected, path, key, model).weights
 
 
-def _find(loaded: Any, expected: dict[str, Tensor], path: Path, key: str | None, model: nn.Module) -> _Candidate:
+def _find(loaded: Any, expected: dict[str, Tensor], path: Path, key: str | None, model: nn.Module) -> Candidate:
     groups = _groups(loaded, path)
-    found = [one for keys, group in groups.items() for one in _candidates(".".join(keys), group, expected)]
-    if not any(_fits(one, expected) for one in found):
+    found = [one for keys, group in groups.items() for one in candidates(".".join(keys), group, expected)]
+    if not any(fits(one, expected) for one in found):
         converted = {keys: _converted(group, model) for keys, group in groups.items()}
-        found += [one for keys, group in converted.items() for one in _candidates(".".join(keys), group, expected)]
-    return _choose(found, expected, path, key)
+        found += [one for keys, group in converted.items() for one in candidates(".".join(keys), group, expected)]
+    return choose(found, expected, path, key)
 
 
 def _converted(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -150,80 +132,6 @@ def inside(name: str, modules: Sequence[str]) -> bool:
     return any(name.startswith(f"{module}.") for module in modules)
 
 
-def _candidates(keys: str, group: dict[str, Tensor], expected: dict[str, Tensor]) -> list[_Candidate]:
-    """Return the parts of a mapping that share names with the model, one for each prefix."""
-    cleaned = {name.replace("_orig_mod.", ""): value for name, value in group.items()}
-    if len(cleaned) < len(group):
-        twice = next(name for name in group if "_orig_mod." in name and name.replace("_orig_mod.", "") in group)
-        raise UserError(f"the checkpoint holds {twice!r} both with and without '_orig_mod.'; remove one of them")
-    matching: dict[str, int] = defaultdict(int)
-    for name in cleaned:
-        places = [0, *(place.end() for place in re.finditer(r"\.", name))]
-        for place in places:
-            if name[place:] in expected and not name.endswith(_OPTIONAL):
-                matching[name[:place]] += 1
-    found = []
-    for prefix in sorted(matching):
-        weights = {name[len(prefix) :]: value for name, value in cleaned.items() if name.startswith(prefix)}
-        part = ".".join(text for text in (keys, prefix.rstrip(".")) if text)
-        found.append(_Candidate(part, weights, matching[prefix]))
-    return found
-
-
-def _choose(found: list[_Candidate], expected: dict[str, Tensor], path: Path, key: str | None) -> _Candidate:
-    if key is not None:
-        named = [one for one in found if f".{key}." in f".{one.part}."]
-        if not named:
-            parts = ", ".join(repr(one.part) for one in found[:4]) or "none"
-            raise UserError(f"checkpoint {str(path)!r} has no network under {key!r}; parts that share names: {parts}")
-        # Of `model` and `ema.model` the key model means the first.
-        shortest = min(one.part.count(".") for one in named)
-        found = [one for one in named if one.part.count(".") == shortest]
-    whole = [one for one in found if _fits(one, expected)]
-    if not whole:
-        return max(found, key=lambda one: (one.matching, one.averaged, -len(one.part)), default=_Candidate("", {}, 0))
-    whole = _different(whole, expected)
-    averaged = [one for one in whole if one.averaged]
-    candidates = averaged or whole
-    if len(candidates) > 1:
-        parts = ", ".join(repr(one.part) for one in candidates)
-        raise UserError(
-            f"checkpoint {str(path)!r} holds several networks that fit the model: {parts}; choose one with "
-            "--model.teacher-checkpoint-key or --model.student-checkpoint-key (checkpoint_key= in Python)"
-        )
-    return candidates[0] if averaged else replace(candidates[0], note=_incomplete_average(found, expected))
-
-
-def _incomplete_average(found: Sequence[_Candidate], expected: dict[str, Tensor]) -> str:
-    """Say that averaged weights are not used, where most of them are there; "" without such weights."""
-    needed = [name for name in expected if not name.endswith(_OPTIONAL)]
-    for one in found:
-        if one.averaged and 2 * one.matching > len(needed):
-            lacks = next((name for name in needed if name not in one.weights), None)
-            why = f"lack {lacks!r}" if lacks else "have other shapes"
-            return f"the averaged weights under {one.part!r} {why}, so they are not used"
-    return ""
-
-
-def _fits(one: _Candidate, expected: dict[str, Tensor]) -> bool:
-    return all(
-        name.endswith(_OPTIONAL) or (name in one.weights and one.weights[name].shape == value.shape)
-        for name, value in expected.items()
-    )
-
-
-def _different(candidates: list[_Candidate], expected: dict[str, Tensor]) -> list[_Candidate]:
-    """Leave out candidates whose weights are those of an earlier one."""
-    kept: list[_Candidate] = []
-    for one in candidates:
-        if not any(
-            all(name.endswith(_OPTIONAL) or torch.equal(one.weights[name], other.weights[name]) for name in expected)
-            for other in kept
-        ):
-            kept.append(one)
-    return kept
-
-
 def _check_values(found: dict[str, Tensor], parameters: Sequence[str], path: Path) -> None:
     """Raise UserError for weights and statistics that are no numbers; masks among the buffers may be infinite."""
     statistics = [name for name in found if name.endswith(("running_mean", "running_var"))]
@@ -238,8 +146,8 @@ def _check_values(found: dict[str, Tensor], parameters: Sequence[str], path: Pat
 
 def _check_fit(found: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
     """Raise UserError for weights that are missing, not expected, of another shape, or converted to whole numbers."""
-    missing = [name for name in expected if name not in found and not name.endswith(_OPTIONAL)]
-    surplus = [name for name in found if name not in expected and not name.endswith(_OPTIONAL)]
+    missing = [name for name in expected if name not in found and not name.endswith(OPTIONAL)]
+    surplus = [name for name in found if name not in expected and not name.endswith(OPTIONAL)]
     shapes = [
         f"{name} is {tuple(found[name].shape)}, the model has {tuple(value.shape)}"
         for name, value in expected.items()

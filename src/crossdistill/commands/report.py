@@ -29,7 +29,6 @@ def run(argv: Sequence[str]) -> int:
     from crossdistill.files import make_folder
     from crossdistill.report.comparison import full_table, unread_inspections, write_comparison_page
     from crossdistill.report.groups import find_failures, find_runs, group_runs
-    from crossdistill.report.measure import NEIGHBOURS, TOP1, measure_of
     from crossdistill.report.records import METRICS_NAME
     from crossdistill.report.tables import as_csv, as_latex, as_markdown, show
     from crossdistill.training.run_folder import check_writable
@@ -37,20 +36,8 @@ def run(argv: Sequence[str]) -> int:
     out = Path(made.out)
     if (out / METRICS_NAME).exists():
         raise UserError(f"{str(out)!r} is the folder of a run, which has a page of its own; choose another --out")
-    found = find_runs(Path(folder) for folder in made.folders)
-    measured = [(run, measure_of(run)) for run in found]
-    measures = {measure for _, measure in measured}
-    compared = TOP1 if TOP1 in measures else NEIGHBOURS
-    runs = [run for run, measure in measured if measure == compared]
-    if not runs:
-        raise UserError(
-            "none of these runs has a score on a test split: they are teachers, or were trained without labels and "
-            "without --probe-data"
-        )
+    runs = _compared(find_runs(Path(folder) for folder in made.folders))
     groups = group_runs(runs)
-    _name_left_out("without a score on a test split", (run for run, measure in measured if measure is None))
-    others = (run for run, measure in measured if measure not in (None, compared))
-    _name_left_out("without labels, which have no accuracy (give `report` those alone)", others)
     shown = {run.folder for group in groups for run in group.runs}
     _name_left_out("that repeat another", (run for run in runs if run.folder not in shown))
     check_writable(out)
@@ -66,6 +53,25 @@ def run(argv: Sequence[str]) -> int:
         print({"markdown": as_markdown, "latex": as_latex, "csv": as_csv}[made.format](table))
     progress.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)
     return 0
+
+
+def _compared(found: "Sequence[RunRecord]") -> "list[RunRecord]":
+    """Return the runs that share a measure, and name the others. Raises UserError where no run has a score."""
+    from crossdistill.errors import UserError
+    from crossdistill.report.measure import NEIGHBOURS, TOP1, measure_of
+
+    measured = [(run, measure_of(run)) for run in found]
+    compared = TOP1 if any(measure == TOP1 for _, measure in measured) else NEIGHBOURS
+    runs = [run for run, measure in measured if measure == compared]
+    if not runs:
+        raise UserError(
+            "none of these runs has a score on a test split: they are teachers, or were trained without labels and "
+            "without --probe-data"
+        )
+    _name_left_out("without a score on a test split", (run for run, measure in measured if measure is None))
+    others = (run for run, measure in measured if measure not in (None, compared))
+    _name_left_out("without labels, which have no accuracy (give `report` those alone)", others)
+    return runs
 
 
 def _name_left_out(why: str, runs: Iterable["RunRecord"]) -> None:

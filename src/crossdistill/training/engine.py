@@ -16,10 +16,12 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
 
 from crossdistill.config import EngineConfig, RunConfig
+from crossdistill.data import ImageData
 from crossdistill.errors import UserError, first_line
 from crossdistill.tasks import KNN, task_class
 from crossdistill.training.callbacks import BestCheckpoint, StopOnSignal
 from crossdistill.training.checkpoints import BEST, CHECKPOINTS, LAST, RunCheckpoints
+from crossdistill.training.embedding_scores import EmbeddingScorer
 from crossdistill.training.finite import FiniteCheck
 from crossdistill.training.peak_memory import PeakMemory
 from crossdistill.training.run_log import RunProgress, StepLog
@@ -42,12 +44,12 @@ _PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 
 
 def make_trainer(
-    config: RunConfig, out: Path, console: Console, title: str, identity: str
+    config: RunConfig, out: Path, console: Console, title: str, identity: str, probed: ImageData | None
 ) -> tuple[L.Trainer, StepLog, PeakMemory]:
     """Make the Trainer of a run that writes into `out`, and the callbacks that log its steps and its memory.
 
-    Its checkpoints carry the `identity` of the run. Raises UserError for a machine without the devices or the
-    precision asked for.
+    Its checkpoints carry the `identity` of the run; `probed` are images that score the embedding. Raises UserError for
+    a machine without the devices or the precision asked for.
     """
     engine = config.engine
     quiet_lightning()
@@ -67,6 +69,8 @@ def make_trainer(
             gradient_clip_val=config.optim.clip_grad,
             logger=_loggers(out),
             callbacks=[
+                # Before the callbacks that write checkpoints.
+                *([] if probed is None else [EmbeddingScorer(config, probed)]),
                 finite,
                 log,
                 memory,

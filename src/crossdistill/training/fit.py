@@ -4,6 +4,7 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import torch
 from rich.console import Console
 from torch.utils.data import Dataset
@@ -20,7 +21,7 @@ from crossdistill.training.announce import announce, label_of
 from crossdistill.training.cached import HeldOutOutputs, prepare_cache
 from crossdistill.training.checks import check_settings
 from crossdistill.training.datamodule import DataModule
-from crossdistill.training.embedding_scores import EmbeddingScorer, read_probe_data
+from crossdistill.training.embedding_scores import read_probe_data
 from crossdistill.training.engine import make_trainer, set_threads
 from crossdistill.training.finish import finish_run
 from crossdistill.training.inputs import (
@@ -46,7 +47,7 @@ from crossdistill.training.run_folder import (
     start_folder,
 )
 from crossdistill.training.run_lock import RunLock
-from crossdistill.training.teachers import report_teacher_accuracy
+from crossdistill.training.teacher_report import report_teachers
 
 
 def fit(
@@ -101,39 +102,31 @@ def prepare(
     inputs = digests(config, data, None if config.probe_data is None else probed)
     identity = identity_of(config, inputs)
     title = f"{label_of(config)} {config.student} s{config.seed}"
-    trainer, log, memory = make_trainer(config, out, console, title, identity)
+    trainer, log, memory = make_trainer(config, out, console, title, identity, probed)
     if resume:
         check_resumed(config, inputs, out, data, trainer.world_size)
     check_counts(config, data, trainer.world_size)
     distiller = build_models(config, choice, data)
-    if probed is not None:
-        # Before the callbacks that write checkpoints.
-        trainer.callbacks.insert(0, EmbeddingScorer(config, probed))  # type: ignore[attr-defined]
     checkpoint = read_checkpoint(out, identity, distiller, console) if resume else None
     check_space(out, count_parameters(distiller))
-    announce(config, data, distiller, trainer.world_size, console)
-    device = trainer.strategy.root_device
-    if trainer.is_global_zero:
-        report_teacher_accuracy(config, data, distiller, device, console)
-    train, val, cache = _views(config, data, distiller, device, console)
+    _report(config, data, distiller, trainer, console)
+    train, val, cache = _views(config, data, distiller, trainer.strategy.root_device, console)
     start_folder(config, inputs, out, trainer.world_size, resume=resume, root=root, data=data, lock=lock)
-    labelled = None if config.loader.unlabelled is None else len(labelled_part(data.train))
+    module = _module(config, distiller)
+    images = DataModule(train, val, config.loader, seed=config.seed, labelled=_labelled(config, data))
     return Run(
-        config=config,
-        out=out,
-        console=console,
-        data=data,
-        distiller=distiller,
-        trainer=trainer,
-        log=log,
-        memory=memory,
-        module=_module(config, distiller),
-        datamodule=DataModule(train, val, config.loader, seed=config.seed, labelled=labelled),
-        cache=cache,
-        identity=identity,
-        checkpoint=checkpoint,
-        probed=probed,
+        config, out, console, data, distiller, trainer, log, memory, module, images, cache, identity, checkpoint, probed
     )
+
+
+def _report(config: RunConfig, data: ImageData, distiller: Distiller, trainer: L.Trainer, console: Console) -> None:
+    announce(config, data, distiller, trainer.world_size, console)
+    if trainer.is_global_zero:
+        report_teachers(config, data, distiller, trainer.strategy.root_device, console)
+
+
+def _labelled(config: RunConfig, data: ImageData) -> int | None:
+    return None if config.loader.unlabelled is None else len(labelled_part(data.train))
 
 
 def _load_data(config: RunConfig, out: Path, console: Console, *, resume: bool) -> ImageData:

@@ -5,27 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-
 from crossdistill.backbones import Backbone, create_backbone, load_backbone
 from crossdistill.backbones.args import read_args
 from crossdistill.backbones.build import classes_of_weights
 from crossdistill.backbones.sources import plain_name
 from crossdistill.backbones.transformers_network import is_transformers
-from crossdistill.config import ModelConfig, RunConfig
+from crossdistill.config import ModelConfig
 from crossdistill.data import ImageData
 from crossdistill.data.class_names import name_difference
-from crossdistill.data.classes import has_classes_of, match_classes, match_names
-from crossdistill.data.trained import read_trained
-from crossdistill.data.views import sample_loader
-from crossdistill.distiller import Distiller
+from crossdistill.data.classes import match_classes, match_names
 from crossdistill.errors import UserError
-from crossdistill.evaluation.finite_teacher import check_finite
-from crossdistill.evaluation.teacher_check import check_teacher
 from crossdistill.image_size import written
-from crossdistill.progress import Tracked
-from crossdistill.training.weights import file_note, has_weights, random_weights_error
+from crossdistill.training.weights import has_weights, random_weights_error
 from crossdistill.types import Reads
 
 
@@ -141,85 +132,3 @@ def _build_teacher(
         raise UserError(f"how many classes the teacher {name!r} has is not known: give --model.teacher-classes")
     classes = data.num_classes if classes is None else classes
     return create_backbone(name, classes, pretrained=model.teacher_pretrained, **built)
-
-
-def _size_note(teacher: Backbone, student: Backbone, *, own: bool) -> str:
-    """Say at which size a teacher sees the images, where that is not the student's."""
-    if teacher.img_size == student.img_size:
-        return ""
-    source = "made from the image" if own else f"resized from the student's {written(student.img_size)} px"
-    return f"its input is {written(teacher.img_size)} px, {source}"
-
-
-def _notes(teacher: Backbone, weights: str | None, stem: str) -> list[str]:
-    """Say what is known of a teacher's weights, and what was assumed where they do not state it."""
-    notes = [file_note(weights, stem, teacher.img_size), teacher.note]
-    if weights is not None and not Path(weights).is_dir():
-        mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (teacher.spec.mean, teacher.spec.std))
-        notes.append(f"its input has mean ({mean}) and std ({std}), those of the name {teacher.spec.name!r}")
-    if teacher.weights_part:
-        notes.append(f"the weights are those under {teacher.weights_part!r} in its checkpoint")
-    return notes
-
-
-def _report_trained_on(config: RunConfig, data: ImageData, console: Console) -> None:
-    """Say which held-out images a teacher's own run has trained on: its scores on them are too good."""
-    for _, checkpoint in config.teachers:
-        if checkpoint is None or not Path(checkpoint).is_dir():
-            continue
-        known = read_trained(checkpoint)
-        seen = {name: known.find(getattr(data, name)) for name in ("val", "test")}
-        for name, numbers in seen.items():
-            if numbers:
-                text = f"note: the teacher {checkpoint!r} has trained on {len(numbers):,} of the {name} images"
-                console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def report_teacher_accuracy(
-    config: RunConfig, data: ImageData, distiller: Distiller, device: torch.device, console: Console
-) -> None:
-    """Print how accurate the teachers are on some held-out images. Raises UserError, with the cause, near chance.
-
-    A teacher whose output for the first batch is not finite is refused in any case.
-    """
-    if distiller.teacher is None:
-        return
-    _report_trained_on(config, data, console)
-    student = distiller.student
-    own = config.augment.teacher_view == "own"
-    pretrained = config.model.teacher_pretrained
-    weights = [has_weights(name, checkpoint, pretrained=pretrained) for name, checkpoint in config.teachers]
-    files = [checkpoint for _, checkpoint in config.teachers]
-    plain: dict[str, Any] = dict(highlight=False, markup=False, soft_wrap=True)
-    members = distiller.teacher.members
-    for number, (member, weighted, file) in enumerate(zip(members, weights, files, strict=True), 1):
-        name = f"{number} ({member.spec.name})" if len(members) > 1 else member.spec.name
-        scored = data.labelled and has_classes_of(data, [member.backbone])
-        if not (scored or weighted or config.trust_teacher):
-            raise random_weights_error(member.spec.name)
-        size = member.backbone.img_size if own else student.img_size
-        loader = sample_loader(data.val, data.num_classes, config.augment, student.spec, size, config.loader)
-        check_finite(member.to(device), next(iter(loader))[0])
-        stem = config.model.teacher_stem or config.model.stem
-        for note in (_size_note(member.backbone, student, own=own), *_notes(member.backbone, file, stem)):
-            if note:
-                console.print(f"teacher {name}: {note}", **plain)
-        if not data.labelled:
-            continue
-        if not scored:
-            kind = f"{member.backbone.classes_in_words()}, not those of the data"
-            console.print(f"teacher {name}: its accuracy is not known ({kind})", **plain)
-            continue
-        # Without weights, a teacher without its classifier is random as well.
-        reads_logits = distiller.needs.teacher.logits or not weighted
-        found = check_teacher(
-            member,
-            Tracked(loader, console, f"teacher {name} on held-out images"),
-            class_names=data.class_names,
-            trust=config.trust_teacher,
-            reads_logits=reads_logits,
-            name=name,
-        )
-        lines = [f"{100 * found.accuracy:.1f}% on held-out images", *(f"note: {note}" for note in found.notes)]
-        for line in lines:
-            console.print(f"teacher {name}: {line}", **plain)

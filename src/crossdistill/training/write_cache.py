@@ -22,7 +22,7 @@ from crossdistill.training.inputs import (
     report_data,
 )
 from crossdistill.training.models import build_models
-from crossdistill.training.teachers import report_teacher_accuracy
+from crossdistill.training.teacher_report import report_teachers
 
 
 def write_cache(
@@ -50,7 +50,7 @@ def write_cache(
     check_decoding(config, data)
     distiller = build_models(config, choice, data)
     device = choose_device(config.engine)
-    report_teacher_accuracy(config, data, distiller, device, console)
+    report_teachers(config, data, distiller, device, console)
     assert distiller.teacher is not None
     student, teacher = distiller.student, distiller.teacher.backbone
     reads = [other.needs_for(student, teacher).teacher for other in others]

@@ -1,0 +1,108 @@
+"""The networks in a file of weights that could be a model's, and which of them is taken."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from crossdistill.errors import UserError
+
+OPTIONAL = "num_batches_tracked"
+"""A counter of batch norms that evaluation does not use, and that old files do not have."""
+_AVERAGED = re.compile(r"(^|[._])(ema|swa|averag\w*)([._]|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights behind one prefix in one mapping of a file."""
+
+    part: str
+    weights: dict[str, Tensor]
+    matching: int
+    """How many of the model's names are among them."""
+    note: str = ""
+
+    @property
+    def averaged(self) -> bool:
+        """Whether they are an average over training, by their keys."""
+        return _AVERAGED.search(self.part) is not None
+
+
+def candidates(keys: str, group: dict[str, Tensor], expected: dict[str, Tensor]) -> list[Candidate]:
+    """Return the parts of a mapping that share names with the model, one for each prefix."""
+    cleaned = {name.replace("_orig_mod.", ""): value for name, value in group.items()}
+    if len(cleaned) < len(group):
+        twice = next(name for name in group if "_orig_mod." in name and name.replace("_orig_mod.", "") in group)
+        raise UserError(f"the checkpoint holds {twice!r} both with and without '_orig_mod.'; remove one of them")
+    matching: dict[str, int] = defaultdict(int)
+    for name in cleaned:
+        places = [0, *(place.end() for place in re.finditer(r"\.", name))]
+        for place in places:
+            if name[place:] in expected and not name.endswith(OPTIONAL):
+                matching[name[:place]] += 1
+    found = []
+    for prefix in sorted(matching):
+        weights = {name[len(prefix) :]: value for name, value in cleaned.items() if name.startswith(prefix)}
+        part = ".".join(text for text in (keys, prefix.rstrip(".")) if text)
+        found.append(Candidate(part, weights, matching[prefix]))
+    return found
+
+
+def choose(found: list[Candidate], expected: dict[str, Tensor], path: Path, key: str | None) -> Candidate:
+    """Choose the network that fits; of none that does, the most similar one. Raises UserError for several."""
+    if key is not None:
+        named = [one for one in found if f".{key}." in f".{one.part}."]
+        if not named:
+            parts = ", ".join(repr(one.part) for one in found[:4]) or "none"
+            raise UserError(f"checkpoint {str(path)!r} has no network under {key!r}; parts that share names: {parts}")
+        # Of `model` and `ema.model` the key model means the first.
+        shortest = min(one.part.count(".") for one in named)
+        found = [one for one in named if one.part.count(".") == shortest]
+    whole = [one for one in found if fits(one, expected)]
+    if not whole:
+        return max(found, key=lambda one: (one.matching, one.averaged, -len(one.part)), default=Candidate("", {}, 0))
+    whole = _different(whole, expected)
+    averaged = [one for one in whole if one.averaged]
+    candidates = averaged or whole
+    if len(candidates) > 1:
+        parts = ", ".join(repr(one.part) for one in candidates)
+        raise UserError(
+            f"checkpoint {str(path)!r} holds several networks that fit the model: {parts}; choose one with "
+            "--model.teacher-checkpoint-key or --model.student-checkpoint-key (checkpoint_key= in Python)"
+        )
+    return candidates[0] if averaged else replace(candidates[0], note=_incomplete_average(found, expected))
+
+
+def _incomplete_average(found: Sequence[Candidate], expected: dict[str, Tensor]) -> str:
+    """Say that averaged weights are not used, where most of them are there; "" without such weights."""
+    needed = [name for name in expected if not name.endswith(OPTIONAL)]
+    for one in found:
+        if one.averaged and 2 * one.matching > len(needed):
+            lacks = next((name for name in needed if name not in one.weights), None)
+            why = f"lack {lacks!r}" if lacks else "have other shapes"
+            return f"the averaged weights under {one.part!r} {why}, so they are not used"
+    return ""
+
+
+def fits(one: Candidate, expected: dict[str, Tensor]) -> bool:
+    """Return whether all names of a model are there, in its shapes."""
+    return all(
+        name.endswith(OPTIONAL) or (name in one.weights and one.weights[name].shape == value.shape)
+        for name, value in expected.items()
+    )
+
+
+def _different(candidates: list[Candidate], expected: dict[str, Tensor]) -> list[Candidate]:
+    """Leave out candidates whose weights are those of an earlier one."""
+    kept: list[Candidate] = []
+    for one in candidates:
+        if not any(
+            all(name.endswith(OPTIONAL) or torch.equal(one.weights[name], other.weights[name]) for name in expected)
+            for other in kept
+        ):
+            kept.append(one)
+    return kept

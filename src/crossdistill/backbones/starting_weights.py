@@ -1,0 +1,104 @@
+"""The weights that a network starts from: a file, a run, or pretrained ones with a new classifier."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from crossdistill.backbones.args import CONFIG_FILE, BackboneArgs, check_export, read_class_names, weights_path
+from crossdistill.backbones.base import Backbone
+from crossdistill.backbones.checkpoint import load_weights
+from crossdistill.backbones.classifier import classifier_names
+from crossdistill.backbones.networks import build_network
+from crossdistill.backbones.stored import check_args
+from crossdistill.errors import UserError
+from crossdistill.image_size import ImageSize
+
+_log = logging.getLogger(__name__)
+
+
+class Start(NamedTuple):
+    """The class names, if they are known, the keys that led to the weights, and what of the file is not used."""
+
+    class_names: Any
+    part: str
+    note: str
+
+
+def load_start(
+    model: nn.Module,
+    path: Path,
+    args: BackboneArgs,
+    size: ImageSize,
+    *,
+    new_head: bool,
+    key: str | None,
+    whole: Callable[[], Backbone],
+) -> Start:
+    """Load a weights file or the model of a run; `whole` builds the network with a classifier. Raises UserError."""
+    names = read_class_names(path) if path.is_dir() else None
+    if path.is_dir():
+        check_args(args, size, path)
+        check_export(path)
+        if names and args.num_classes and not new_head and len(names) != args.num_classes:
+            raise UserError(
+                f"{str(path / CONFIG_FILE)!r} is damaged: it names {len(names)} classes, and the network has "
+                f"{args.num_classes}"
+            )
+        path = weights_path(path)
+    heads = _new_heads(model, args, size) if new_head and args.num_classes else ()
+    try:
+        loaded = load_weights(model, path, key=key, without=heads)
+    except UserError as error:
+        if not args.num_classes:
+            return _load_body(model, path, size, key, error, whole())
+        if heads or not _fits_without_head(model, path, args, size, key):
+            raise
+        raise UserError(
+            f"{error}; all but the classifier fits: new_head=True trains a new one (--model.new-head true, for a "
+            "teacher in `crossdistill teacher`)"
+        ) from error
+    known = None if heads else names or loaded.class_names
+    return Start(known, loaded.part, _joined(loaded.average, "" if heads or names else loaded.note))
+
+
+def renew_classifier(model: nn.Module, args: BackboneArgs, size: ImageSize) -> None:
+    """Give the classifier of pretrained weights the initial values of a network without them."""
+    fresh, _ = build_network(args, False)
+    for head in _new_heads(model, args, size):
+        model.get_submodule(head).load_state_dict(fresh.get_submodule(head).state_dict())
+
+
+def _new_heads(model: nn.Module, args: BackboneArgs, size: ImageSize) -> tuple[str, ...]:
+    """Return the names of the classifiers that are new, and log them."""
+    heads = classifier_names(model, args.name, args.num_classes, args.in_chans, size)
+    _log.warning("%s: new classifier (%s) with %d classes", args.name, ", ".join(heads), args.num_classes)
+    return heads
+
+
+def _load_body(
+    model: nn.Module, path: Path, size: ImageSize, key: str | None, problem: UserError, whole: Backbone
+) -> Start:
+    """Load all of a file but its classifier into a network that has none. Raises UserError, the problem found."""
+    try:
+        heads = classifier_names(whole.model, whole.spec.name, 1, whole.spec.in_chans, size)
+        loaded = load_weights(model, path, key=key, without=heads)
+    except UserError:
+        raise problem from None
+    left_out = f"the classifier of the weights ({', '.join(heads)}) is left out"
+    return Start(None, loaded.part, _joined(left_out, loaded.average))
+
+
+def _fits_without_head(model: nn.Module, path: Path, args: BackboneArgs, size: ImageSize, key: str | None) -> bool:
+    heads = classifier_names(model, args.name, args.num_classes, args.in_chans, size)
+    try:
+        load_weights(model, path, key=key, without=heads)
+    except UserError:
+        return False
+    return True
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
