@@ -3,6 +3,7 @@ import warnings
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import crossdistill as cd
 from crossdistill.balance import Balance
@@ -287,28 +288,76 @@ def test_steps_that_are_not_measured_are_reported():
     images, targets = batch()
     parameters = [value for value in distiller.parameters() if value.requires_grad]
 
-    def by_grad():
-        torch.autograd.grad(distiller(images, targets).loss, parameters, allow_unused=True)
+    def unmeasured(steps):
+        for number in range(steps):
+            loss = distiller(images, targets).loss
+            if number % 2:
+                torch.autograd.grad(loss, parameters, allow_unused=True)
+            else:
+                loss.backward(inputs=parameters)
 
-    def by_inputs():
-        distiller(images, targets).loss.backward(inputs=parameters)
-
-    by_grad()
-    by_inputs()
-    with pytest.warns(UserWarning, match=r"stay at \[0\.001\].*loss\.backward\(\)"):
-        by_grad()
+    with pytest.warns(UserWarning, match=r"stay at \[0\.001\].*loss\.backward\(\)") as warned:
+        unmeasured(20)
+    assert len(warned) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        # Steps that measure, that are looked at, and of evaluation.
+        # Steps that measure, some that are looked at, losses that are added up, and evaluation.
         train(distiller, 3)
-        distiller(images, targets)
-        train(distiller, 1)
+        for _ in range(5):
+            distiller(images, targets)
+        sum(distiller(images, targets).loss for _ in range(4)).backward()
         with torch.no_grad():
-            for _ in range(4):
+            for _ in range(20):
                 distiller(images, targets)
         distiller.eval()
-        for _ in range(4):
+        for _ in range(20):
             distiller(images, targets)
+
+
+def test_losses_that_are_added_up_and_steps_that_are_recomputed_are_measured():
+    images, targets = batch()
+    each, together, recomputed = (make("rsd", 1.0, "plain_vit") for _ in range(3))
+    each(images, targets).loss.backward()
+    (together(images, targets).loss + together(images.flip(3), targets).loss).backward()
+    checkpoint(lambda *one: recomputed(*one).loss, images, targets, use_reentrant=False).backward()
+    for one in (each, together, recomputed):
+        one.balance.update()
+    assert [int(one.balance.steps) for one in (each, together, recomputed)] == [1, 2, 1]
+    torch.testing.assert_close(each.balance.log_ratios, recomputed.balance.log_ratios)
+    # The next step of the recomputed one begins as usual.
+    train(recomputed, 2)
+    recomputed.balance.update()
+    assert int(recomputed.balance.steps) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_the_mean(dtype):
+    distiller = make("rsd", 1.0, "plain_vit").to(dtype)
+    images, targets = batch()
+    for _ in range(3):
+        distiller(images.to(dtype), targets).loss.backward()
+    distiller.balance.update()
+    assert int(distiller.balance.steps) == 3
+    assert distiller.balance.log_ratios.dtype == torch.float32
+    whole = make("rsd", 1.0, "plain_vit")
+    whole(images, targets).loss.backward()
+    whole.balance.update()
+    torch.testing.assert_close(distiller.balance.log_ratios, whole.balance.log_ratios, rtol=0, atol=0.5)
+
+
+def test_a_loaded_state_begins_anew():
+    distiller = make("rsd", 1.0)
+    state = copy.deepcopy(distiller.state_dict())
+    distiller(*batch()).loss.backward()
+    distiller.load_state_dict(state)
+    distiller.balance.update()
+    assert int(distiller.balance.steps) == 0
+
+
+def test_copies_that_are_thrown_away_are_refused():
+    balance = Balance([1.0])._replicate_for_data_parallel()
+    with pytest.raises(cd.UserError, match="DistributedDataParallel"):
+        balance.begin()
 
 
 def test_a_whole_object_is_saved_with_its_last_step(tmp_path):

@@ -1,7 +1,7 @@
 """Factors of methods from the gradients that reach the student's outputs, so that no weight has to be tuned."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,8 @@ _MEMORY = 0.9
 """Weight of the past in the running mean of the measured ratios."""
 _FIRST_FACTOR = 1e-3
 """Factor of the first step, which only measures: a term can be hundreds of times the task's."""
+_MOST_PENDING = 16
+"""Steps that may be added up before one backward pass."""
 _EMBEDDING, _LOGITS = 0, 1
 
 
@@ -57,31 +59,52 @@ class Balance(nn.Module):
         self.register_buffer("targets", torch.tensor([target or 0.0 for target in targets]), persistent=False)
         self.register_buffer("log_ratios", torch.zeros(len(targets)))
         self.register_buffer("steps", torch.zeros(len(targets), dtype=torch.long))
-        self._pending: tuple[Tensor, Tensor] | None = None
-        self._missed = 0
+        self._pending: list[tuple[Tensor, Tensor]] = []
+        """Probes and factors of steps that were not measured yet; several where losses are added up or recomputed."""
+        self._warned = False
         self.register_state_dict_pre_hook(_update_before_saving)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_forget_before_loading)  # type: ignore[no-untyped-call]
 
     def begin(self) -> tuple[Tensor, Tensor]:
-        """Return the probe of a step, and the factors (M,) of the methods in it."""
+        """Return the probe of a step, and the factors (M,) of the methods in it.
+
+        Raises UserError in a copy of nn.DataParallel, which is thrown away with what it has measured.
+        """
+        if getattr(self, "_is_replica", False):
+            raise UserError(
+                "the balance cannot be measured in the copies of nn.DataParallel: use DistributedDataParallel, or give "
+                "balance=None to use the weights as they are"
+            )
         self.update()
-        self._notice_missed()
         factors = self.factors()
         probe = torch.zeros(len(self.log_ratios) + 2, 2, device=factors.device, requires_grad=torch.is_grad_enabled())
-        self._pending = (probe, factors)
+        if probe.requires_grad:
+            self._pending.append((probe, factors))
+            self._notice_missed()
         return probe, factors
 
     def _notice_missed(self) -> None:
-        """Warn where two steps in turn were not measured; one may only have been looked at."""
-        missed = self._pending is not None and self._pending[0].requires_grad
-        self._missed = self._missed + 1 if missed else 0
-        if self._missed == 2:
+        """Warn where many steps in turn were not measured; some may be added up for one backward pass."""
+        if len(self._pending) <= _MOST_PENDING:
+            return
+        del self._pending[0]
+        if not self._warned:
             kept = [round(factor, 6) for factor in self.factors().tolist()]
             warnings.warn(
-                "the last two training steps did not measure the balance, so the factors of the methods stay at "
-                f"{kept}. It is measured in loss.backward(); torch.autograd.grad and backward(inputs=...) do not reach "
-                "it. Call loss.backward(), or give balance=None to use the weights as they are",
+                f"the last {_MOST_PENDING} training steps did not measure the balance, so the factors of the methods "
+                f"stay at {kept}. It is measured in loss.backward(); torch.autograd.grad and backward(inputs=...) do "
+                "not reach it. Call loss.backward(), or give balance=None to use the weights as they are",
                 stacklevel=4,
             )
+        self._warned = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Balance":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # A running mean in half precision would not move.
+        for name, buffer in self.named_buffers(recurse=False):
+            if buffer.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, buffer.float())
+        return self
 
     def factors(self) -> Tensor:
         """Return the factors (M,) of the methods as measured so far."""
@@ -96,20 +119,24 @@ class Balance(nn.Module):
     @torch.no_grad()
     def update(self) -> None:
         """Add what the last backward pass has measured to the running mean; does nothing where there was none."""
-        if self._pending is None or self._pending[0].grad is None:
-            return
-        probe, factors = self._pending
-        assert probe.grad is not None
-        self._pending = None
-        sizes = mean_detached(probe.grad).sqrt()
+        last = max((place for place, (probe, _) in enumerate(self._pending) if probe.grad is not None), default=-1)
+        # Steps before the last measured one were only looked at.
+        done, self._pending = self._pending[: last + 1], self._pending[last + 1 :]
+        for probe, factors in done:
+            if probe.grad is not None:
+                self._warned = False
+                self._add(probe.grad, factors)
+
+    def _add(self, squares: Tensor, factors: Tensor) -> None:
+        sizes = mean_detached(squares).sqrt()
         task, classified, parts = sizes[0], sizes[1], sizes[2:] / factors.unsqueeze(1)
         # All losses on the logits reach the embedding as one sum; the task has the fraction that it has on the logits.
         on_embedding = classified[_EMBEDDING] * task[_LOGITS] / classified[_LOGITS]
         # A method that does not reach the embedding has no share of it, also where the task does not reach it either.
         reached = parts[:, _EMBEDDING] != 0
         of_embedding = torch.where(reached, parts[:, _EMBEDDING] / on_embedding, 0.0)
-        squares = of_embedding.square() + (parts[:, _LOGITS] / task[_LOGITS]).square()
-        measured = squares.log() / 2
+        both = of_embedding.square() + (parts[:, _LOGITS] / task[_LOGITS]).square()
+        measured = both.log() / 2
         usable = measured.isfinite()
         memory = _MEMORY * (self.steps > 0).to(measured.dtype)
         self.log_ratios.copy_(torch.where(usable, torch.lerp(measured, self.log_ratios, memory), self.log_ratios))
@@ -120,6 +147,11 @@ def _update_before_saving(balance: nn.Module, *_: Any) -> None:
     # In several processes it would wait for all of them, and often only one saves.
     if isinstance(balance, Balance) and processes() == 1:
         balance.update()
+
+
+def _forget_before_loading(balance: nn.Module, *_: Any) -> None:
+    assert isinstance(balance, Balance)
+    balance._pending.clear()
 
 
 def make_balance(

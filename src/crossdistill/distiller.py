@@ -104,8 +104,12 @@ class Distiller(nn.Module):
         or (B, K) probabilities, None where there are no labels. With `teacher_output`, of any float dtype, the teacher
         is not run. `index` (B,) holds the number of each image in the training set, for methods that need it.
         `teacher_images` (B, C, H', W'), normalised for the student, are what the teacher sees where that is not
-        `images`. Raises ValueError where the teacher was released and no output is given, or where `index` is needed.
+        `images`. The terms are for logs: a loss of one's own that adds them changes what the balance measures, so build
+        it with `balance=None`. Raises ValueError where the teacher was released and no output is given, and for targets
+        or an `index` that are needed and missing.
         """
+        if targets is None and self.task.labelled:
+            raise ValueError("targets is None, but the task learns from labels; with labelled=False it does not")
         if targets is not None and not targets.is_floating_point():
             targets = targets.long()
         # Outside of what is compiled: the probe is a leaf whose gradient is read after the backward pass.

@@ -319,12 +319,63 @@ def test_the_kind_of_a_file_is_read_from_its_content(source, tmp_path):
         assert same(source, create_backbone("test_resnet", 5, 32, checkpoint=path))
 
 
+AVERAGES = {
+    "lacks a weight": (lambda w: {"model": w, "model_ema": dict(list(w.items())[1:])}, "under 'model_ema' lack"),
+    "a few weights": (lambda w: {"model": w, "model_ema": dict(list(w.items())[7:10])}, "under 'model_ema' lack"),
+    "other classes": (
+        lambda w: {"model": w, "swa": {k: v[:3] if k.startswith("fc.") else v for k, v in w.items()}},
+        "under 'swa' have other shapes",
+    ),
+    "a list": (lambda w: {"model": w, "ema": {"decay": 0.9, "shadow_params": list(w.values())}}, "other names"),
+    "names without dots": (
+        lambda w: {
+            **{f"model.{k}": v for k, v in w.items()},
+            **{f"model_ema.{k.replace('.', '')}": v for k, v in w.items()},
+        },
+        "under 'model_ema' have other names",
+    ),
+    "Lightning": (
+        lambda w: {"state_dict": w, "callbacks": {"EMA": {"ema_state_dict": dict(list(w.items())[1:])}}},
+        "under 'callbacks.EMA.ema_state_dict' lack",
+    ),
+}
+
+
 @pytest.mark.parametrize("new_head", [False, True])
-def test_an_average_that_is_not_whole_is_named(tmp_path, new_head):
+@pytest.mark.parametrize("kind", AVERAGES)
+def test_an_average_that_is_not_used_is_named(tmp_path, caplog, kind, new_head):
+    make, message = AVERAGES[kind]
     weights = dict(create_backbone("test_resnet", 5, 32).model.state_dict())
-    first = next(iter(weights))
-    average = {name: value for name, value in weights.items() if name != first}
-    torch.save({"model": weights, "model_ema": average}, tmp_path / "w.pth")
-    backbone = create_backbone("test_resnet", 5, 32, checkpoint=tmp_path / "w.pth", new_head=new_head)
-    assert backbone.weights_part == "model"
-    assert backbone.note == f"the averaged weights under 'model_ema' lack {first!r}, so they are not used"
+    torch.save(make(weights), tmp_path / "w.pth")
+    with caplog.at_level("WARNING", logger="crossdistill"):
+        backbone = create_backbone("test_resnet", 5, 32, checkpoint=tmp_path / "w.pth", new_head=new_head)
+    assert torch.equal(backbone.model.state_dict()["conv1.0.weight"], weights["conv1.0.weight"])
+    if not (new_head and kind == "other classes"):  # its body fits, and is used
+        assert message in caplog.text
+        assert "not used" in caplog.text
+
+
+def test_whole_weights_say_nothing_of_averages(tmp_path, caplog):
+    weights = dict(create_backbone("test_resnet", 5, 32).model.state_dict())
+    numbers = {"ema_decay": torch.tensor(0.9), "num_averaged": torch.tensor(3)}
+    for place, content in enumerate((weights, {"model": weights, **numbers}, {"m": {}, "model_ema": weights})):
+        torch.save(content, tmp_path / f"{place}.pth")
+        with caplog.at_level("WARNING", logger="crossdistill"):
+            create_backbone("test_resnet", 5, 32, checkpoint=tmp_path / f"{place}.pth")
+    assert not caplog.records
+    several = {"model": weights, "model_ema": shifted(weights, 1), "model_ema2": shifted(weights, 2)}
+    torch.save(several, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="several networks"):
+        create_backbone("test_resnet", 5, 32, checkpoint=tmp_path / "w.pth")
+
+
+def test_the_classes_are_those_of_a_network_that_has_a_classifier(tmp_path):
+    """An average of the body alone says nothing of classes."""
+    weights = dict(create_backbone("test_resnet", 5, 32).model.state_dict())
+    body = {name: value for name, value in shifted(weights, 1).items() if not name.startswith("fc.")}
+    torch.save({"model": weights, "model_ema": body}, tmp_path / "w.pth")
+    assert classes_of_weights("test_resnet", 32, checkpoint=tmp_path / "w.pth") == 5
+
+
+def shifted(weights, by):
+    return {name: value + by if value.is_floating_point() else value for name, value in weights.items()}

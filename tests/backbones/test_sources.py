@@ -57,3 +57,13 @@ def test_a_new_head_on_pretrained_weights_replaces_the_classifier_alone(place):
     new = create_backbone(f"local-dir:{place}", 5, 64, pretrained=True, new_head=True).model.state_dict()
     assert [name for name in stored if not torch.equal(stored[name], new[name])] == ["head.weight"]
     assert float(new["head.bias"].abs().max()) == 0
+
+
+def test_a_new_head_keeps_the_normalisation_of_a_classifier(tmp_path):
+    """LeViT's two classifiers have one each."""
+    save_for_hf(timm.create_model("levit_128s", num_classes=5), tmp_path / "own")
+    name = f"local-dir:{tmp_path / 'own'}"
+    stored = create_backbone(name, 5, 224, pretrained=True).model.state_dict()
+    new = create_backbone(name, 5, 224, pretrained=True, new_head=True).model.state_dict()
+    changed = {key for key in stored if not torch.equal(stored[key], new[key])}
+    assert changed == {"head.linear.weight", "head_dist.linear.weight"}

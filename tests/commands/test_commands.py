@@ -277,7 +277,7 @@ def test_compare_and_the_same_command_again(capsys, tmp_path, teacher_folder):
     assert [line.split("|")[-2].strip() for line in rows[1:]] == ["2", "2"]
     assert "rsd over none" in (tmp_path / "page" / "report.html").read_text()
     code, _, err = run(capsys, "report", out, teacher_folder, "--out", tmp_path / "more")
-    assert (code, f"without a score on a test split: {teacher_folder}" in err) == (0, True)
+    assert (code, f"left out are runs of teachers: {teacher_folder}" in err) == (0, True)
     code, _, err = run(capsys, "report", out, "--out", out / "none-s0")
     assert (code, "which has a page of its own" in err) == (2, True)
     code, _, err = run(capsys, "report", tmp_path / "nothing")
@@ -510,7 +510,7 @@ def test_a_teacher_of_other_classes(capsys, tmp_path):
         words = ["fit", *TINY, *given, "--epochs", "1", "--method", "rsd", "--cache", cache, "--out", out]
         code, shown, progress = run(capsys, *words)
         assert code == 0
-        assert "its accuracy is not known ('test_resnet' has 7 classes, not those of the data)" in progress
+        assert "its accuracy is not known: its 7 classes are not those of the data" in progress
         assert "its weights are a file, which states neither stem nor input size: native stem, 32 px" in progress
         assert "its input has mean (0.5) and std (0.5), those of the name 'test_resnet'" in progress
         assert "teacher (" not in shown

@@ -143,3 +143,11 @@ def test_runs_without_labels_are_compared_by_their_neighbours(tmp_path, capsys, 
     assert code == 0, err
     assert "without labels, which have no accuracy" in err
     assert "rkd" not in out
+
+
+def test_a_comparison_without_labels_goes_on(tmp_path, capsys, teacher):
+    words = [*TINY[2:], *teacher, "--student", "test_vit", "--loader.labels", "none", "--probe-data", "digits"]
+    words += ["--methods", "rsd", "--epochs", "1", "--out", tmp_path / "all"]
+    for seeds in ("0", "0", "0,1"):
+        code, _, err = run(capsys, "compare", *words, "--seeds", seeds)
+        assert code == 0, err

@@ -2,8 +2,8 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from crossdistill.errors import UserError
 
 OPTIONAL = "num_batches_tracked"
 """A counter of batch norms that evaluation does not use, and that old files do not have."""
-_AVERAGED = re.compile(r"(^|[._])(ema|swa|averag\w*)([._]|$)", re.IGNORECASE)
+_AVERAGED = re.compile(r"(^|[._])((ema|swa)\d*|averag\w*|shadow(_params)?)([._]|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,6 @@ class Candidate:
     weights: dict[str, Tensor]
     matching: int
     """How many of the model's names are among them."""
-    note: str = ""
 
     @property
     def averaged(self) -> bool:
@@ -52,8 +51,13 @@ def candidates(keys: str, group: dict[str, Tensor], expected: dict[str, Tensor])
     return found
 
 
-def choose(found: list[Candidate], expected: dict[str, Tensor], path: Path, key: str | None) -> Candidate:
-    """Choose the network that fits; of none that does, the most similar one. Raises UserError for several."""
+def choose(
+    found: list[Candidate], expected: dict[str, Tensor], path: Path, key: str | None, head: Sequence[str] = ()
+) -> Candidate:
+    """Choose the network that fits; of none that does, the most similar one. Raises UserError for several.
+
+    `head` are names, of weights of any shape, that the chosen one has where one that fits has them.
+    """
     if key is not None:
         named = [one for one in found if f".{key}." in f".{one.part}."]
         if not named:
@@ -65,6 +69,7 @@ def choose(found: list[Candidate], expected: dict[str, Tensor], path: Path, key:
     whole = [one for one in found if fits(one, expected)]
     if not whole:
         return max(found, key=lambda one: (one.matching, one.averaged, -len(one.part)), default=Candidate("", {}, 0))
+    whole = [one for one in whole if all(name in one.weights for name in head)] or whole
     whole = _different(whole, expected)
     averaged = [one for one in whole if one.averaged]
     candidates = averaged or whole
@@ -74,18 +79,27 @@ def choose(found: list[Candidate], expected: dict[str, Tensor], path: Path, key:
             f"checkpoint {str(path)!r} holds several networks that fit the model: {parts}; choose one with "
             "--model.teacher-checkpoint-key or --model.student-checkpoint-key (checkpoint_key= in Python)"
         )
-    return candidates[0] if averaged else replace(candidates[0], note=_incomplete_average(found, expected))
+    return candidates[0]
 
 
-def _incomplete_average(found: Sequence[Candidate], expected: dict[str, Tensor]) -> str:
-    """Say that averaged weights are not used, where most of them are there; "" without such weights."""
-    needed = [name for name in expected if not name.endswith(OPTIONAL)]
-    for one in found:
-        if one.averaged and 2 * one.matching > len(needed):
-            lacks = next((name for name in needed if name not in one.weights), None)
-            why = f"lack {lacks!r}" if lacks else "have other shapes"
-            return f"the averaged weights under {one.part!r} {why}, so they are not used"
-    return ""
+def unused_average(
+    groups: Mapping[tuple[str, ...], Mapping[str, Tensor]], chosen: Candidate, expected: dict[str, Tensor]
+) -> str:
+    """Say why averaged weights that a file has beside the chosen ones are not used; "" without any."""
+    own = {f"{chosen.part}.{name}".lstrip(".") for name in expected}
+    every = {".".join((*keys, name)): value for keys, group in groups.items() for name, value in group.items()}
+    others = {name: value for name, value in every.items() if value.ndim and name not in own}
+    found = next(filter(None, map(_AVERAGED.search, others)), None)
+    if chosen.averaged or found is None:
+        return ""
+    place = found.string[: found.end()].rstrip("._")
+    inner = {name[len(place) :].lstrip("._"): value for name, value in others.items() if name.startswith(place)}
+    best = max(candidates(place, inner, expected), key=lambda one: one.matching, default=None)
+    if best is None:
+        return f"the averaged weights under {place!r} have other names, so they are not used"
+    lacks = [name for name in expected if not name.endswith(OPTIONAL) and name not in best.weights]
+    why = f"lack {lacks[0]!r}" if lacks else "have other shapes"
+    return f"the averaged weights under {best.part!r} {why}, so they are not used"
 
 
 def fits(one: Candidate, expected: dict[str, Tensor]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossdistill.backbones.candidates import OPTIONAL, Candidate, candidates, choose, fits
+from crossdistill.backbones.candidates import OPTIONAL, Candidate, candidates, choose, fits, unused_average
 from crossdistill.backbones.weights_file import groups_of, names_in, read_file
 from crossdistill.errors import UserError
 
@@ -57,31 +57,40 @@ def load_weights(
         chosen = Candidate(prefix, weights, 0)
     else:
         chosen = _find(loaded, expected, path, key, model)
+    average = "" if prefix or key else unused_average(groups_of(loaded), chosen, expected)
     found = {name: value for name, value in chosen.weights.items() if not inside(name, without)}
     _check_fit(found, expected, path)
     kept = {name: value for name, value in state.items() if name not in expected or name.endswith(OPTIONAL)}
     _check_values(found, [name for name, _ in model.named_parameters()], path)
     model.load_state_dict({**kept, **{name: found[name] for name in expected if name in found}})
-    return Loaded(chosen.part, *names_in(loaded), chosen.note)
+    return Loaded(chosen.part, *names_in(loaded), average)
 
 
 def stored_weights(
-    path: Path, expected: dict[str, Tensor], model: nn.Module, key: str | None = None
+    path: Path, expected: dict[str, Tensor], model: nn.Module, key: str | None = None, head: Sequence[str] = ()
 ) -> dict[str, Tensor]:
     """Return the weights of the network in a file that fits `expected` best, by their names in the model.
 
-    Raises UserError for a file that cannot be read, and for several networks that fit.
+    Of several that fit, those with the weights named in `head` come first, of any shape. Raises UserError for a file
+    that cannot be read, and for several networks that fit.
     """
-    return _find(read_file(path), expected, path, key, model).weights
+    return _find(read_file(path), expected, path, key, model, head).weights
 
 
-def _find(loaded: Any, expected: dict[str, Tensor], path: Path, key: str | None, model: nn.Module) -> Candidate:
+def _find(
+    loaded: Any,
+    expected: dict[str, Tensor],
+    path: Path,
+    key: str | None,
+    model: nn.Module,
+    head: Sequence[str] = (),
+) -> Candidate:
     groups = _groups(loaded, path)
     found = [one for keys, group in groups.items() for one in candidates(".".join(keys), group, expected)]
     if not any(fits(one, expected) for one in found):
         converted = {keys: _converted(group, model) for keys, group in groups.items()}
         found += [one for keys, group in converted.items() for one in candidates(".".join(keys), group, expected)]
-    return choose(found, expected, path, key)
+    return choose(found, expected, path, key, head)
 
 
 def _converted(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

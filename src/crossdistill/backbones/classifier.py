@@ -65,8 +65,8 @@ def stored_classes(
     heads = classifier_names(model, name, 1, in_chans, img_size)
     built = model.state_dict()
     body = {weight: value for weight, value in built.items() if not inside(weight, heads)}
-    stored = stored_weights(weights_path(path) if path.is_dir() else path, body, model, key)
     head = {weight: value for weight, value in built.items() if inside(weight, heads)}
+    stored = stored_weights(weights_path(path) if path.is_dir() else path, body, model, key, list(head))
     return max((_rows(stored.get(weight), value) for weight, value in head.items()), default=0)
 
 

@@ -9,10 +9,11 @@ from torch import nn
 
 from crossdistill.backbones.args import CONFIG_FILE, BackboneArgs, check_export, read_class_names, weights_path
 from crossdistill.backbones.base import Backbone
-from crossdistill.backbones.checkpoint import load_weights
+from crossdistill.backbones.checkpoint import Loaded, load_weights
 from crossdistill.backbones.classifier import classifier_names
 from crossdistill.backbones.networks import build_network
 from crossdistill.backbones.stored import check_args
+from crossdistill.backbones.structure import is_classifier
 from crossdistill.errors import UserError
 from crossdistill.image_size import ImageSize
 
@@ -60,8 +61,9 @@ def load_start(
             f"{error}; all but the classifier fits: new_head=True trains a new one (--model.new-head true, for a "
             "teacher in `crossdistill teacher`)"
         ) from error
+    _log_average(args.name, loaded)
     known = None if heads else names or loaded.class_names
-    return Start(known, loaded.part, _joined(loaded.average, "" if heads or names else loaded.note))
+    return Start(known, loaded.part, "" if heads or names else loaded.note)
 
 
 def renew_classifier(model: nn.Module, args: BackboneArgs, size: ImageSize) -> None:
@@ -72,8 +74,16 @@ def renew_classifier(model: nn.Module, args: BackboneArgs, size: ImageSize) -> N
 
 
 def _new_heads(model: nn.Module, args: BackboneArgs, size: ImageSize) -> tuple[str, ...]:
-    """Return the names of the classifiers that are new, and log them."""
+    """Return the names of the layers that are new, and log them."""
     heads = classifier_names(model, args.name, args.num_classes, args.in_chans, size)
+    # A classifier may have a normalisation of its own, which is kept (LeViT).
+    layers = [
+        f"{head}.{name}".rstrip(".")
+        for head in heads
+        for name, module in model.get_submodule(head).named_modules()
+        if is_classifier(module, args.num_classes)
+    ]
+    heads = tuple(layers) or heads
     _log.warning("%s: new classifier (%s) with %d classes", args.name, ", ".join(heads), args.num_classes)
     return heads
 
@@ -87,8 +97,8 @@ def _load_body(
         loaded = load_weights(model, path, key=key, without=heads)
     except UserError:
         raise problem from None
-    left_out = f"the classifier of the weights ({', '.join(heads)}) is left out"
-    return Start(None, loaded.part, _joined(left_out, loaded.average))
+    _log_average(whole.spec.name, loaded)
+    return Start(None, loaded.part, f"the classifier of the weights ({', '.join(heads)}) is left out")
 
 
 def _fits_without_head(model: nn.Module, path: Path, args: BackboneArgs, size: ImageSize, key: str | None) -> bool:
@@ -100,5 +110,6 @@ def _fits_without_head(model: nn.Module, path: Path, args: BackboneArgs, size: I
     return True
 
 
-def _joined(*notes: str) -> str:
-    return "; ".join(note for note in notes if note)
+def _log_average(name: str, loaded: Loaded) -> None:
+    if loaded.average:
+        _log.warning("%s: %s", name, loaded.average)

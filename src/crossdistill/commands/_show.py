@@ -16,13 +16,16 @@ def consoles() -> "tuple[Console, Console]":
 
 def show_run(out: Path) -> int:
     """Print the scores of a finished run and where its files are, in the first process. Returns the exit code."""
-    from crossdistill.report.page import PAGE_NAME, run_table
+    from crossdistill.report.page import PAGE_NAME, neighbours_table, run_table
     from crossdistill.report.records import read_run
     from crossdistill.report.tables import show
     from crossdistill.training.engine import is_first_process
 
     if is_first_process():
         result, _ = consoles()
-        show(run_table(read_run(out)), result)
+        run = read_run(out)
+        for table in (run_table(run), neighbours_table(run)):
+            if table is not None:
+                show(table, result)
         result.print(f"run: {out}\nreport: {out / PAGE_NAME}", soft_wrap=True, highlight=False, markup=False)
     return 0

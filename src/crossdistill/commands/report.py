@@ -68,7 +68,9 @@ def _compared(found: "Sequence[RunRecord]") -> "list[RunRecord]":
             "none of these runs has a score on a test split: they are teachers, or were trained without labels and "
             "without --probe-data"
         )
-    _name_left_out("without a score on a test split", (run for run, measure in measured if measure is None))
+    unscored = [run for run, measure in measured if measure is None]
+    _name_left_out("of teachers", (run for run in unscored if run.role != "student"))
+    _name_left_out("without a score on a test split", (run for run in unscored if run.role == "student"))
     others = (run for run, measure in measured if measure not in (None, compared))
     _name_left_out("without labels, which have no accuracy (give `report` those alone)", others)
     return runs

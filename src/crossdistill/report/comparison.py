@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from crossdistill.config.yaml_text import load_yaml
 from crossdistill.errors import UserError
 from crossdistill.report.class_plots import class_gains, reliability
 from crossdistill.report.groups import Group, teacher_names
@@ -118,18 +119,29 @@ def _neighbours_table(groups: Sequence[Group]) -> TextTable:
     """Make the table of runs without labels: what their embeddings know."""
     runs = [run for group in groups for run in group.runs]
     header = ["", "nearest neighbours, %", "±", "linear probe, %", "±", *_COSTS, "runs"]
-    named = dict(zip(teacher_names(runs), runs, strict=True))
-    teachers = {f"teacher ({name})": run.metrics["teacher"] for name, run in named.items() if name}
     rows = []
-    for label, model in teachers.items():
+    for label, model in _scored_teachers(runs).items():
         knn, probe = (f"{one[0]:.2f}" if one else "" for one in _embedding_scores([model]))
         rows.append([label, knn, "", probe, "", *[""] * len(_COSTS), "1"])
     for group in groups:
         scores = _embedding_scores([run.metrics["student"] for run in group.runs])
         cells = [cell for values in scores for cell in (_mean_and_spread(values, sign="") if values else ("", ""))]
         rows.append([group.label, *cells, *_costs(group), str(len(group.runs))])
-    note = f"± is the sample standard deviation over seeds. {_COSTS_NOTE}"
+    note = (
+        "± is the sample standard deviation over seeds; scores on other probe_data cannot be compared. " + _COSTS_NOTE
+    )
     return TextTable("The embedding, on the test split", header, rows, note)
+
+
+def _scored_teachers(runs: Sequence[RunRecord]) -> dict[str, ScoredModel]:
+    """Return each teacher of runs without labels, once for each set of images that scores embeddings."""
+    sets = [(load_yaml(run.settings) or {}).get("probe_data") for run in runs]
+    several = len(set(map(str, sets))) > 1
+    found = {}
+    for name, run, probed in zip(teacher_names(runs), runs, sets, strict=True):
+        if "teacher" in run.metrics:
+            found[f"teacher ({name})" + (f"  probe_data={probed}" if several else "")] = run.metrics["teacher"]
+    return found
 
 
 def _embedding_scores(models: Sequence[ScoredModel]) -> tuple[list[float], list[float]]:

@@ -232,7 +232,7 @@ class _Comparison:
         out, data = Path(config.out or ""), self.data.of(config)
         now, before = (decide(one, check_settings(one), data)[0] for one in (config, read_continued(out, config)))
         check_unchanged(before, now)
-        check_inputs(out, digests(now, data))
+        check_inputs(out, digests(now, data, self.data.probed(now)))
         if not (out / PAGE_NAME).exists():
             write_run_page(out)
 

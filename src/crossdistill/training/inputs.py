@@ -137,7 +137,7 @@ def digests(config: RunConfig, data: ImageData, probed: ImageData | None = None)
     """
     found = data_digests(data)
     if probed is not None:
-        for name, part in (("training", probed.train), ("validation", probed.val)):
+        for name, part in (("training", probed.train), ("validation", probed.val), ("test", probed.test)):
             found |= _images_digests(f"probe_data {name}", part, listed=False)
     for setting, checkpoint in _checkpoints(config):
         path = Path(checkpoint)

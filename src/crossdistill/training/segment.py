@@ -10,7 +10,6 @@ from crossdistill.backbones.build import classes_of_weights
 from crossdistill.config import RunConfig
 from crossdistill.data.masks import load_masked
 from crossdistill.data.transforms import eval_transform
-from crossdistill.errors import UserError
 from crossdistill.evaluation.segmentation import Segmentation, segment
 from crossdistill.training.engine import choose_device, set_threads
 from crossdistill.training.weights import check_has_weights
@@ -26,8 +25,7 @@ def segmentation_score(
     set_threads(config.engine)
     train, test = load_masked(folder)
     backbone = _load(model, config, checkpoint)
-    if backbone.stage_problem is not None:
-        raise UserError(backbone.stage_problem)
+    backbone.require_stages()
     text = f"segmentation: {len(train):,} training and {len(test):,} test images with masks"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
     whole = replace(config.augment, crop_mode="squash", crop_pct=1.0)

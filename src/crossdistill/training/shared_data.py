@@ -8,6 +8,7 @@ from rich.console import Console
 from crossdistill.config import RunConfig
 from crossdistill.data import ImageData, load_data
 from crossdistill.data.split_list import SPLIT_NAME, SplitList, read_split_list
+from crossdistill.training.embedding_scores import read_probe_data
 from crossdistill.training.inputs import report_data
 from crossdistill.training.run_folder import check_files, read_config
 
@@ -27,6 +28,7 @@ class SharedData:
     out: Path
     console: Console
     _loaded: dict[str, ImageData] = field(default_factory=dict)
+    _probed: dict[str, ImageData | None] = field(default_factory=dict)
 
     def of(self, config: RunConfig) -> ImageData:
         """Return the data of a run, read once for all that read it in the same way."""
@@ -38,6 +40,15 @@ class SharedData:
             if len(self._loaded) == 1:
                 report_data(self._loaded[key], self.console)
         return self._loaded[key]
+
+    def probed(self, config: RunConfig) -> ImageData | None:
+        """Return the images of a run's probe_data, read once; None without any."""
+        if config.probe_data is None:
+            return None
+        key = repr([config.probe_data, config.probe_linear, config.loader])
+        if key not in self._probed:
+            self._probed[key] = read_probe_data(config, self.of(config))
+        return self._probed[key]
 
 
 def _earlier_list(config: RunConfig, out: Path) -> SplitList | None:

@@ -69,8 +69,9 @@ class _Look:
         if scored:
             self._accuracy(teacher, loader, weighted=weighted)
         elif self.data.labelled:
-            kind = f"{teacher.backbone.classes_in_words()}, not those of the data"
-            self._say(f"its accuracy is not known ({kind})")
+            classes = teacher.spec.num_classes
+            kind = f"its {classes} classes are not those of the data" if classes else "it has no classifier"
+            self._say(f"its accuracy is not known: {kind}")
 
     def _accuracy(self, teacher: Teacher, loader: DataLoader[Any], *, weighted: bool) -> None:
         found = check_teacher(
