@@ -119,9 +119,10 @@ class Balance(nn.Module):
     @torch.no_grad()
     def update(self) -> None:
         """Add what the last backward pass has measured to the running mean; does nothing where there was none."""
-        last = max((place for place, (probe, _) in enumerate(self._pending) if probe.grad is not None), default=-1)
+        measured = [place for place, (probe, _) in enumerate(self._pending) if probe.grad is not None]
         # Steps before the last measured one were only looked at.
-        done, self._pending = self._pending[: last + 1], self._pending[last + 1 :]
+        end = measured[-1] + 1 if measured else 0
+        done, self._pending = self._pending[:end], self._pending[end:]
         for probe, factors in done:
             if probe.grad is not None:
                 self._warned = False
