@@ -18,7 +18,7 @@ _MEMORY = 0.9
 _FIRST_FACTOR = 1e-3
 """Factor of the first step, which only measures: a term can be hundreds of times the task's."""
 _MOST_PENDING = 16
-"""Steps that may be added up before one backward pass."""
+"""Losses that may be added up for one backward pass."""
 _EMBEDDING, _LOGITS = 0, 1
 
 
@@ -46,8 +46,9 @@ class Balance(nn.Module):
     method is its target divided by the running geometric mean of sqrt(r_e^2 + r_l^2), with
     r_e and r_l its gradient relative to the task's on the embedding and on the logits. Buffers hold the mean, so a
     resumed run continues with it; over several processes the squared norms are averaged. (There, call `update` in all
-    of them before a state is saved: it holds the last step then as well.) Warns where steps are not measured: only
-    `loss.backward()` is, not `torch.autograd.grad` or `backward(inputs=...)`.
+    of them before a state is saved: it holds the last step then as well.) Only `loss.backward()` measures, not
+    `torch.autograd.grad` or `backward(inputs=...)`. Up to 16 losses may be added up for one backward pass; more steps
+    without one that measures give a warning.
     """
 
     targets: Tensor
@@ -75,7 +76,8 @@ class Balance(nn.Module):
                 "the balance cannot be measured in the copies of nn.DataParallel: use DistributedDataParallel, or give "
                 "balance=None to use the weights as they are"
             )
-        self.update()
+        if not _in_backward():
+            self.update()
         factors = self.factors()
         probe = torch.zeros(len(self.log_ratios) + 2, 2, device=factors.device, requires_grad=torch.is_grad_enabled())
         if probe.requires_grad:
@@ -84,26 +86,28 @@ class Balance(nn.Module):
         return probe, factors
 
     def _notice_missed(self) -> None:
-        """Warn where many steps in turn were not measured; some may be added up for one backward pass."""
+        """Warn where many steps in turn were not measured, and forget the first of them."""
         if len(self._pending) <= _MOST_PENDING:
             return
         del self._pending[0]
         if not self._warned:
             kept = [round(factor, 6) for factor in self.factors().tolist()]
             warnings.warn(
-                f"the last {_MOST_PENDING} training steps did not measure the balance, so the factors of the methods "
-                f"stay at {kept}. It is measured in loss.backward(); torch.autograd.grad and backward(inputs=...) do "
-                "not reach it. Call loss.backward(), or give balance=None to use the weights as they are",
-                stacklevel=4,
+                f"more than {_MOST_PENDING} training steps without a backward pass that measures the balance, so the "
+                f"factors of the methods stay at {kept}. It is measured in loss.backward(); torch.autograd.grad and "
+                "backward(inputs=...) do not reach it. Call loss.backward(), or give balance=None to use the weights "
+                "as they are",
+                stacklevel=6,
             )
         self._warned = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Balance":
+        before = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # A running mean in half precision would not move.
         for name, buffer in self.named_buffers(recurse=False):
             if buffer.dtype in (torch.float16, torch.bfloat16):
-                setattr(self, name, buffer.float())
+                setattr(self, name, before[name].to(buffer.device))
         return self
 
     def factors(self) -> Tensor:
@@ -142,6 +146,11 @@ class Balance(nn.Module):
         memory = _MEMORY * (self.steps > 0).to(measured.dtype)
         self.log_ratios.copy_(torch.where(usable, torch.lerp(measured, self.log_ratios, memory), self.log_ratios))
         self.steps += usable.long()
+
+
+def _in_backward() -> bool:
+    """Return whether a backward pass is running: a step that it computes again has the factors of the first time."""
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def _update_before_saving(balance: nn.Module, *_: Any) -> None:
