@@ -357,12 +357,23 @@ def test_an_average_that_is_not_used_is_named(tmp_path, caplog, kind, new_head):
 
 def test_whole_weights_say_nothing_of_averages(tmp_path, caplog):
     weights = dict(create_backbone("test_resnet", 5, 32).model.state_dict())
-    numbers = {"ema_decay": torch.tensor(0.9), "num_averaged": torch.tensor(3)}
-    for place, content in enumerate((weights, {"model": weights, **numbers}, {"m": {}, "model_ema": weights})):
+    numbers = {"ema_decay": torch.tensor(0.9), "num_averaged": torch.tensor(3), "ema_loss": torch.ones(4)}
+    contents = (
+        weights,
+        {"model": weights, **numbers, "metrics": {"ema_loss": torch.ones(3)}},
+        {"m": {}, "model_ema": weights},
+        {"model": weights, "model_ema": dict(weights)},
+        {"model": weights, "optimizer": {"ema": dict(list(weights.items())[3:])}},
+        {"model": weights, "graph": [torch.eye(3).to_sparse()]},
+    )
+    for place, content in enumerate(contents):
         torch.save(content, tmp_path / f"{place}.pth")
         with caplog.at_level("WARNING", logger="crossdistill"):
             create_backbone("test_resnet", 5, 32, checkpoint=tmp_path / f"{place}.pth")
     assert not caplog.records
+    torch.save({"losses": [torch.ones(1), torch.ones(1)], "epoch": 3}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="holds no weights"):
+        create_backbone("test_resnet", 5, 32, checkpoint=tmp_path / "w.pth")
     several = {"model": weights, "model_ema": shifted(weights, 1), "model_ema2": shifted(weights, 2)}
     torch.save(several, tmp_path / "w.pth")
     with pytest.raises(UserError, match="several networks"):

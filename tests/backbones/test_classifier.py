@@ -78,3 +78,21 @@ def test_classifiers_of_several_layers_and_several_classifiers(name, tmp_path):
     for classes, model in ((7, whole), (0, body)):
         torch.save(model.state_dict(), tmp_path / "w.pth")
         assert classes_of_weights(name, checkpoint=tmp_path / "w.pth") == classes
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "caformer_s18", "repvit_m0_9"])
+def test_a_new_head_of_several_layers(name, tmp_path):
+    """The parts below its last layer are kept where the file has them, and new where it has not."""
+    headed = cd.create_backbone(name, 5, 224)
+    save_file(dict(headed.model.state_dict()), tmp_path / "headed.safetensors")
+    made = cd.create_backbone(name, 7, 224, checkpoint=tmp_path / "headed.safetensors", new_head=True)
+    stored, new = headed.model.state_dict(), made.model.state_dict()
+    others = {key for key in stored if not (stored[key].shape == new[key].shape and torch.equal(stored[key], new[key]))}
+    assert 0 < len(others) <= 4
+    assert all(len(new[key]) == 7 for key in others)
+    body = cd.create_backbone(name, 0, 224)
+    save_file(dict(body.model.state_dict()), tmp_path / "body.safetensors")
+    with pytest.raises(cd.UserError, match="all but the classifier fits"):
+        cd.create_backbone(name, 7, 224, checkpoint=tmp_path / "body.safetensors")
+    made = cd.create_backbone(name, 7, 224, checkpoint=tmp_path / "body.safetensors", new_head=True)
+    assert all(torch.equal(value, made.model.state_dict()[key]) for key, value in body.model.state_dict().items())

@@ -72,32 +72,37 @@ def choose(
     whole = [one for one in whole if all(name in one.weights for name in head)] or whole
     whole = _different(whole, expected)
     averaged = [one for one in whole if one.averaged]
-    candidates = averaged or whole
-    if len(candidates) > 1:
-        parts = ", ".join(repr(one.part) for one in candidates)
+    left = averaged or whole
+    if len(left) > 1:
+        parts = ", ".join(repr(one.part) for one in left)
         raise UserError(
             f"checkpoint {str(path)!r} holds several networks that fit the model: {parts}; choose one with "
             "--model.teacher-checkpoint-key or --model.student-checkpoint-key (checkpoint_key= in Python)"
         )
-    return candidates[0]
+    return left[0]
 
 
-def unused_average(
-    groups: Mapping[tuple[str, ...], Mapping[str, Tensor]], chosen: Candidate, expected: dict[str, Tensor]
-) -> str:
-    """Say why averaged weights that a file has beside the chosen ones are not used; "" without any."""
+def unused_average(tensors: Mapping[str, Tensor], chosen: Candidate, expected: dict[str, Tensor]) -> str:
+    """Say why averaged weights that a file has beside the chosen ones are not used; "" without any.
+
+    `tensors` are all of the file, by their keys with dots.
+    """
     own = {f"{chosen.part}.{name}".lstrip(".") for name in expected}
-    every = {".".join((*keys, name)): value for keys, group in groups.items() for name, value in group.items()}
-    others = {name: value for name, value in every.items() if value.ndim and name not in own}
+    others = {name: value for name, value in tensors.items() if name not in own}
     found = next(filter(None, map(_AVERAGED.search, others)), None)
     if chosen.averaged or found is None:
         return ""
     place = found.string[: found.end()].rstrip("._")
     inner = {name[len(place) :].lstrip("._"): value for name, value in others.items() if name.startswith(place)}
+    needed = [name for name, value in expected.items() if value.ndim]
     best = max(candidates(place, inner, expected), key=lambda one: one.matching, default=None)
     if best is None:
-        return f"the averaged weights under {place!r} have other names, so they are not used"
-    lacks = [name for name in expected if not name.endswith(OPTIONAL) and name not in best.weights]
+        # A few tensors are no network.
+        several = 2 * len(inner) > len(needed)
+        return f"the averaged weights under {place!r} have other names, so they are not used" if several else ""
+    lacks = [name for name in needed if name not in best.weights]
+    if not lacks and fits(best, expected):
+        return ""  # they are equal to the chosen ones
     why = f"lack {lacks[0]!r}" if lacks else "have other shapes"
     return f"the averaged weights under {best.part!r} {why}, so they are not used"
 

@@ -1,8 +1,8 @@
 """Load weights from a file into a model: all of them, or an error that names the keys.
 
 A file may hold several networks. One fits where it has all names of the model, under some keys and behind some prefix.
-One that fits is taken; of several, the averaged one (with ema, swa or averag in its keys); of several others, none: the
-user chooses one by its key. Which one is taken depends on the names alone, in every process.
+One that fits is taken; of several, the averaged one (with ema, swa, averag or shadow in its keys); of several others,
+none: the user chooses one by its key. Which one is taken depends on the names alone, in every process.
 """
 
 import re
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.backbones.candidates import OPTIONAL, Candidate, candidates, choose, fits, unused_average
-from crossdistill.backbones.weights_file import groups_of, names_in, read_file
+from crossdistill.backbones.weights_file import groups_of, names_in, read_file, tensors_in
 from crossdistill.errors import UserError
 
 _OPTIMISER = re.compile(r"(^|[._])(opt|optim|optimi[sz]ers?)([._]|$)", re.IGNORECASE)
@@ -57,7 +57,8 @@ def load_weights(
         chosen = Candidate(prefix, weights, 0)
     else:
         chosen = _find(loaded, expected, path, key, model)
-    average = "" if prefix or key else unused_average(groups_of(loaded), chosen, expected)
+    tensors = {name: value for name, value in tensors_in(loaded).items() if not _OPTIMISER.search(name)}
+    average = "" if prefix or key else unused_average(tensors, chosen, expected)
     found = {name: value for name, value in chosen.weights.items() if not inside(name, without)}
     _check_fit(found, expected, path)
     kept = {name: value for name, value in state.items() if name not in expected or name.endswith(OPTIONAL)}

@@ -1,7 +1,8 @@
 """The weights that a network starts from: a file, a run, or pretrained ones with a new classifier."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Start(NamedTuple):
-    """The class names, if they are known, the keys that led to the weights, and what of the file is not used."""
+    """The class names, if they are known, the keys that led to the weights, and what of the file has no place."""
 
     class_names: Any
     part: str
@@ -49,43 +50,61 @@ def load_start(
                 f"{args.num_classes}"
             )
         path = weights_path(path)
-    heads = _new_heads(model, args, size) if new_head and args.num_classes else ()
+    kinds = _new_layers(model, args, size) if new_head and args.num_classes else [()]
     try:
-        loaded = load_weights(model, path, key=key, without=heads)
+        loaded, new = _load_without(model, path, key, kinds)
     except UserError as error:
         if not args.num_classes:
             return _load_body(model, path, size, key, error, whole())
-        if heads or not _fits_without_head(model, path, args, size, key):
+        if new_head or not _fits_without_head(model, path, args, size, key):
             raise
         raise UserError(
             f"{error}; all but the classifier fits: new_head=True trains a new one (--model.new-head true, for a "
             "teacher in `crossdistill teacher`)"
         ) from error
+    if new:
+        _log_new(args, new)
     _log_average(args.name, loaded)
-    known = None if heads else names or loaded.class_names
-    return Start(known, loaded.part, "" if heads or names else loaded.note)
+    return Start(None if new else names or loaded.class_names, loaded.part, "" if new or names else loaded.note)
 
 
 def renew_classifier(model: nn.Module, args: BackboneArgs, size: ImageSize) -> None:
     """Give the classifier of pretrained weights the initial values of a network without them."""
+    (layers, *_) = _new_layers(model, args, size)
     fresh, _ = build_network(args, False)
-    for head in _new_heads(model, args, size):
-        model.get_submodule(head).load_state_dict(fresh.get_submodule(head).state_dict())
+    for layer in layers:
+        model.get_submodule(layer).load_state_dict(fresh.get_submodule(layer).state_dict())
+    _log_new(args, layers)
 
 
-def _new_heads(model: nn.Module, args: BackboneArgs, size: ImageSize) -> tuple[str, ...]:
-    """Return the names of the layers that are new, and log them."""
+def _new_layers(model: nn.Module, args: BackboneArgs, size: ImageSize) -> list[tuple[str, ...]]:
+    """Return the names of what is new: the last layers, and where these are a part of it the whole classifier.
+
+    A normalisation or a hidden layer of the classifier is kept where the weights have one (LeViT, CAFormer).
+    """
     heads = classifier_names(model, args.name, args.num_classes, args.in_chans, size)
-    # A classifier may have a normalisation of its own, which is kept (LeViT).
-    layers = [
+    layers = tuple(
         f"{head}.{name}".rstrip(".")
         for head in heads
         for name, module in model.get_submodule(head).named_modules()
         if is_classifier(module, args.num_classes)
-    ]
-    heads = tuple(layers) or heads
-    _log.warning("%s: new classifier (%s) with %d classes", args.name, ", ".join(heads), args.num_classes)
-    return heads
+    )
+    return [layers, heads] if layers and layers != heads else [heads]
+
+
+def _log_new(args: BackboneArgs, layers: tuple[str, ...]) -> None:
+    _log.warning("%s: new classifier (%s) with %d classes", args.name, ", ".join(layers), args.num_classes)
+
+
+def _load_without(
+    model: nn.Module, path: Path, key: str | None, kinds: Sequence[tuple[str, ...]]
+) -> tuple[Loaded, tuple[str, ...]]:
+    """Load all weights but those of the first of some kinds of layers with which they fit. Raises UserError."""
+    *others, last = kinds
+    for layers in others:
+        with contextlib.suppress(UserError):
+            return load_weights(model, path, key=key, without=layers), layers
+    return load_weights(model, path, key=key, without=last), last
 
 
 def _load_body(
@@ -102,9 +121,8 @@ def _load_body(
 
 
 def _fits_without_head(model: nn.Module, path: Path, args: BackboneArgs, size: ImageSize, key: str | None) -> bool:
-    heads = classifier_names(model, args.name, args.num_classes, args.in_chans, size)
     try:
-        load_weights(model, path, key=key, without=heads)
+        _load_without(model, path, key, _new_layers(model, args, size))
     except UserError:
         return False
     return True

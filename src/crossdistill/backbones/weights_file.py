@@ -92,7 +92,7 @@ def _holds_module(path: Path, found: str) -> bool:
 
 
 def groups_of(loaded: Any, path: tuple[str, ...] = (), depth: int = _DEPTH) -> dict[tuple[str, ...], dict[str, Tensor]]:
-    """Return all mappings of names to tensors in the content of a file, and all lists of tensors, by their keys."""
+    """Return all mappings of names to tensors in the content of a file, by the keys that lead to each."""
     if isinstance(loaded, nn.Module) or not isinstance(loaded, Mapping):
         return {}
     own = {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
@@ -101,8 +101,19 @@ def groups_of(loaded: Any, path: tuple[str, ...] = (), depth: int = _DEPTH) -> d
         for name, value in loaded.items():
             if isinstance(name, str):
                 found |= groups_of(value, (*path, name), depth - 1)
-            if isinstance(value, list | tuple) and value and all(isinstance(one, Tensor) for one in value):
-                found[(*path, str(name))] = {str(number): one for number, one in enumerate(value)}
+    return found
+
+
+def tensors_in(loaded: Any, path: str = "", depth: int = _DEPTH) -> dict[str, Tensor]:
+    """Return all tensors with a dimension in the content of a file, also those in lists, by their keys with dots."""
+    if isinstance(loaded, Tensor):
+        return {path: loaded} if loaded.ndim else {}
+    if isinstance(loaded, nn.Module) or depth < 0 or not isinstance(loaded, Mapping | list | tuple):
+        return {}
+    pairs = loaded.items() if isinstance(loaded, Mapping) else enumerate(loaded)
+    found: dict[str, Tensor] = {}
+    for name, value in pairs:
+        found |= tensors_in(value, f"{path}.{name}".lstrip("."), depth - 1)
     return found
 
 
