@@ -333,3 +333,9 @@ def test_a_stored_output_sends_no_gradient_to_the_callers_teacher(batch):
 def test_dkd_needs_two_classes():
     with pytest.raises(cd.UserError, match="dkd compares the true class with the others, but there is one class"):
         cd.create_distiller("dkd", student=build("cnn", 1), teacher=build("plain_vit", 1))
+
+
+def test_missing_targets_are_named():
+    distiller = cd.create_distiller("rsd", student=build("cnn"), teacher=build("plain_vit"))
+    with pytest.raises(ValueError, match="targets is None, but the task learns from labels"):
+        distiller(torch.randn(4, 3, 32, 32), None)

@@ -6,6 +6,7 @@ from contextlib import closing
 
 import pytest
 
+from tests.backbones.transformers_folders import save
 from tests.commands.running import TINY, run
 
 
@@ -151,3 +152,15 @@ def test_a_comparison_without_labels_goes_on(tmp_path, capsys, teacher):
     for seeds in ("0", "0", "0,1"):
         code, _, err = run(capsys, "compare", *words, "--seeds", seeds)
         assert code == 0, err
+
+
+def test_a_comparison_without_labels_takes_a_teacher_with_its_own_weights(tmp_path, capsys):
+    save(tmp_path / "body", "dinov2")
+    words = [*TINY, "--loader.in-chans", "3", "--loader.labels", "none", "--probe-data", "digits", "--epochs", "1"]
+    words += ["--methods", "rsd", "--seeds", "0"]
+    code, out, err = run(capsys, "compare", *words, "--teacher", f"hf:{tmp_path / 'body'}", "--out", tmp_path / "all")
+    assert code == 0, err
+    assert "teacher" in out
+    code, out, err = run(capsys, "compare", *words, "--teacher", "test_resnet", "--out", tmp_path / "other")
+    assert code == 2
+    assert "has random weights, so it has nothing to teach" in err

@@ -84,3 +84,9 @@ def test_such_a_model_is_fine_tuned_with_a_new_head(tmp_path, capsys):
     code, _, err = run(capsys, "fit", *TINY, "--method", "none", "--model.new-head", "true", "--out", tmp_path / "none")
     assert code == 2
     assert "keeps the other weights of a checkpoint, but there is none" in err
+
+
+def test_own_code_is_not_scored_with_random_weights(capsys):
+    words = ("--data", "digits", "--model.student-pretrained", "true", "--trust-code", "true", "--knn")
+    code, _, err = run(capsys, "eval", "tests.test_balance:ByConvolution", *words)
+    assert (code, "needs weights: --checkpoint FILE" in err) == (2, True), err

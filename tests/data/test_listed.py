@@ -87,11 +87,11 @@ def test_lists_that_are_not_clear_are_refused(tmp_path, images, lines, message):
         load(write(tmp_path / "list.csv", *lines))
 
 
-@pytest.mark.parametrize("behind", ["\tcat", " 3", ",cat", ", cat"])
+@pytest.mark.parametrize("behind", ["\tcat", " 3", ",cat", ", cat", " tabby cat", ",3,train"])
 @pytest.mark.parametrize("labels", ["none", "classes"])
 def test_labels_in_a_text_file_are_refused_with_what_to_write(tmp_path, images, behind, labels):
-    file = write(tmp_path / "list.txt", *(f"{path}{behind}" for path in images))
-    with pytest.raises(UserError, match=r"line 1 of .*behind the path of an image.*first line is path,label"):
+    file = write(tmp_path / "list.txt", *images[:3], *(f"{path}{behind}" for path in images[3:]))
+    with pytest.raises(UserError, match=r"line 4 of .*behind the path of an image.*first line is path,label"):
         load(file, labels=labels)
 
 

@@ -25,11 +25,10 @@ from crossdistill.backbones.transformers_network import (
     VisionNetwork,
     absolute_name,
     build_transformers,
-    is_transformers,
     transformers_classes,
     transformers_size,
 )
-from crossdistill.config.code import check_named_code, is_code, is_source
+from crossdistill.config.code import check_named_code, is_code, is_source, is_transformers
 from crossdistill.config.validation import validated
 from crossdistill.errors import UserError, first_line
 from crossdistill.image_size import ImageSize, image_size

@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from crossdistill.backbones.args import CONFIG_FILE, BackboneArgs, read_args, weights_path
 from crossdistill.backbones.networks import build_network
-from crossdistill.backbones.transformers_network import is_transformers
+from crossdistill.config.code import is_transformers
 from crossdistill.errors import UserError
 from crossdistill.image_size import ImageSize, sides_of, written
 

@@ -20,6 +20,7 @@ from crossdistill.backbones.transformers_files import (
     read_processor,
     vision_config,
 )
+from crossdistill.config.code import is_transformers
 from crossdistill.errors import UserError
 from crossdistill.image_size import ImageSize, image_size, sides_of, written
 
@@ -82,11 +83,6 @@ class VisionNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Run images (B, C, H, W)."""
         return self.run(images)[0]
-
-
-def is_transformers(name: str) -> bool:
-    """Return whether a name is that of a transformers model."""
-    return name.startswith(PREFIX)
 
 
 def absolute_name(name: str) -> str:

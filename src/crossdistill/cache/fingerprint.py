@@ -14,8 +14,8 @@ import timm
 import torch
 from torch.utils.data import Dataset
 
-from crossdistill.backbones.transformers_network import VisionNetwork, is_transformers
-from crossdistill.config.code import is_code
+from crossdistill.backbones.transformers_network import VisionNetwork
+from crossdistill.config.code import is_code, is_transformers
 from crossdistill.config.data import AugmentConfig
 from crossdistill.data.datasets import Arrays, Images, base_of
 from crossdistill.data.folder import Files

@@ -21,7 +21,7 @@ _LOADER = ("batch_size", "workers", "val_fraction", "split_seed", "max_train", "
 LAYOUT = ("image_column", "label_column", "on_bad_image", "train_dir", "val_dir", "test_dir", "download", "in_chans")
 _READS = [
     *("data", "trust_code", "img_size", "model.stem", "model.student_args", "model.student_checkpoint_key"),
-    "model.student_pretrained",
+    *("model.student_pretrained", "model.student_stages"),
     *("augment.crop_pct", "augment.crop_mode"),
     *(f"loader.{name}" for name in (*_LOADER, *LAYOUT)),
     *("engine.accelerator", "engine.threads"),

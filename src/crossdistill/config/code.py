@@ -16,8 +16,8 @@ def is_source(name: str) -> bool:
     return name.startswith(_SOURCES)
 
 
-def brings_weights(name: str) -> bool:
-    """Return whether a model of this name is always built with its weights."""
+def is_transformers(name: str) -> bool:
+    """Return whether a name is that of a transformers model, which is always built with its weights."""
     return name.startswith("hf:")
 
 

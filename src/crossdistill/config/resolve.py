@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from crossdistill.config.code import brings_weights, is_code
+from crossdistill.config.code import is_code, is_transformers
 from crossdistill.config.data import SMALL_IMAGE, AugmentConfig, LoaderConfig
 from crossdistill.config.model import Stem
 from crossdistill.config.run import RunConfig
@@ -53,7 +53,7 @@ def resolve(
     stem. Raises UserError for settings that exclude each other.
     """
     small = max(max(data.size), _SMALLEST) if max(data.size) <= SMALL_IMAGE else None
-    if config.role == "teacher" and (config.model.student_pretrained or brings_weights(config.student)):
+    if config.role == "teacher" and (config.model.student_pretrained or is_transformers(config.student)):
         small = None  # the size that its weights were trained for
     given = config.img_size or small
     img_size = image_size(given or own_size(config.student))
@@ -91,7 +91,7 @@ def _teacher_sizes(
     for name, checkpoint in config.teachers:
         if name is None or (checkpoint is not None and Path(checkpoint).is_dir()):
             sizes.append(None)
-        elif checkpoint is None and (config.model.teacher_pretrained or brings_weights(name)):
+        elif checkpoint is None and (config.model.teacher_pretrained or is_transformers(name)):
             sizes.append(written(own_size(name)))
         else:
             sizes.append(given or written(own_size(name)))
@@ -150,7 +150,7 @@ def _student_stem(config: RunConfig, img_size: ImageSize, has_small_stem: Callab
         return model.stem
     if model.student_checkpoint is not None:
         return "small" if has_small_stem(model.student_checkpoint) else "native"
-    as_is = model.student_pretrained or brings_weights(config.student) or is_code(config.student)
+    as_is = model.student_pretrained or is_transformers(config.student) or is_code(config.student)
     return _stem_of_new(img_size, built_as_is=as_is)
 
 

@@ -62,7 +62,7 @@ class RunConfig:
     cache_dtype: Literal["float16", "float32"] = "float16"
     """Precision of the numbers in the cache."""
     role: Literal["student", "teacher"] = "student"
-    """What the trained model is called in messages and tables."""
+    """What the trained model is called. A teacher with pretrained weights has their input size by default."""
     trust_teacher: bool = False
     """Continue with a teacher whose accuracy on held-out images is near chance, or whose weights are random."""
     trust_code: bool = False

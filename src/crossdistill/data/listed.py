@@ -26,7 +26,7 @@ _SPLITS = ("split", "set", "subset", "partition")
 _POINTED = re.compile(r"[0-9]+(\.0*)?")
 """A whole number, maybe written with a decimal point."""
 
-_BEHIND = re.compile(r"(.*[^\s,;|])[\s,;|]+(\S+)")
+_BEHIND = re.compile(r"(.+?\.\w+)[\s,;|]+(\S.*)")
 """A path, and what stands behind it."""
 
 _Row = tuple[int, str, str | None, str]
@@ -137,11 +137,12 @@ def _column(file: Path, columns: list[str], named: str | None, known: tuple[str,
 
 
 def _check_paths(file: Path, rows: list[_Row]) -> None:
-    """Raise UserError where the first line is the path of an image with something behind it."""
-    line, path, _, _ = rows[0]
-    whole = os.path.join(file.resolve().parent, path)
-    found = _BEHIND.fullmatch(whole)
-    if found and not os.path.exists(whole) and os.path.exists(found[1]):
+    """Raise UserError where a line is the path of an image with something behind it."""
+    for line, path, _, _ in rows:
+        found = _BEHIND.fullmatch(path)
+        places = [os.path.join(file.resolve().parent, one) for one in (path, found[1] if found else path)]
+        if found is None or os.path.exists(places[0]) or not os.path.exists(places[1]):
+            continue
         raise UserError(
             f"line {line} of {str(file)!r} has {found[2]!r} behind the path of an image, and a text file lists paths "
             "alone; write labels into a CSV or TSV file whose first line is path,label"

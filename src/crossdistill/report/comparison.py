@@ -49,7 +49,7 @@ def write_comparison_page(folder: Path, groups: Sequence[Group], failed: Mapping
     curves = comparison({group.label: group.runs for group in groups}, _one_teacher(runs))
     scores = ", ".join(f"{group.label} {statistics.mean(score(run) for run in group.runs):.2f}" for group in groups)
     name = measure_of_all(runs).name
-    text = f"{name.capitalize()} on held-out images over the epochs, and its mean on the test split, %: {scores}."
+    text = f"The {name} on held-out images over the epochs, and its mean on the test split, %: {scores}."
     drawn = [{"title": "Methods", "svg": curves, "text": text}, sweep_plot(groups), reliability(groups)]
     figures = [figure for figure in [*drawn, class_gains(groups)] if figure]
     return write_page(
@@ -99,7 +99,7 @@ def _read_inspection(run: RunRecord) -> tuple[Inspection | None, str]:
 def short_table(groups: Sequence[Group]) -> TextTable:
     """Make the table for a terminal: mean and sample standard deviation over seeds, and the gain over `none`."""
     if measure_of_all([run for group in groups for run in group.runs]) == NEIGHBOURS:
-        return _neighbours_table(groups)
+        return _neighbours_table(groups, costs=False)
     rows = [[f"teacher ({name})", f"{top1:.2f}", "", "", "", "1", ""] for name, top1 in _teachers(groups)]
     for group in groups:
         plain = () if group.base is None else group.base.runs
@@ -115,33 +115,33 @@ def short_table(groups: Sequence[Group]) -> TextTable:
     return TextTable("Top-1 on the test split, %", header, rows, note)
 
 
-def _neighbours_table(groups: Sequence[Group]) -> TextTable:
+def _neighbours_table(groups: Sequence[Group], *, costs: bool) -> TextTable:
     """Make the table of runs without labels: what their embeddings know."""
     runs = [run for group in groups for run in group.runs]
-    header = ["", "nearest neighbours, %", "±", "linear probe, %", "±", *_COSTS, "runs"]
-    rows = []
-    for label, model in _scored_teachers(runs).items():
-        knn, probe = (f"{one[0]:.2f}" if one else "" for one in _embedding_scores([model]))
-        rows.append([label, knn, "", probe, "", *[""] * len(_COSTS), "1"])
+    header = ["", "nearest neighbours, %", "±", "linear probe, %", "± of the probe", "runs", *(_COSTS if costs else ())]
+    teachers = [[label, knn, "", probe, "", "1"] for label, knn, probe in _scored_teachers(runs)]
+    rows = [row + [""] * (len(header) - len(row)) for row in teachers]
     for group in groups:
-        scores = _embedding_scores([run.metrics["student"] for run in group.runs])
-        cells = [cell for values in scores for cell in (_mean_and_spread(values, sign="") if values else ("", ""))]
-        rows.append([group.label, *cells, *_costs(group), str(len(group.runs))])
-    note = (
-        "± is the sample standard deviation over seeds; scores on other probe_data cannot be compared. " + _COSTS_NOTE
-    )
+        cells: list[str] = []
+        for values in _embedding_scores([run.metrics["student"] for run in group.runs]):
+            # A mean over some of the runs would stand beside one over all.
+            cells += _mean_and_spread(values, sign="") if len(values) == len(group.runs) else ("", "")
+        rows.append([group.label, *cells, str(len(group.runs)), *(_costs(group) if costs else ())])
+    note = "± is the sample standard deviation over seeds; scores on other probe_data cannot be compared."
+    note += f" {_COSTS_NOTE}" if costs else ""
     return TextTable("The embedding, on the test split", header, rows, note)
 
 
-def _scored_teachers(runs: Sequence[RunRecord]) -> dict[str, ScoredModel]:
-    """Return each teacher of runs without labels, once for each set of images that scores embeddings."""
+def _scored_teachers(runs: Sequence[RunRecord]) -> list[tuple[str, str, str]]:
+    """Return label and scores of each teacher of runs without labels, by the images that score embeddings."""
     sets = [(load_yaml(run.settings) or {}).get("probe_data") for run in runs]
     several = len(set(map(str, sets))) > 1
-    found = {}
+    found = []
     for name, run, probed in zip(teacher_names(runs), runs, sets, strict=True):
         if "teacher" in run.metrics:
-            found[f"teacher ({name})" + (f"  probe_data={probed}" if several else "")] = run.metrics["teacher"]
-    return found
+            knn, probe = (f"{one[0]:.2f}" if one else "" for one in _embedding_scores([run.metrics["teacher"]]))
+            found.append((f"teacher ({name})" + (f"  probe_data={probed}" if several else ""), knn, probe))
+    return list(dict.fromkeys(found))
 
 
 def _embedding_scores(models: Sequence[ScoredModel]) -> tuple[list[float], list[float]]:
@@ -152,7 +152,7 @@ def _embedding_scores(models: Sequence[ScoredModel]) -> tuple[list[float], list[
 def full_table(groups: Sequence[Group]) -> TextTable:
     """Make the table of a page, with how sure the gains are, and the costs."""
     if measure_of_all([run for group in groups for run in group.runs]) == NEIGHBOURS:
-        return _neighbours_table(groups)
+        return _neighbours_table(groups, costs=True)
     header = ["", "top-1, %", "±", "gain", "95%, seeds", "p, images", "top-5, %", "calibration error, %"]
     header += ["share of epochs to match none", "minutes to match none", *_COSTS, "runs"]
     width = len(header)

@@ -17,7 +17,7 @@ class Measure:
 
 
 TOP1 = Measure("top-1", Classification.monitor)
-NEIGHBOURS = Measure("nearest neighbours", KNN)
+NEIGHBOURS = Measure("accuracy by nearest neighbours", KNN)
 
 
 def measure_of(run: RunRecord) -> Measure | None:
@@ -29,12 +29,13 @@ def measure_of(run: RunRecord) -> Measure | None:
 
 
 def measure_of_all(runs: Sequence[RunRecord]) -> Measure:
-    """Return what all runs can be compared by. Raises UserError where there is nothing."""
+    """Return what all runs can be compared by; top-1 for no run. Raises UserError where there is nothing."""
     found = [measure_of(run) for run in runs]
-    if found[0] is None or len(set(found)) > 1:
-        without = next(run.folder for run, one in zip(runs, found, strict=True) if one != TOP1)
-        raise UserError(f"{str(without)!r} was trained without labels, so it has no accuracy to compare")
-    return found[0]
+    shared = TOP1 if not found or TOP1 in found else NEIGHBOURS
+    for run, own in zip(runs, found, strict=True):
+        if own != shared:
+            raise UserError(f"{str(run.folder)!r} has no score to compare by {shared.name}")
+    return shared
 
 
 def score(run: RunRecord) -> float:

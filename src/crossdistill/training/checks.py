@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from timm.optim import get_optimizer_info, list_optimizers
 
 from crossdistill.backbones.sources import check_known
-from crossdistill.backbones.transformers_network import is_transformers
 from crossdistill.config import RunConfig
-from crossdistill.config.code import brings_weights
+from crossdistill.config.code import is_transformers
 from crossdistill.errors import UserError, unknown
 from crossdistill.methods import (
     METHODS,
@@ -30,7 +29,7 @@ def check_settings(config: RunConfig, methods: Sequence[str] = ()) -> MethodChoi
             f"student {config.student!r} is a transformers model, which can only teach: the student is a model of timm "
             "or torchvision, or your own (package.module:factory)"
         )
-    pretrained = config.model.student_pretrained or brings_weights(config.student)
+    pretrained = config.model.student_pretrained or is_transformers(config.student)
     if config.model.new_head and config.model.student_checkpoint is None and not pretrained:
         flag = "--model.student-checkpoint" if config.role == "student" else "--teacher-checkpoint"
         raise UserError(f"model.new_head keeps the other weights of a checkpoint, but there is none: give {flag}")

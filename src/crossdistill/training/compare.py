@@ -13,7 +13,7 @@ from crossdistill.config import RunConfig
 from crossdistill.config.teacher import teacher_config
 from crossdistill.distiller import create_distiller
 from crossdistill.errors import UserError, kind_and_line
-from crossdistill.report.measure import score
+from crossdistill.report.measure import measure_of_all, score
 from crossdistill.report.page import PAGE_NAME, write_run_page
 from crossdistill.report.records import CONFIG_NAME, METRICS_NAME, RunRecord, read_run
 from crossdistill.training.checks import check_settings
@@ -215,7 +215,8 @@ class _Comparison:
         except Exception as error:  # the others are trained whatever it is
             self._fail(cell, error)
         else:
-            self._say(f"  {cell.folder}: {score(run):.2f}% on the test split")
+            measure = measure_of_all([run])
+            self._say(f"  {cell.folder}: {score(run):.2f}% {measure.name} on the test split")
 
     def _complete(self, config: RunConfig) -> RunRecord:
         """Train a run, continue it, or check that the finished one has the same settings."""

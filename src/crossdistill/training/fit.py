@@ -115,7 +115,20 @@ def prepare(
     module = _module(config, distiller)
     images = DataModule(train, val, config.loader, seed=config.seed, labelled=_labelled(config, data))
     return Run(
-        config, out, console, data, distiller, trainer, log, memory, module, images, cache, identity, checkpoint, probed
+        config=config,
+        out=out,
+        console=console,
+        data=data,
+        distiller=distiller,
+        trainer=trainer,
+        log=log,
+        memory=memory,
+        module=module,
+        datamodule=images,
+        cache=cache,
+        identity=identity,
+        checkpoint=checkpoint,
+        probed=probed,
     )
 
 

@@ -125,8 +125,13 @@ class Cell:
 
     @property
     def teacher_to_train(self) -> str | None:
-        """Name the teacher that has to be trained first; None where there is none. Raises UserError for several."""
-        if self.config.teacher_checkpoint is not None or not self.variant.choice(self.config).needs.teacher:
+        """Name the teacher that has to be trained first; None where there is none. Raises UserError for several.
+
+        Without labels none can be trained: the teacher has pretrained weights.
+        """
+        config = self.config
+        needs = self.variant.choice(config).needs.teacher
+        if config.teacher_checkpoint is not None or config.loader.labels == "none" or not needs:
             return None
         return str(teacher_config(self.config).student)
 

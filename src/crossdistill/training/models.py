@@ -4,8 +4,8 @@ import torch
 from timm.layers import convert_sync_batchnorm
 
 from crossdistill.backbones import Backbone, create_backbone
-from crossdistill.backbones.transformers_network import is_transformers
 from crossdistill.config import ModelConfig, RunConfig
+from crossdistill.config.code import is_transformers
 from crossdistill.data import ImageData
 from crossdistill.data.classes import match_classes
 from crossdistill.distiller import Distiller, create_distiller

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from crossdistill.backbones import Backbone, create_backbone, load_backbone
+from crossdistill.backbones import Backbone, load_backbone
 from crossdistill.backbones.args import read_stored
-from crossdistill.backbones.build import classes_of_weights
 from crossdistill.config import AugmentConfig, LoaderConfig, RunConfig
 from crossdistill.data import ImageData, Images, load_data
 from crossdistill.data.classes import has_classes_of, match_classes
@@ -27,9 +26,10 @@ from crossdistill.progress import Tracked
 from crossdistill.report.records import read_environment
 from crossdistill.training.engine import choose_device, set_threads
 from crossdistill.training.inputs import data_digests, decide, report_data
+from crossdistill.training.named_model import check_has_weights, named_model
 from crossdistill.training.robustness import RobustnessScorer, load_others
 from crossdistill.training.run_folder import check_inputs, read_config
-from crossdistill.training.weights import check_has_weights, file_note
+from crossdistill.training.weights import file_note
 
 
 def score(
@@ -188,22 +188,14 @@ def data_of_run(run: str, config: RunConfig, in_chans: int) -> tuple[ImageData, 
 def _load_named(
     model: str, config: RunConfig, checkpoint: str | None
 ) -> tuple[Backbone, ImageData, AugmentConfig, TrainedOn | None]:
-    pretrained = config.model.student_pretrained
-    check_has_weights(model, checkpoint, pretrained=pretrained)
+    check_has_weights(model, checkpoint, config.model)
     loaded = replace(config.model, student_checkpoint=checkpoint)
     # As a teacher, pretrained weights have their own input size.
     by_name = replace(config, role="teacher", student=model, method=NONE, options={}, teacher=None, model=loaded)
     data = load_data(config.data, config.loader)
     decided, _ = decide(by_name, choose_method(NONE), data)
-    built: dict[str, Any] = dict(
-        img_size=decided.img_size,
-        in_chans=data.channels,
-        checkpoint=checkpoint,
-        checkpoint_key=decided.model.student_checkpoint_key,
-        small_images=decided.model.stem == "small",
-        **decided.model.student_args,
-    )
-    backbone = create_backbone(model, classes_of_weights(model, **built) or 0, pretrained=pretrained, **built)
+    small = decided.model.stem == "small"
+    backbone = named_model(model, checkpoint, decided.model, decided.img_size, data.channels, small=small)
     built_as = file_note(checkpoint, decided.model.stem, backbone.img_size)
     backbone.note = "; ".join(note for note in (backbone.note, built_as) if note)
     return backbone, data, decided.augment, None

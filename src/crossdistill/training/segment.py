@@ -5,14 +5,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from crossdistill.backbones import Backbone, create_backbone, load_backbone
-from crossdistill.backbones.build import classes_of_weights
+from crossdistill.backbones import Backbone, load_backbone
 from crossdistill.config import RunConfig
 from crossdistill.data.masks import load_masked
 from crossdistill.data.transforms import eval_transform
 from crossdistill.evaluation.segmentation import Segmentation, segment
 from crossdistill.training.engine import choose_device, set_threads
-from crossdistill.training.weights import check_has_weights
+from crossdistill.training.named_model import check_has_weights, named_model
+from crossdistill.training.weights import has_small_stem
 
 
 def segmentation_score(
@@ -36,13 +36,7 @@ def segmentation_score(
 def _load(model: str, config: RunConfig, checkpoint: str | None) -> Backbone:
     if Path(model).is_dir():
         return load_backbone(model, trust_code=config.trust_code)
-    pretrained = config.model.student_pretrained
-    check_has_weights(model, checkpoint, pretrained=pretrained)
-    built = dict(
-        img_size=config.img_size,
-        checkpoint=checkpoint,
-        checkpoint_key=config.model.student_checkpoint_key,
-        small_images=config.model.stem == "small",
-        **config.model.student_args,
-    )
-    return create_backbone(model, classes_of_weights(model, **built) or 0, pretrained=pretrained, **built)
+    check_has_weights(model, checkpoint, config.model)
+    stem = config.model.stem
+    small = stem == "small" or (stem == "auto" and checkpoint is not None and has_small_stem(checkpoint))
+    return named_model(model, checkpoint, config.model, config.img_size, 3, small=small)

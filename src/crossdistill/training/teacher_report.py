@@ -37,12 +37,12 @@ def report_teachers(
     members = distiller.teacher.members
     for number, (member, source) in enumerate(zip(members, config.teachers, strict=True), 1):
         name = f"{number} ({member.spec.name})" if len(members) > 1 else member.spec.name
-        _Look(config, data, distiller, device, console, name).report(member, *source)
+        _TeacherReport(config, data, distiller, device, console, name).report(member, *source)
 
 
 @dataclass(frozen=True)
-class _Look:
-    """One teacher of a run, by the name that it is called."""
+class _TeacherReport:
+    """What is said about one teacher of a run, under the name that it is called."""
 
     config: RunConfig
     data: ImageData
@@ -52,7 +52,7 @@ class _Look:
     name: str
 
     def report(self, teacher: Teacher, source: str | None, checkpoint: str | None) -> None:
-        """Look at a teacher of a name and checkpoint. Raises UserError."""
+        """Report on the teacher, built from `source` (its name) and `checkpoint`. Raises UserError."""
         config, student = self.config, self.distiller.student
         weighted = has_weights(source, checkpoint, pretrained=config.model.teacher_pretrained)
         scored = self.data.labelled and has_classes_of(self.data, [teacher.backbone])

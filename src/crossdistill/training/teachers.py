@@ -9,8 +9,8 @@ from crossdistill.backbones import Backbone, create_backbone, load_backbone
 from crossdistill.backbones.args import read_args
 from crossdistill.backbones.build import classes_of_weights
 from crossdistill.backbones.sources import plain_name
-from crossdistill.backbones.transformers_network import is_transformers
 from crossdistill.config import ModelConfig
+from crossdistill.config.code import is_transformers
 from crossdistill.data import ImageData
 from crossdistill.data.class_names import name_difference
 from crossdistill.data.classes import match_classes, match_names

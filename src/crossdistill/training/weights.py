@@ -5,9 +5,8 @@ from pathlib import Path
 
 from crossdistill.backbones.args import CONFIG_FILE, HUB_WEIGHTS_FILE, WEIGHTS_FILE, read_args
 from crossdistill.backbones.build import own_img_size
-from crossdistill.backbones.transformers_network import is_transformers
 from crossdistill.config import RunConfig
-from crossdistill.config.code import brings_weights, is_code
+from crossdistill.config.code import is_code, is_transformers
 from crossdistill.config.data import SMALL_IMAGE
 from crossdistill.errors import UserError
 from crossdistill.image_size import ImageSize, image_size, sides_of, written
@@ -18,15 +17,6 @@ from crossdistill.training.run_folder import read_config
 def has_weights(name: str | None, checkpoint: str | None, *, pretrained: bool) -> bool:
     """Return whether a teacher has other weights than random ones; own code may load some by itself."""
     return checkpoint is not None or pretrained or name is None or is_transformers(name) or is_code(name)
-
-
-def check_has_weights(name: str, checkpoint: str | None, *, pretrained: bool) -> None:
-    """Raise UserError for a model to be scored that has random weights."""
-    if checkpoint is None and not pretrained and not brings_weights(name):
-        raise UserError(
-            f"{name!r} is not the folder of a run; a model by name needs weights: --checkpoint FILE, or "
-            "--model.student-pretrained true"
-        )
 
 
 def random_weights_error(name: str, *, trusted: bool = True) -> UserError:
@@ -72,9 +62,9 @@ def student_weights_note(config: RunConfig) -> str:
     """Say what was decided for weights of the trained model that state another input size, or none."""
     assert config.img_size is not None, "the settings are decided"
     size = image_size(config.img_size)
-    loaded = config.model.student_pretrained or brings_weights(config.student)
+    loaded = config.model.student_pretrained or is_transformers(config.student)
     # The size of other libraries' weights and of own code is not known.
-    known = ":" not in config.student or brings_weights(config.student)
+    known = ":" not in config.student or is_transformers(config.student)
     if loaded and known and own_img_size(config.student) != size:
         own = written(own_img_size(config.student))
         return f"its weights were trained at {own} px, and its input has {written(size)} px"
