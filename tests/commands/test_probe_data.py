@@ -26,8 +26,9 @@ def test_probe_data_chooses_the_best_epoch_of_a_run_without_labels(tmp_path, cap
 
     words = [*TINY, *teacher, "--method", "rsd", "--loader.labels", "none", "--probe-data", "digits", "--epochs", "3"]
     words += ["--probe-linear", "true"]
-    code, _, err = run(capsys, "fit", *words, "--out", tmp_path / "run")
+    code, shown, err = run(capsys, "fit", *words, "--out", tmp_path / "run")
     assert code == 0, err
+    assert "nearest neighbours, %" in shown
     assert "probe_data: digits" in (tmp_path / "run" / "config.yaml").read_text()
     scores = curve(tmp_path / "run", "val/knn")
     assert [epoch for epoch, _ in scores] == [0, 1, 2]
@@ -43,7 +44,7 @@ def test_probe_data_chooses_the_best_epoch_of_a_run_without_labels(tmp_path, cap
     assert 10 < metrics["student"]["knn"] <= 100
     assert 80 < metrics["teacher"]["knn"] <= 100
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "by nearest neighbours" in page
+    assert "nearest neighbours, %" in page
     assert ">linear probe<" in page
     assert f"{metrics['teacher']['linear_probe']:.2f}" in page
     # `eval` on the same images finds the same accuracy.

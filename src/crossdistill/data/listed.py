@@ -138,21 +138,21 @@ def _column(file: Path, columns: list[str], named: str | None, known: tuple[str,
 
 def _check_paths(file: Path, rows: list[_Row]) -> None:
     """Raise UserError where a line is the path of an image with something behind it."""
+    folder = file.resolve().parent
     for line, path, _, _ in rows:
         found = _BEHIND.fullmatch(path)
-        places = [os.path.join(file.resolve().parent, one) for one in (path, found[1] if found else path)]
-        if found is None or os.path.exists(places[0]) or not os.path.exists(places[1]):
-            continue
-        raise UserError(
-            f"line {line} of {str(file)!r} has {found[2]!r} behind the path of an image, and a text file lists paths "
-            "alone; write labels into a CSV or TSV file whose first line is path,label"
-        )
+        if found and not (folder / path).exists() and (folder / found[1]).exists():
+            raise UserError(
+                f"line {line} of {str(file)!r} has {found[2]!r} behind the path of an image, and a text file lists "
+                "paths alone; write labels into a CSV or TSV file whose first line is path,label"
+            )
 
 
 def _check_once(file: Path, rows: list[_Row]) -> None:
     lines: dict[str, int] = {}
+    folder = file.resolve().parent
     for line, path, _, _ in rows:
-        whole = os.path.join(file.resolve().parent, path)
+        whole = os.path.join(folder, path)
         if whole in lines:
             raise UserError(f"{str(file)!r} lists {path!r} twice, in lines {lines[whole]} and {line}")
         lines[whole] = line

@@ -98,7 +98,7 @@ def _read_inspection(run: RunRecord) -> tuple[Inspection | None, str]:
 
 def short_table(groups: Sequence[Group]) -> TextTable:
     """Make the table for a terminal: mean and sample standard deviation over seeds, and the gain over `none`."""
-    if measure_of_all([run for group in groups for run in group.runs]) == NEIGHBOURS:
+    if _by_neighbours(groups):
         return _neighbours_table(groups, costs=False)
     rows = [[f"teacher ({name})", f"{top1:.2f}", "", "", "", "1", ""] for name, top1 in _teachers(groups)]
     for group in groups:
@@ -132,6 +132,10 @@ def _neighbours_table(groups: Sequence[Group], *, costs: bool) -> TextTable:
     return TextTable("The embedding, on the test split", header, rows, note)
 
 
+def _by_neighbours(groups: Sequence[Group]) -> bool:
+    return measure_of_all([run for group in groups for run in group.runs]) == NEIGHBOURS
+
+
 def _scored_teachers(runs: Sequence[RunRecord]) -> list[tuple[str, str, str]]:
     """Return label and scores of each teacher of runs without labels, by the images that score embeddings."""
     sets = [(load_yaml(run.settings) or {}).get("probe_data") for run in runs]
@@ -151,7 +155,7 @@ def _embedding_scores(models: Sequence[ScoredModel]) -> tuple[list[float], list[
 
 def full_table(groups: Sequence[Group]) -> TextTable:
     """Make the table of a page, with how sure the gains are, and the costs."""
-    if measure_of_all([run for group in groups for run in group.runs]) == NEIGHBOURS:
+    if _by_neighbours(groups):
         return _neighbours_table(groups, costs=True)
     header = ["", "top-1, %", "±", "gain", "95%, seeds", "p, images", "top-5, %", "calibration error, %"]
     header += ["share of epochs to match none", "minutes to match none", *_COSTS, "runs"]

@@ -109,7 +109,7 @@ def neighbours_table(run: RunRecord) -> TextTable | None:
         for role, m in models
         if m and "knn" in m
     ]
-    header = ["", "by nearest neighbours, %", "by a linear probe, %"]
+    header = ["", "nearest neighbours, %", "linear probe, %"]
     return TextTable("The embedding, on the test split", header, rows) if rows else None
 
 
